@@ -1,0 +1,78 @@
+/*
+ * The guest's physical address space: RAM regions backed by host memory. The only door to guest
+ * bytes. Device (MMIO) ranges are not known here; they are on the machine's bus (device/bus.h), and
+ * an access that is not RAM goes there.
+ *
+ * Threads: regions are added before the first vCPU runs (and later only while all vCPUs are stopped).
+ * Look-ups and copies may then run on any thread without a lock. Guest RAM is shared with running
+ * vCPUs: a byte read twice may differ, so copy once into a local and validate the copy.
+ *
+ * The dirty log has one bit a page, set by memory_write(), by memory_mark_dirty() and by the engines
+ * when they make a page writable to the guest; it is harvested by memory_dirty_fetch().
+ */
+#ifndef LODGE_MEMORY_MEMORY_H
+#define LODGE_MEMORY_MEMORY_H
+
+#include "base/types.h"
+
+struct error;
+
+#define MEMORY_REGIONS_MAX 32
+
+enum memory_region_flags {
+	MEMORY_READONLY = 1u << 0, /* guest writes are dropped (ROM) */
+};
+
+struct memory_region {
+	gpa_t base;	     /* page aligned */
+	uint64_t size_bytes; /* multiple of the page size */
+	uint8_t *host;	     /* size_bytes of host memory, page aligned, owned by the guest_memory */
+	uint32_t flags;	     /* enum memory_region_flags */
+	uint64_t *dirty;     /* one bit a page, NULL while logging is off; atomic access only */
+	const char *name;    /* for people; static string */
+};
+
+struct guest_memory {
+	unsigned region_count;
+	struct memory_region region[MEMORY_REGIONS_MAX]; /* sorted by base, never overlapping */
+	bool dirty_logging;
+};
+
+/* Make an empty address space. Errors: -ENOMEM. */
+int memory_create(struct guest_memory **ret_memory);
+void memory_free(struct guest_memory *memory);
+
+/*
+ * Add size_bytes of zeroed RAM at base; host memory is reserved lazily (MAP_NORESERVE), so an idle
+ * guest costs only what it touches. Errors: -EINVAL (alignment, overlap, wrap), -ENOSPC, -ENOMEM.
+ */
+int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes, uint32_t flags,
+	const char *name, struct error *err);
+
+/* Total bytes of RAM. */
+uint64_t memory_ram_bytes(const struct guest_memory *memory);
+
+/* The region that holds gpa, or NULL when it is not RAM. */
+const struct memory_region *memory_find(const struct guest_memory *memory, gpa_t gpa);
+
+/*
+ * Host address of [gpa, gpa+size_bytes) if all of it is RAM of one region, else NULL. With `write`,
+ * also NULL for read-only regions, and the pages are marked dirty. The caller must treat the bytes
+ * as shared with running vCPUs.
+ */
+void *memory_host(const struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes, bool write);
+
+/* Copy between host buffers and guest RAM; may span regions. -EFAULT if any byte is not RAM (then
+ * nothing, or a prefix, was copied). Writes mark pages dirty. */
+int memory_read(const struct guest_memory *memory, gpa_t gpa, void *buf, uint64_t size_bytes);
+int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64_t size_bytes);
+
+/* Dirty logging, from off (default) to on for all RAM and back. The engines must drop their write
+ * mappings after a start or a fetch. */
+int memory_dirty_start(struct guest_memory *memory);
+void memory_dirty_stop(struct guest_memory *memory);
+void memory_mark_dirty(const struct memory_region *region, gpa_t gpa, uint64_t size_bytes);
+/* Copy and clear region's bits: out has (pages + 63) / 64 words. */
+void memory_dirty_fetch(struct guest_memory *memory, unsigned region, uint64_t *out);
+
+#endif
