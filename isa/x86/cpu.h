@@ -1,0 +1,175 @@
+/*
+ * One processor being executed by semantic functions: the canonical state, what is derived from it,
+ * and the environment it runs in. Owned by one vCPU thread; nothing here is shared.
+ *
+ * The room is pure: everything outside the processor and its RAM is reached through env_ops.
+ */
+#ifndef LODGE_ISA_X86_CPU_H
+#define LODGE_ISA_X86_CPU_H
+
+#include "isa/x86/insn.h"
+#include "isa/x86/state.h"
+#include "memory/memory.h"
+
+#define X86_TLB_SIZE 512 /* entries of each of the six tables; a power of two */
+
+enum x86_access { X86_READ, X86_WRITE, X86_EXEC };
+
+struct x86_tlb_entry {
+	gva_t page;	  /* linear page address; X86_TLB_INVALID never compares equal */
+	uintptr_t addend; /* host address = linear address + addend */
+	gpa_t gpa;	  /* guest-physical page address */
+	uint32_t global, pad;
+};
+#define X86_TLB_INVALID 1ull
+
+struct x86_cpu;
+
+/* What the processor needs of the world. Called on the vCPU's thread. */
+struct x86_env_ops {
+	/* Physical accesses that are not RAM; size_bytes 1, 2, 4 or 8. */
+	uint64_t (*mmio_read)(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes);
+	void (*mmio_write)(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value);
+	uint32_t (*pio_read)(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes);
+	void (*pio_write)(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value);
+	/* MSRs that the processor core does not keep itself (APIC base, x2APIC, TSC deadline, kvm-clock,
+	 * ...). Return false: no such MSR, or a value it does not take -> #GP(0). */
+	bool (*msr_read)(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value);
+	bool (*msr_write)(struct x86_cpu *cpu, uint32_t index, uint64_t value);
+	uint64_t (*tsc)(struct x86_cpu *cpu);		/* the guest's TSC now, without TSC_ADJUST */
+	void (*set_tsc)(struct x86_cpu *cpu, uint64_t value);
+	uint8_t (*cr8_read)(struct x86_cpu *cpu);
+	void (*cr8_write)(struct x86_cpu *cpu, uint8_t value);
+	/* VMCALL/VMMCALL: registers as the KVM ABI has them; result goes to RAX. */
+	void (*hypercall)(struct x86_cpu *cpu);
+	/* Hold all other vCPUs outside guest code, for a locked access that crosses a page. */
+	void (*exclusive_begin)(struct x86_cpu *cpu);
+	void (*exclusive_end)(struct x86_cpu *cpu);
+	/* PAUSE executed: another vCPU may want this host CPU. May be NULL. */
+	void (*pause)(struct x86_cpu *cpu);
+};
+
+/* The CPUID model: what CPUID returns, and the features decoded from it (isa/x86/cpuid.h). */
+struct x86_cpuid_model;
+
+struct x86_native; /* executor of host instructions, isa/x86/native.h */
+
+struct x86_cpu {
+	struct x86_state s;
+
+	/* Derived; x86_cpu_refresh() computes them after any change of CR0, CR4, EFER, CS, SS, RFLAGS.VM */
+	uint8_t mode;	     /* 16, 32 or 64: default code size */
+	uint8_t cpl;
+	bool real;	     /* CR0.PE = 0 or virtual-8086 */
+	bool long_mode;	     /* EFER.LMA */
+	uint8_t stack_bytes; /* width of the stack pointer: 2, 4, 8 */
+	uint8_t flat;	     /* bit x86_seg_index: base 0, limit 4G, readable and writable: no checks */
+	struct x86_tlb_entry (*tlb_now)[X86_TLB_SIZE]; /* the three tables (x86_access) for this CPL */
+
+	struct {
+		uint8_t vector;
+		bool has_error;
+		uint32_t error;
+		gva_t address; /* #PF: goes to CR2 */
+		uint64_t dr6;  /* #DB: bits to set in DR6 */
+	} fault;
+
+	struct x86_tlb_entry tlb[2][3][X86_TLB_SIZE]; /* [user][x86_access] */
+	bool tlb_has_global;
+
+	/* Single-step and breakpoints need the one-at-a-time path (x86_step). */
+	bool slow_path;
+	uint64_t instructions; /* retired, for counters and virtual time */
+
+	struct guest_memory *memory;
+	const struct x86_env_ops *env;
+	void *env_opaque;
+	const struct x86_cpuid_model *cpuid;
+	struct x86_feature_set features;
+	unsigned phys_bits;
+	struct x86_native *native;
+	uint32_t apic_id;
+};
+
+/* Set up a processor in its RESET state. cpuid and memory must outlive it. Errors: -ENOMEM. */
+int x86_cpu_init(struct x86_cpu *cpu, struct guest_memory *memory, const struct x86_cpuid_model *cpuid,
+	const struct x86_env_ops *env, void *env_opaque);
+void x86_cpu_done(struct x86_cpu *cpu);
+
+/* Recompute what is derived from the state (after loading a whole state too: also flushes the TLB). */
+void x86_cpu_refresh(struct x86_cpu *cpu);
+void x86_cpu_load(struct x86_cpu *cpu, const struct x86_state *state);
+
+/* Raise an exception: records it and returns X86_FAULT. */
+enum x86_status x86_fault(struct x86_cpu *cpu, unsigned vector);
+enum x86_status x86_fault_code(struct x86_cpu *cpu, unsigned vector, uint32_t error);
+#define x86_ud(cpu)	 x86_fault(cpu, X86_UD)
+#define x86_gp(cpu, err) x86_fault_code(cpu, X86_GP, err)
+
+/* ---- events (isa/x86/event.c) ---- */
+
+/* Deliver an event through the IVT or IDT in the present mode; contributory faults become #DF, and a
+ * fault in that X86_TRIPLE. Return address is RIP (faults: of the instruction; software: of the next).
+ * Returns X86_BOUNDARY, X86_TRIPLE. */
+enum x86_status x86_deliver(struct x86_cpu *cpu, const struct x86_event *event);
+/* Deliver cpu->fault (sets CR2 / DR6 first). */
+enum x86_status x86_deliver_fault(struct x86_cpu *cpu);
+/* May an external interrupt (or NMI) be delivered at this instruction boundary? */
+static inline bool x86_interruptible(const struct x86_cpu *cpu)
+{
+	return (cpu->s.rflags & X86_IF) && !cpu->s.interrupt_shadow && !cpu->s.mov_ss_shadow;
+}
+
+/*
+ * Execute exactly one instruction at CS:RIP (isa/x86/step.c): fetch, decode, execute, deliver what it
+ * raised, single-step and breakpoint traps included. The slow, complete path; engines use it for
+ * everything unusual. A REP string runs one bounded piece. Never returns X86_FAULT.
+ */
+enum x86_status x86_step(struct x86_cpu *cpu);
+/* Fetch and decode the instruction at CS:RIP; a fetch fault, #UD, #GP come back as X86_FAULT. */
+enum x86_status x86_fetch(struct x86_cpu *cpu, struct x86_insn *insn);
+/* Mode and availability checks of a row's attributes (X87, MMX, SSE, AVX, CPL0, ...) against the present
+ * state, before its semantic function runs. */
+enum x86_status x86_check_row(struct x86_cpu *cpu, const struct x86_insn *insn);
+
+/* ---- memory management (isa/x86/mmu.c) ---- */
+
+/* Drop cached translations: all, the non-global ones, or those of one page. */
+void x86_tlb_flush(struct x86_cpu *cpu);
+void x86_tlb_flush_local(struct x86_cpu *cpu);
+void x86_tlb_flush_page(struct x86_cpu *cpu, gva_t linear);
+/* Only write entries: after the dirty log was started or harvested. */
+void x86_tlb_flush_writes(struct x86_cpu *cpu);
+
+/*
+ * Translate a linear address for one access within a page, setting accessed and dirty bits. user =
+ * with user privilege. On success fills the TLB if the page is RAM. X86_FAULT: #PF recorded.
+ */
+enum x86_status x86_translate(struct x86_cpu *cpu, gva_t linear, enum x86_access access, bool user,
+	gpa_t *ret_gpa);
+/* The same without faulting, without setting A/D and without filling the TLB: for debuggers.
+ * Returns false if not mapped. */
+bool x86_translate_debug(const struct x86_cpu *cpu, gva_t linear, gpa_t *ret_gpa);
+/* Load the PDPTEs (PAE paging); false: a reserved bit is set -> #GP(0). */
+bool x86_load_pdptes(struct x86_cpu *cpu, uint64_t cr3);
+
+/* ---- segmentation (isa/x86/segment.c) ---- */
+
+/* MOV/POP/LxS to a segment register other than CS: all checks of SDM 2 "MOV" (also real and V86). */
+enum x86_status x86_load_segment(struct x86_cpu *cpu, enum x86_seg_index seg, uint16_t selector);
+/* The slow half of forming a linear address: limit, type and canonical checks. */
+enum x86_status x86_segment_check(struct x86_cpu *cpu, enum x86_seg_index seg, uint64_t offset,
+	unsigned size, enum x86_access access, gva_t *ret_linear);
+/* Is [offset] a valid instruction pointer for CS now? (limit or canonical) */
+bool x86_rip_valid(const struct x86_cpu *cpu, uint64_t offset);
+
+/* ---- register and MSR writes with side effects (isa/x86/control.c) ---- */
+
+enum x86_status x86_write_cr(struct x86_cpu *cpu, unsigned number, uint64_t value);
+enum x86_status x86_write_msr(struct x86_cpu *cpu, uint32_t index, uint64_t value);
+enum x86_status x86_read_msr(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value);
+enum x86_status x86_write_xcr0(struct x86_cpu *cpu, uint64_t value);
+/* May CPL access this I/O port range (IOPL, TSS bitmap)? */
+enum x86_status x86_check_io(struct x86_cpu *cpu, uint16_t port, unsigned size);
+
+#endif
