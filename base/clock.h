@@ -1,0 +1,18 @@
+/*
+ * The host's clocks, in nanoseconds.
+ */
+#ifndef BASE_CLOCK_H
+#define BASE_CLOCK_H
+
+#include <stdint.h>
+
+#define NS_PER_US  1000ULL
+#define NS_PER_MS  1000000ULL
+#define NS_PER_SEC 1000000000ULL
+
+/* Never goes back; stands still while the host sleeps. */
+uint64_t clock_monotonic_ns(void);
+/* Since 1970, UTC; may jump when somebody sets the host's clock. */
+uint64_t clock_realtime_ns(void);
+
+#endif
