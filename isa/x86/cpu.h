@@ -16,12 +16,13 @@
 enum x86_access { X86_READ, X86_WRITE, X86_EXEC };
 
 struct x86_tlb_entry {
-	gva_t page;	  /* linear page address; X86_TLB_INVALID never compares equal */
+	gva_t page;	  /* linear page address; X86_TLB_INVALID(index) never compares equal */
 	uintptr_t addend; /* host address = linear address + addend */
 	gpa_t gpa;	  /* guest-physical page address */
 	uint32_t global, pad;
 };
-#define X86_TLB_INVALID 1ull
+/* A page whose index is another one: no address that maps to this entry can match it. */
+#define X86_TLB_INVALID(index) ((gva_t)((index) ^ 1) << GUEST_PAGE_SHIFT)
 
 struct x86_cpu;
 
