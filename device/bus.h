@@ -3,12 +3,14 @@
  * bus_read/bus_write for every access that is not RAM; devices register ranges on it.
  *
  * An access that no device claims reads as all ones and is dropped when written, as on a PC. Accesses
- * are 1, 2, 4 or 8 bytes (ports: up to 4) at any alignment; an access that straddles the end of a
- * range goes to the device in which it starts if the device takes it (offset + size <= length), else
- * it counts as unclaimed byte by byte.
+ * are 1, 2, 4 or 8 bytes (ports: up to 4) at any alignment. One that lies inside a range goes to its
+ * device whole, or in pieces if the device asked for them; one that straddles the end of a range is
+ * taken apart into bytes, each of which goes to whoever claims it.
  *
- * Threads: ranges are added and removed while no vCPU runs or under the bus lock (write side). Each
- * access takes the device's lock given at registration (NULL: the device locks for itself).
+ * Threads: all functions may be called from any thread, add and remove also from inside a device's
+ * handler. Each access takes the device's lock given at registration (NULL: the device locks for
+ * itself). A device that was removed may still see an access that was under way: free it only while
+ * no vCPU runs.
  */
 #ifndef LODGE_DEVICE_BUS_H
 #define LODGE_DEVICE_BUS_H
@@ -22,6 +24,9 @@ struct bus_ops {
 	/* offset is relative to the range's base. Return the value, zero-extended. */
 	uint64_t (*read)(void *device, uint64_t offset, unsigned size_bytes);
 	void (*write)(void *device, uint64_t offset, unsigned size_bytes, uint64_t value);
+	/* 1, 2 or 4: wider accesses come in pieces of this size, lowest address first; a device of
+	 * byte-wide registers says 1. 0: the device takes any width. */
+	unsigned access_max_bytes;
 };
 
 enum bus_space { BUS_PIO, BUS_MMIO, BUS_SPACES };

@@ -1,0 +1,270 @@
+/*
+ * Guest-physical memory on anonymous host mappings.
+ *
+ * One mapping serves a region: its bytes, an inaccessible guard page, and the dirty bitmap. The
+ * bitmap lives as long as the region, so that a thread which marks a page while logging is being
+ * stopped never touches freed memory. The host address is congruent to the guest address modulo
+ * 2 MiB: a huge page of the host can back a huge page of the guest.
+ *
+ * Left out: shared mappings and file-backed RAM; they come with sharing between machines.
+ *
+ * Invariant: the array of regions is sorted by base and regions never overlap or wrap.
+ */
+#include "memory/memory.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/error.h"
+#include "base/util.h"
+
+#define HUGE_PAGE_SIZE MIB(2)
+#define GUARD_SIZE     GUEST_PAGE_SIZE
+/* 52-bit physical addresses: what the widest processor can name. */
+#define GPA_LIMIT BIT(52)
+
+int memory_create(struct guest_memory **ret_memory)
+{
+	struct guest_memory *memory = calloc(1, sizeof(*memory));
+
+	if (!memory)
+		return -ENOMEM;
+	*ret_memory = memory;
+	return 0;
+}
+
+static uint64_t dirty_words(const struct memory_region *region)
+{
+	return ((region->size_bytes >> GUEST_PAGE_SHIFT) + 63) / 64;
+}
+
+static uint64_t dirty_bytes(const struct memory_region *region)
+{
+	return ALIGN_UP(dirty_words(region) * sizeof(uint64_t), GUEST_PAGE_SIZE);
+}
+
+static uint64_t *dirty_bitmap(const struct memory_region *region)
+{
+	return (uint64_t *)(region->host + region->size_bytes + GUARD_SIZE);
+}
+
+static uint64_t mapping_bytes(const struct memory_region *region)
+{
+	return region->size_bytes + GUARD_SIZE + dirty_bytes(region);
+}
+
+void memory_free(struct guest_memory *memory)
+{
+	if (!memory)
+		return;
+	for (unsigned i = 0; i < memory->region_count; i++)
+		munmap(memory->region[i].host, mapping_bytes(&memory->region[i]));
+	free(memory);
+}
+
+/* Maps with room to spare and gives back what alignment does not need. */
+static int region_map(struct memory_region *region)
+{
+	uint64_t used = mapping_bytes(region);
+	uint64_t total = used + HUGE_PAGE_SIZE;
+	uint64_t head;
+	uint8_t *map;
+
+	map = mmap(NULL, total, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (map == MAP_FAILED)
+		return -ENOMEM;
+	head = (region->base - (uintptr_t)map) & (HUGE_PAGE_SIZE - 1);
+	if (head)
+		munmap(map, head);
+	munmap(map + head + used, total - head - used);
+	region->host = map + head;
+	if (mprotect(region->host + region->size_bytes, GUARD_SIZE, PROT_NONE) < 0) {
+		munmap(region->host, used);
+		return -ENOMEM;
+	}
+	/* Hints only: a host without huge pages runs as well, and a dump without guest RAM is small. */
+	madvise(region->host, region->size_bytes, MADV_HUGEPAGE);
+	madvise(region->host, region->size_bytes, MADV_DONTDUMP);
+	return 0;
+}
+
+static int region_check(const struct guest_memory *memory, gpa_t base, uint64_t size_bytes,
+	const char *name, struct error *err)
+{
+	if (!size_bytes || !IS_ALIGNED(base, GUEST_PAGE_SIZE) ||
+		!IS_ALIGNED(size_bytes, GUEST_PAGE_SIZE))
+		return error_set(err, EINVAL, "memory region %s is not made of whole pages", name);
+	if (base >= GPA_LIMIT || size_bytes > GPA_LIMIT - base)
+		return error_set(err, EINVAL, "memory region %s ends past the address space", name);
+	for (unsigned i = 0; i < memory->region_count; i++) {
+		const struct memory_region *other = &memory->region[i];
+
+		if (base < other->base + other->size_bytes && other->base < base + size_bytes)
+			return error_set(err, EINVAL, "memory regions %s and %s overlap", name,
+				other->name);
+	}
+	if (memory->region_count == MEMORY_REGIONS_MAX)
+		return error_set(err, ENOSPC, "more than %d memory regions", MEMORY_REGIONS_MAX);
+	return 0;
+}
+
+int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes, uint32_t flags,
+	const char *name, struct error *err)
+{
+	struct memory_region new = {
+		.base = base,
+		.size_bytes = size_bytes,
+		.flags = flags,
+		.name = name,
+	};
+	unsigned at;
+	int rc;
+
+	rc = region_check(memory, base, size_bytes, name, err);
+	if (rc < 0)
+		return rc;
+	rc = region_map(&new);
+	if (rc < 0)
+		return error_set(err, -rc, "no host memory for %llu MiB of guest memory (%s)",
+			(unsigned long long)(size_bytes >> 20), name);
+	if (memory->dirty_logging)
+		new.dirty = dirty_bitmap(&new);
+
+	for (at = memory->region_count; at > 0 && memory->region[at - 1].base > base; at--)
+		memory->region[at] = memory->region[at - 1];
+	memory->region[at] = new;
+	memory->region_count++;
+	return 0;
+}
+
+uint64_t memory_ram_bytes(const struct guest_memory *memory)
+{
+	uint64_t total = 0;
+
+	for (unsigned i = 0; i < memory->region_count; i++)
+		total += memory->region[i].size_bytes;
+	return total;
+}
+
+/* A machine has a handful of regions: walking them in order beats a search. */
+const struct memory_region *memory_find(const struct guest_memory *memory, gpa_t gpa)
+{
+	for (unsigned i = 0; i < memory->region_count; i++) {
+		const struct memory_region *region = &memory->region[i];
+
+		if (gpa < region->base)
+			return NULL;
+		if (gpa - region->base < region->size_bytes)
+			return region;
+	}
+	return NULL;
+}
+
+void *memory_host(const struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes, bool write)
+{
+	const struct memory_region *region = memory_find(memory, gpa);
+
+	if (!region || size_bytes > region->size_bytes - (gpa - region->base))
+		return NULL;
+	if (write) {
+		if (region->flags & MEMORY_READONLY)
+			return NULL;
+		memory_mark_dirty(region, gpa, size_bytes);
+	}
+	return region->host + (gpa - region->base);
+}
+
+int memory_read(const struct guest_memory *memory, gpa_t gpa, void *buf, uint64_t size_bytes)
+{
+	uint8_t *out = buf;
+
+	while (size_bytes) {
+		const struct memory_region *region = memory_find(memory, gpa);
+		uint64_t offset, chunk;
+
+		if (!region)
+			return -EFAULT;
+		offset = gpa - region->base;
+		chunk = MIN(size_bytes, region->size_bytes - offset);
+		memcpy(out, region->host + offset, chunk);
+		out += chunk;
+		gpa += chunk;
+		size_bytes -= chunk;
+	}
+	return 0;
+}
+
+int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64_t size_bytes)
+{
+	const uint8_t *in = buf;
+
+	while (size_bytes) {
+		const struct memory_region *region = memory_find(memory, gpa);
+		uint64_t offset, chunk;
+
+		if (!region)
+			return -EFAULT;
+		offset = gpa - region->base;
+		chunk = MIN(size_bytes, region->size_bytes - offset);
+		if (!(region->flags & MEMORY_READONLY)) {
+			memcpy(region->host + offset, in, chunk);
+			/* After the bytes: a harvest in between would send the old page. */
+			memory_mark_dirty(region, gpa, chunk);
+		}
+		in += chunk;
+		gpa += chunk;
+		size_bytes -= chunk;
+	}
+	return 0;
+}
+
+int memory_dirty_start(struct guest_memory *memory)
+{
+	for (unsigned i = 0; i < memory->region_count; i++) {
+		struct memory_region *region = &memory->region[i];
+		uint64_t *bitmap = dirty_bitmap(region);
+
+		for (uint64_t w = 0; w < dirty_words(region); w++)
+			__atomic_store_n(&bitmap[w], 0, __ATOMIC_RELAXED);
+		__atomic_store_n(&region->dirty, bitmap, __ATOMIC_RELEASE);
+	}
+	memory->dirty_logging = true;
+	return 0;
+}
+
+void memory_dirty_stop(struct guest_memory *memory)
+{
+	for (unsigned i = 0; i < memory->region_count; i++)
+		__atomic_store_n(&memory->region[i].dirty, NULL, __ATOMIC_RELEASE);
+	memory->dirty_logging = false;
+}
+
+void memory_mark_dirty(const struct memory_region *region, gpa_t gpa, uint64_t size_bytes)
+{
+	uint64_t *dirty = __atomic_load_n(&region->dirty, __ATOMIC_ACQUIRE);
+	uint64_t offset = gpa - region->base;
+	uint64_t page, last;
+
+	if (likely(!dirty) || !size_bytes || offset >= region->size_bytes)
+		return;
+	size_bytes = MIN(size_bytes, region->size_bytes - offset);
+	last = (offset + size_bytes - 1) >> GUEST_PAGE_SHIFT;
+	for (page = offset >> GUEST_PAGE_SHIFT; page <= last; page++)
+		__atomic_fetch_or(&dirty[page / 64], BIT(page % 64), __ATOMIC_RELEASE);
+}
+
+void memory_dirty_fetch(struct guest_memory *memory, unsigned region, uint64_t *out)
+{
+	struct memory_region *r = &memory->region[region];
+	uint64_t *dirty = __atomic_load_n(&r->dirty, __ATOMIC_ACQUIRE);
+
+	for (uint64_t w = 0; w < dirty_words(r); w++) {
+		out[w] = 0;
+		/* Looking first keeps clean words, the most, free of locked writes. */
+		if (dirty && __atomic_load_n(&dirty[w], __ATOMIC_RELAXED))
+			out[w] = __atomic_exchange_n(&dirty[w], 0, __ATOMIC_ACQUIRE);
+	}
+}
