@@ -9,7 +9,10 @@
  *	"0F 01 =C1" (that exact ModRM byte)  "VEX.128.66.0F.WIG 6F /r"  "VEX.LIG.F3.0F.W0 2A /r"
  *	"VEX.LZ.NP.0F38.W1 F2 /r" "VEX.256.66.0F3A.W0 06 /r ib" (NP, 66, F3 or F2 is always given)
  *	NP/66/F3/F2 = mandatory prefix. With none of them the row takes any prefix, and yields to a
- *	row of the same opcode that names the prefix present (F3/F2 win over 66).
+ *	row of the same opcode that names the prefix present (F3/F2 win over 66). NP: none of the
+ *	three; NFx: neither F3 nor F2 (66 is the operand size).
+ *	"D9 C0+i" and "D9 D0": a byte after the opcode is ModRM, as "=D0" (+i: its low three bits free).
+ *	A row whose operands say it is of memory or register form only (M O / U R N STi) needs no more.
  *	Immediate tokens (ib iw id cb ...) are allowed as documentation; the operands decide.
  *	REX.W / REX.W0 = only with / without REX.W.
  * operands: the opcode map's notation (volume 2, appendix A.2), comma-separated, destination first:
@@ -23,6 +26,12 @@
  *	  (eAX.. = by osize up to 4; rAX.. by osize up to 8)
  *	"Ib" zero-extended, "Ibs" sign-extended to osize, "Iz" sign-extended from 4 to osize.
  *	Implicit operands that need no decoding (XMM0 apart) are left out.
+ *	X = [rSI] with DS or the override, Y = [rDI] with ES: op.reg tells which of the two, insn->base
+ *	and seg are X's if both are present. O = moffs: the whole offset is in insn->imm (disp holds its low
+ *	32 bits, base and index are X86_ZERO; so x86_ea() is right unless asize is 8).
+ *	The second immediate of ENTER is in imm2; its op is X86_O_IMM with reg = 1.
+ *	R beside C or D ignores mod. "a" (BOUND): two of osize. #UD of the decoder: CR1 5 6 7 9.., DR8..,
+ *	segment registers 6 and 7, MOV to CS, LOCK where it may not be, gathers with equal registers.
  * flags_*: letters among "oszapc" + "d" (DF) "i" (IF) "*" (any): read, written, left undefined.
  * attributes: X86_A_* below.   cpuid: X86_F_* feature, tested against the guest's model at decode.
  * semantic: function that executes it.
