@@ -19,7 +19,8 @@ struct x86_tlb_entry {
 	gva_t page;	  /* linear page address; X86_TLB_INVALID(index) never compares equal */
 	uintptr_t addend; /* host address = linear address + addend */
 	gpa_t gpa;	  /* guest-physical page address */
-	uint32_t global, pad;
+	uint32_t global;
+	uint32_t shift; /* log2 of the size of the guest's mapping: 12, 21, 22, 30 */
 };
 /* A page whose index is another one: no address that maps to this entry can match it. */
 #define X86_TLB_INVALID(index) ((gva_t)((index) ^ 1) << GUEST_PAGE_SHIFT)
@@ -65,7 +66,9 @@ struct x86_cpu {
 	bool long_mode;	     /* EFER.LMA */
 	uint8_t stack_bytes; /* width of the stack pointer: 2, 4, 8 */
 	uint8_t flat;	     /* bit x86_seg_index: base 0, limit 4G, readable and writable: no checks */
-	struct x86_tlb_entry (*tlb_now)[X86_TLB_SIZE]; /* the three tables (x86_access) for this CPL */
+	/* The three tables (x86_access) for this CPL, to look up only; tables that hold nothing while
+	 * alignment checks (#AC) or data breakpoints need the slow path. */
+	struct x86_tlb_entry (*tlb_now)[X86_TLB_SIZE];
 
 	struct {
 		uint8_t vector;
@@ -77,9 +80,13 @@ struct x86_cpu {
 
 	struct x86_tlb_entry tlb[2][3][X86_TLB_SIZE]; /* [user][x86_access] */
 	bool tlb_has_global;
+	/* Hashed linear addresses of the large pages (2M, 4M, 1G) that may have entries. */
+	uint64_t tlb_large[3];
 
 	/* Single-step and breakpoints need the one-at-a-time path (x86_step). */
 	bool slow_path;
+	bool watched;	   /* data breakpoints are armed: tlb_now holds nothing, see x86_watch() */
+	uint8_t watch_hit; /* DR6 bits of data and I/O breakpoints that this instruction met */
 	uint64_t instructions; /* retired, for counters and virtual time */
 
 	struct guest_memory *memory;
@@ -97,8 +104,10 @@ int x86_cpu_init(struct x86_cpu *cpu, struct guest_memory *memory, const struct 
 	const struct x86_env_ops *env, void *env_opaque);
 void x86_cpu_done(struct x86_cpu *cpu);
 
-/* Recompute what is derived from the state (after loading a whole state too: also flushes the TLB). */
+/* Recompute what is derived from the state: also after a change of RFLAGS.TF or AC, or of DR7. Cheap;
+ * flushes nothing. */
 void x86_cpu_refresh(struct x86_cpu *cpu);
+/* Take on a whole state: also flushes the TLB. */
 void x86_cpu_load(struct x86_cpu *cpu, const struct x86_state *state);
 
 /* Raise an exception: records it and returns X86_FAULT. */
@@ -133,6 +142,21 @@ enum x86_status x86_fetch(struct x86_cpu *cpu, struct x86_insn *insn);
  * state, before its semantic function runs. */
 enum x86_status x86_check_row(struct x86_cpu *cpu, const struct x86_insn *insn);
 
+/* ---- debug registers (isa/x86/ctl_debug.c) ---- */
+
+/* The slow path of memory accesses calls this while cpu->watched: notes the data breakpoints met. */
+void x86_watch(struct x86_cpu *cpu, gva_t linear, unsigned size, enum x86_access access);
+/* The same for I/O breakpoints (CR4.DE). */
+void x86_watch_io(struct x86_cpu *cpu, uint16_t port, unsigned size);
+/* DR6 bits of the instruction breakpoints at this linear address; 0 = none. */
+uint64_t x86_watch_fetch(const struct x86_cpu *cpu, gva_t linear);
+/* Does DR7 arm any breakpoint; any on data? */
+static inline bool x86_debug_armed(const struct x86_cpu *cpu)
+{
+	return cpu->s.dr[7] & 0xff;
+}
+bool x86_debug_watches(const struct x86_cpu *cpu);
+
 /* ---- memory management (isa/x86/mmu.c) ---- */
 
 /* Drop cached translations: all, the non-global ones, or those of one page. */
@@ -144,7 +168,8 @@ void x86_tlb_flush_writes(struct x86_cpu *cpu);
 
 /*
  * Translate a linear address for one access within a page, setting accessed and dirty bits. user =
- * with user privilege. On success fills the TLB if the page is RAM. X86_FAULT: #PF recorded.
+ * with user privilege. On success fills the TLB if the page is RAM; *ret_gpa includes the offset in the
+ * page. X86_FAULT: #PF recorded (or #GP(0) for an address that is not canonical).
  */
 enum x86_status x86_translate(struct x86_cpu *cpu, gva_t linear, enum x86_access access, bool user,
 	gpa_t *ret_gpa);

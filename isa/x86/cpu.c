@@ -1,0 +1,118 @@
+/*
+ * One processor: set-up, and what is derived from its state.
+ *
+ * x86_cpu_refresh() is on the path of every system call: it computes a few bytes and a pointer.
+ */
+#include "isa/x86/cpu.h"
+#include "isa/x86/cpuid.h"
+#include "isa/x86/native.h"
+
+#include <string.h>
+
+/*
+ * Tables that hold nothing, for tlb_now while every access must take the slow path. A zero entry matches
+ * page 0 only, and only index 0 could be looked up for that.
+ */
+static const struct x86_tlb_entry tlb_empty[3][X86_TLB_SIZE] = {
+	[X86_READ][0].page = X86_TLB_INVALID(0),
+	[X86_WRITE][0].page = X86_TLB_INVALID(0),
+	[X86_EXEC][0].page = X86_TLB_INVALID(0),
+};
+
+int x86_cpu_init(struct x86_cpu *cpu, struct guest_memory *memory,
+	const struct x86_cpuid_model *cpuid, const struct x86_env_ops *env, void *env_opaque)
+{
+	uint32_t signature[4];
+
+	memset(cpu, 0, sizeof(*cpu));
+	cpu->memory = memory;
+	cpu->cpuid = cpuid;
+	cpu->env = env;
+	cpu->env_opaque = env_opaque;
+	cpu->features = cpuid->features;
+	cpu->phys_bits = cpuid->phys_bits;
+	int rc = x86_native_create(&cpu->native);
+	if (rc < 0)
+		return rc;
+	x86_state_reset(&cpu->s);
+	x86_cpuid_query(cpuid, 0, 0, 0, 0, 1, 0, signature);
+	cpu->s.reg[X86_RDX] = signature[0];
+	x86_cpu_refresh(cpu);
+	x86_tlb_flush(cpu);
+	return 0;
+}
+
+void x86_cpu_done(struct x86_cpu *cpu)
+{
+	x86_native_free(cpu->native);
+	cpu->native = NULL;
+}
+
+/* Segments through which any offset below 4 GiB may be read and written unchecked. */
+static uint8_t flat_segments(const struct x86_cpu *cpu)
+{
+	const uint16_t want = X86_SEG_P | X86_SEG_S | X86_SEG_WRITE;
+	const uint16_t mask = want | X86_SEG_CODE | X86_SEG_EXPAND;
+	uint8_t flat = 0;
+
+	for (unsigned i = 0; i < 6; i++) {
+		const struct x86_segment *seg = &cpu->s.seg[i];
+		if (!seg->base && seg->limit == 0xffffffff && (seg->attr & mask) == want)
+			flat |= (uint8_t)(1u << i);
+	}
+	return flat;
+}
+
+void x86_cpu_refresh(struct x86_cpu *cpu)
+{
+	const struct x86_state *s = &cpu->s;
+	const bool v86 = s->rflags & X86_VM;
+	const bool protected = s->cr0 & X86_CR0_PE;
+
+	cpu->long_mode = s->msr.efer & X86_EFER_LMA;
+	cpu->real = !protected || v86;
+	if (!protected)
+		cpu->cpl = 0;
+	else
+		cpu->cpl = v86 ? 3 : (s->seg[X86_SS].attr & X86_SEG_DPL) >> X86_SEG_DPL_SHIFT;
+	if (cpu->long_mode && (s->seg[X86_CS].attr & X86_SEG_L)) {
+		cpu->mode = 64;
+		cpu->stack_bytes = 8;
+		cpu->flat = 0; /* not looked at */
+	} else {
+		cpu->mode = (s->seg[X86_CS].attr & X86_SEG_DB) && !v86 ? 32 : 16;
+		cpu->stack_bytes = (s->seg[X86_SS].attr & X86_SEG_DB) && !v86 ? 4 : 2;
+		cpu->flat = flat_segments(cpu);
+	}
+	cpu->slow_path = (s->rflags & X86_TF) || x86_debug_armed(cpu);
+	cpu->watched = x86_debug_armed(cpu) && x86_debug_watches(cpu);
+	if (cpu->watched || (cpu->cpl == 3 && (s->rflags & X86_AC) && (s->cr0 & X86_CR0_AM)))
+		cpu->tlb_now = (struct x86_tlb_entry (*)[X86_TLB_SIZE])(uintptr_t)tlb_empty;
+	else
+		cpu->tlb_now = cpu->tlb[cpu->cpl == 3];
+}
+
+void x86_cpu_load(struct x86_cpu *cpu, const struct x86_state *state)
+{
+	cpu->s = *state;
+	cpu->s.reg[X86_ZERO] = 0;
+	x86_cpu_refresh(cpu);
+	x86_tlb_flush(cpu);
+}
+
+enum x86_status x86_fault(struct x86_cpu *cpu, unsigned vector)
+{
+	cpu->fault.vector = (uint8_t)vector;
+	cpu->fault.has_error = false;
+	cpu->fault.error = 0;
+	cpu->fault.dr6 = 0;
+	return X86_FAULT;
+}
+
+enum x86_status x86_fault_code(struct x86_cpu *cpu, unsigned vector, uint32_t error)
+{
+	x86_fault(cpu, vector);
+	cpu->fault.has_error = true;
+	cpu->fault.error = error;
+	return X86_FAULT;
+}
