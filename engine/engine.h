@@ -1,0 +1,136 @@
+/*
+ * A way to run virtual processors: what kvm, jit and interp have in common. The machine drives an
+ * engine through engine_ops and is driven by it through engine_hooks; neither knows more of the other.
+ *
+ * Every engine fills every slot, and all of them speak the canonical struct x86_state, so that a vCPU
+ * can leave one engine and enter another.
+ *
+ * Threads: vcpu_create, run, get_state and set_state of one vCPU run on that vCPU's thread (get and set
+ * also on another while the vCPU is outside run). kick, interrupt and nmi may be called on any thread.
+ * Hooks are called on the vCPU's thread, from inside run.
+ */
+#ifndef LODGE_ENGINE_ENGINE_H
+#define LODGE_ENGINE_ENGINE_H
+
+#include "base/types.h"
+#include "isa/x86/cpuid.h"
+#include "isa/x86/state.h"
+
+struct bus;
+struct error;
+struct guest_memory;
+struct engine_vm;   /* each engine's own */
+struct engine_vcpu; /* each engine's own */
+
+/* What an engine asks of the machine. `vcpu` is engine_vcpu_config.opaque. */
+struct engine_hooks {
+	/* Accesses that are not RAM go to engine_vm_config.bus directly. */
+
+	/* The next external interrupt's vector, taken (moved to in-service); -1: none deliverable now.
+	 * Not called by engines with their own irqchip. */
+	int (*interrupt_ack)(void *vcpu);
+	/* MSRs of the machine (APIC, kvm-clock ...): false = #GP(0). */
+	bool (*msr_read)(void *vcpu, uint32_t index, uint64_t *ret_value);
+	bool (*msr_write)(void *vcpu, uint32_t index, uint64_t value);
+	/* CR8 = bits 7:4 of the local APIC's TPR. */
+	uint8_t (*cr8_read)(void *vcpu);
+	void (*cr8_write)(void *vcpu, uint8_t value);
+	/* The guest's TSC. */
+	uint64_t (*tsc)(void *vcpu);
+	void (*set_tsc)(void *vcpu, uint64_t value);
+	/* KVM-ABI hypercall: number and four arguments; returns what goes to RAX. */
+	uint64_t (*hypercall)(void *vcpu, uint64_t number, const uint64_t args[4]);
+};
+
+enum engine_caps {
+	ENGINE_CAP_IRQCHIP = 1u << 0,  /* PIC, I/O APIC and local APICs are the engine's (irq_line, msi) */
+	ENGINE_CAP_HARDWARE = 1u << 1, /* guest code runs on virtualization hardware */
+};
+
+struct engine_vm_config {
+	struct guest_memory *memory; /* complete before the first run; outlives the VM */
+	struct bus *bus;
+	const struct engine_hooks *hooks;
+	const struct x86_cpuid_model *cpuid; /* the model guests see; engines may only remove from it */
+	unsigned cpus_max;
+};
+
+struct engine_vcpu_config {
+	unsigned index;
+	uint32_t apic_id;
+	void *opaque; /* passed to the hooks */
+};
+
+enum engine_exit {
+	ENGINE_EXIT_KICKED,   /* kick() was called */
+	ENGINE_EXIT_HALTED,   /* HLT with nothing to deliver: run again after interrupt(), nmi() */
+	ENGINE_EXIT_SHUTDOWN, /* triple fault */
+	ENGINE_EXIT_RESET,    /* the guest or the engine asks for a machine reset */
+	ENGINE_EXIT_ERROR,    /* the engine cannot go on: the text says why */
+};
+
+struct engine_probe {
+	bool usable;
+	bool hardware;		/* as ENGINE_CAP_HARDWARE */
+	bool ring0_emulated;	/* KVM whose guest ring 0 is emulated in software */
+	double ring0_ns;	/* time of one simple ring-0 instruction, 0 if not measured */
+	char reason[256];	/* why not usable, and the remedy */
+};
+
+/* Counters of one vCPU, monotonic, read racily. */
+struct engine_counters {
+	uint64_t instructions, blocks_decoded, block_flushes, exits, interrupts, exceptions, mmio, pio;
+	uint64_t emulated; /* instructions KVM could not run and the interpreter did */
+};
+
+struct engine_ops {
+	const char *name;
+	uint32_t caps; /* enum engine_caps */
+
+	/* What this host offers; never fails, says so in ret_probe. */
+	void (*probe)(struct engine_probe *ret_probe);
+
+	int (*vm_create)(struct engine_vm **ret_vm, const struct engine_vm_config *config,
+		struct error *err);
+	void (*vm_free)(struct engine_vm *vm);
+	int (*vcpu_create)(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
+		const struct engine_vcpu_config *config, struct error *err);
+	void (*vcpu_free)(struct engine_vcpu *vcpu);
+
+	/* Run guest code until something needs the machine. */
+	enum engine_exit (*run)(struct engine_vcpu *vcpu, struct error *err);
+	void (*kick)(struct engine_vcpu *vcpu);	     /* run returns ENGINE_EXIT_KICKED soon */
+	void (*interrupt)(struct engine_vcpu *vcpu); /* interrupt_ack may have a vector now */
+	void (*nmi)(struct engine_vcpu *vcpu);
+
+	int (*get_state)(struct engine_vcpu *vcpu, struct x86_state *ret_state);
+	int (*set_state)(struct engine_vcpu *vcpu, const struct x86_state *state);
+	void (*counters)(struct engine_vcpu *vcpu, struct engine_counters *ret_counters);
+
+	/* Dirty log: after memory_dirty_start and after every fetch, with all vCPUs outside run. sync
+	 * moves what the engine knows into memory's log. */
+	int (*dirty_start)(struct engine_vm *vm);
+	int (*dirty_sync)(struct engine_vm *vm);
+	int (*dirty_stop)(struct engine_vm *vm);
+
+	/* With ENGINE_CAP_IRQCHIP only; others return -ENOTSUP. */
+	int (*irq_line)(struct engine_vm *vm, unsigned gsi, bool level);
+	int (*msi)(struct engine_vm *vm, uint64_t address, uint32_t data);
+};
+
+extern const struct engine_ops engine_interp_ops;
+extern const struct engine_ops engine_kvm_ops;
+
+/* All engines, best first; NULL-terminated. */
+extern const struct engine_ops *const engine_list[];
+
+/* Find by name; NULL if there is none. */
+const struct engine_ops *engine_find(const char *name);
+
+/*
+ * Choose for "auto": KVM where it is present, permitted and runs ring 0 natively, else the fastest
+ * software engine. ret_why (static text or probe's) says why, for `lodge doctor` and the log.
+ */
+const struct engine_ops *engine_choose(struct engine_probe *ret_kvm);
+
+#endif
