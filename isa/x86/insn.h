@@ -86,6 +86,7 @@ enum x86_attribute {
 	X86_A_RMW = 1u << 20,	 /* operand 0 is read and written */
 	X86_A_NOTEST = 1u << 21, /* the result depends on time or host: not comparable (RDTSC, RDRAND) */
 	X86_A_IO = 1u << 22,	 /* port I/O */
+	X86_A_STORES = 1u << 24, /* writes memory that is no operand (PUSHA, MASKMOVQ) */
 	X86_A_DEF8 = 1u << 23,	 /* the VEX/SSE row's GPR result zero-extends to 64 bits (documentation) */
 };
 
