@@ -1,0 +1,58 @@
+"""Stock Debian kernels, to a shell and to power-off."""
+
+import pytest
+
+from lodge import BOOT_S, PROMPT
+
+
+def shell(boot, *options, **more):
+    machine = boot(*options, **more)
+    machine.expect(PROMPT, BOOT_S)
+    return machine
+
+
+def power_off(machine):
+    machine.send("exit\n")
+    assert machine.wait(30) == 0
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_cloud_kernel_to_a_shell(boot, cpus):
+    machine = shell(boot, "--engine", "interp", "--cpus", cpus)
+    assert machine.run("nproc").strip() == str(cpus)
+    assert machine.run("uname -r").strip().endswith("cloud-amd64")
+    assert machine.run("echo $((6 * 7))").strip() == "42"
+    power_off(machine)
+
+
+def test_memory_is_what_was_asked_for(boot):
+    machine = shell(boot, "--engine", "interp", "--memory", "384M")
+    kib = int(machine.run("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    assert 300 << 10 < kib < 384 << 10
+    power_off(machine)
+
+
+def test_keys_reach_the_guest(boot):
+    """Ctrl-C goes to the guest's program and not to Lodge."""
+    machine = shell(boot, "--engine", "interp")
+    machine.send("sleep 1000\n")
+    machine.expect("sleep 1000\r*\n")
+    machine.send("\x03")
+    machine.expect(PROMPT, 30)
+    assert machine.run("echo $?").strip() == "130"
+    power_off(machine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_standard_kernel_to_a_shell(boot, cpus):
+    machine = shell(boot, "--engine", "interp", "--cpus", cpus, variant="standard")
+    assert machine.run("nproc").strip() == str(cpus)
+    power_off(machine)
+
+
+@pytest.mark.slow
+def test_32_bit_kernel_to_a_shell(boot):
+    machine = shell(boot, "--engine", "interp", variant="i386")
+    assert machine.run("uname -m").strip() == "i686"
+    power_off(machine)
