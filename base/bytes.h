@@ -2,8 +2,8 @@
  * Integers in bytes of any alignment, in the byte order the name gives. The caller has checked that
  * the bytes are there.
  */
-#ifndef BASE_BYTES_H
-#define BASE_BYTES_H
+#ifndef LODGE_BASE_BYTES_H
+#define LODGE_BASE_BYTES_H
 
 #include <endian.h>
 #include <stdint.h>

@@ -7,8 +7,8 @@
  *
  * Invariant: such a variable is always initialised where it is declared (-1, NULL).
  */
-#ifndef BASE_CLEANUP_H
-#define BASE_CLEANUP_H
+#ifndef LODGE_BASE_CLEANUP_H
+#define LODGE_BASE_CLEANUP_H
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,8 +1,8 @@
 /*
  * The host's clocks, in nanoseconds.
  */
-#ifndef BASE_CLOCK_H
-#define BASE_CLOCK_H
+#ifndef LODGE_BASE_CLOCK_H
+#define LODGE_BASE_CLOCK_H
 
 #include <stdint.h>
 

@@ -4,8 +4,8 @@
  * Functions return 0 or a negative errno and, where a person will want to know more, take a
  * `struct error *` that may be NULL. Whoever handles the error prints the text, once.
  */
-#ifndef BASE_ERROR_H
-#define BASE_ERROR_H
+#ifndef LODGE_BASE_ERROR_H
+#define LODGE_BASE_ERROR_H
 
 #include "base/util.h"
 

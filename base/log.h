@@ -7,8 +7,8 @@
  *
  * The level is the one thing global here, set once by the program before threads start.
  */
-#ifndef BASE_LOG_H
-#define BASE_LOG_H
+#ifndef LODGE_BASE_LOG_H
+#define LODGE_BASE_LOG_H
 
 #include <stdbool.h>
 #include <stdint.h>

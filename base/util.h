@@ -1,8 +1,8 @@
 /*
  * Small macros that C lacks. Arguments are evaluated once unless said otherwise.
  */
-#ifndef BASE_UTIL_H
-#define BASE_UTIL_H
+#ifndef LODGE_BASE_UTIL_H
+#define LODGE_BASE_UTIL_H
 
 #include <stddef.h>
 #include <stdint.h>
