@@ -28,4 +28,38 @@ struct timer_source {
 	const struct timer_source_ops *ops;
 };
 
+static inline uint64_t timer_now_ns(struct timer_source *source)
+{
+	return source->ops->now_ns(source);
+}
+
+static inline uint64_t timer_realtime_ns(struct timer_source *source)
+{
+	return source->ops->realtime_ns(source);
+}
+
+static inline struct device_timer *timer_create_in(struct timer_source *source,
+	void (*fire)(void *opaque), void *opaque)
+{
+	return source->ops->create(source, fire, opaque);
+}
+
+/* NULL is allowed. */
+static inline void timer_free_in(struct timer_source *source, struct device_timer *timer)
+{
+	if (timer)
+		source->ops->free(timer);
+}
+
+static inline void timer_arm_in(struct timer_source *source, struct device_timer *timer,
+	uint64_t deadline_ns)
+{
+	source->ops->arm(timer, deadline_ns);
+}
+
+static inline void timer_cancel_in(struct timer_source *source, struct device_timer *timer)
+{
+	source->ops->cancel(timer);
+}
+
 #endif
