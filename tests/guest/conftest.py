@@ -55,7 +55,8 @@ def initrd(base_initrd, tmp_path):
     def make(command=None, files=None, variant="cloud"):
         here = tmp_path / ("initrd%d" % next(count))
         here.mkdir()
-        (here / "env").write_text("in=none\n" if command else "")
+        # A terminal so wide that no echoed line is broken.
+        (here / "env").write_text("size='rows 50 cols 1000'\n" + ("in=none\n" if command else ""))
         added = {"lodge/env": here / "env", **(files or {})}
         if command:
             (here / "command").write_text(command + "\n")

@@ -1,0 +1,76 @@
+"""The KVM engine on hardware semantics: inside QEMU's own emulation of an AMD processor, whose
+kvm-amd module gives a /dev/kvm that behaves as a real one does (this machine's may be missing, or may
+emulate ring 0). The outer machine is a stock kernel too; Lodge is copied into it with its libraries."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from lodge import BOOT_S, PROGRAM, PROMPT, dev
+
+pytestmark = pytest.mark.slow
+
+HOST_PROMPT = "kvm-host# "
+
+
+def libraries():
+    """Guest name -> path here, of what the program is linked with."""
+    done = subprocess.run(["ldd", PROGRAM], check=True, capture_output=True, text=True)
+    paths = re.findall(r"(/\S+) \(0x", done.stdout)
+    return {path.lstrip("/"): path for path in paths}
+
+
+def modules():
+    tree = dev("kernel", "cloud", "--modules")
+    done = subprocess.run(["find", tree, "-name", "irqbypass.ko", "-o", "-name", "kvm.ko",
+                           "-o", "-name", "kvm-amd.ko"], check=True, capture_output=True, text=True)
+    assert len(done.stdout.split()) == 3, done.stdout
+    return {"kvm/" + path.rsplit("/", 1)[1]: path for path in done.stdout.split()}
+
+
+@pytest.fixture
+def kvm_host(console, kernel, initrd):
+    """kvm_host({name: path}) is a shell on a machine with a /dev/kvm, the files and Lodge."""
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("NOT CHECKED: the KVM engine (no qemu-system-x86_64 to have a /dev/kvm in)")
+
+    def start(files, cpus=2):
+        inside = {"bin/lodge": PROGRAM, **libraries(), **modules(), **files}
+        host = console("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "EPYC", "-m", 1536,
+                       "-smp", cpus, "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+                       "-kernel", kernel(), "-initrd", initrd(files=inside),
+                       "-append", "console=ttyS0 panic=-1")
+        host.expect(PROMPT, BOOT_S)
+        host.send("cd /kvm; insmod irqbypass.ko; insmod kvm.ko; insmod kvm-amd.ko; cd; "
+                  "test -c /dev/kvm; echo have-kvm=$?; PS1='%s'\n" % HOST_PROMPT)
+        host.expect("have-kvm=0", 30)
+        host.expect(HOST_PROMPT)
+        return host
+
+    return start
+
+
+@pytest.mark.parametrize("variant", ["cloud", "standard"])
+@pytest.mark.parametrize("cpus", [1, 4])
+def test_stock_kernel_under_kvm(kvm_host, kernel, base_initrd, variant, cpus):
+    host = kvm_host({"guest/kernel": kernel(variant), "guest/initrd": base_initrd(variant)})
+    host.send("lodge run --engine kvm --cpus %d --memory 256M --kernel /guest/kernel "
+              "--initrd /guest/initrd --cmdline 'console=ttyS0 panic=-1'; echo lodge-status=$?\n" % cpus)
+    host.expect("lodge-status=.*\n")  # the echo of that line
+    if host.expect("%s|%s" % (PROMPT, HOST_PROMPT), 2 * BOOT_S)[0] == HOST_PROMPT:
+        host.fail("the guest ended before there was a shell")
+    assert host.run("nproc", 60).strip() == str(cpus)
+    assert "KVM" in host.run("dmesg | grep -i 'hypervisor detected'", 60)
+    host.send("exit\n")
+    assert host.expect(r"lodge-status=(\d+)", 60)[1] == "0"
+
+
+def test_doctor_finds_kvm(kvm_host):
+    host = kvm_host({})
+    host.send("lodge doctor; echo doctor-status=$?\n")
+    host.expect("doctor-status=.*\n")
+    before = host.place
+    assert host.expect(r"doctor-status=(\d+)", 60)[1] == "0"
+    assert re.search("kvm", host.text[before:], re.IGNORECASE)
