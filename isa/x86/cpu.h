@@ -194,6 +194,8 @@ bool x86_rip_valid(const struct x86_cpu *cpu, uint64_t offset);
 enum x86_status x86_write_cr(struct x86_cpu *cpu, unsigned number, uint64_t value);
 enum x86_status x86_write_msr(struct x86_cpu *cpu, uint32_t index, uint64_t value);
 enum x86_status x86_read_msr(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value);
+/* The guest's time-stamp counter now, TSC_ADJUST included. */
+uint64_t x86_tsc(struct x86_cpu *cpu);
 enum x86_status x86_write_xcr0(struct x86_cpu *cpu, uint64_t value);
 /* May CPL access this I/O port range (IOPL, TSS bitmap)? */
 enum x86_status x86_check_io(struct x86_cpu *cpu, uint16_t port, unsigned size);

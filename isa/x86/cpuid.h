@@ -10,6 +10,9 @@
 
 #define X86_CPUID_LEAVES_MAX 96
 
+/* Clock of the local APIC's timer and "crystal" of leaf 0x15: Linux takes them to be the same. */
+#define X86_CPUID_APIC_HZ 1000000000ull
+
 struct x86_cpuid_leaf {
 	uint32_t leaf, subleaf;
 	bool indexed; /* subleaf matters */

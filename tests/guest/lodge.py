@@ -119,7 +119,7 @@ class Console:
         deadline = time.monotonic() + seconds * PATIENCE
         while not condition():
             self._read(0.05)
-            if time.monotonic() > deadline:
+            if self.process.poll() is not None or time.monotonic() > deadline:
                 self.fail(why)
 
     def kill(self, number=signal.SIGTERM):

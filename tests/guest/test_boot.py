@@ -1,8 +1,10 @@
 """Stock Debian kernels, to a shell and to power-off."""
 
+import os
+
 import pytest
 
-from lodge import BOOT_S, PROMPT
+from lodge import BOOT_S, PROGRAM, PROMPT, ROOT
 
 
 def shell(boot, *options, **more):
@@ -56,3 +58,15 @@ def test_32_bit_kernel_to_a_shell(boot):
     machine = shell(boot, "--engine", "interp", variant="i386")
     assert machine.run("uname -m").strip() == "i686"
     power_off(machine)
+
+
+@pytest.mark.slow
+def test_cloud_kernel_under_sanitizers(console, kernel, initrd):
+    program = ROOT / "build-asan" / "lodge"
+    if not os.path.exists(program) or str(program) == PROGRAM:
+        pytest.skip("NOT CHECKED: a whole guest under the sanitizers (no build-asan/lodge)")
+    machine = console(program, "run", "--engine", "interp", "--kernel", kernel(), "--cpus", 2,
+                      "--initrd", initrd("nproc; poweroff -f"), "--cmdline", "console=ttyS0 panic=-1",
+                      env=dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"))
+    assert machine.wait(10 * BOOT_S) == 0, machine.text[-6000:]
+    assert "runtime error" not in machine.text and "AddressSanitizer" not in machine.text

@@ -54,6 +54,11 @@ def test_bad_log_level():
     check_refused(lodge("version", env={"LODGE_LOG": "loud"}), "loud")
 
 
+def spelled(value):
+    """A test's name, from its options."""
+    return " ".join(value) if isinstance(value, list) else ""
+
+
 @pytest.fixture
 def cloud(kernel):
     return kernel("cloud")
@@ -81,7 +86,8 @@ def cloud(kernel):
     (["stray"], "stray"),
     (["--initrd", "/nonexistent/initrd"], "/nonexistent/initrd"),
     (["--initrd", "/"], "/"),
-], ids=" ".join)
+], ids=spelled)
+@pytest.mark.sanitize
 def test_bad_option(cloud, options, word):
     check_refused(lodge("run", "--kernel", cloud, *options), word)
 
@@ -93,11 +99,13 @@ def test_bad_option(cloud, options, word):
     (["--kernel", "/nonexistent/kernel"], "/nonexistent/kernel"),
     (["--kernel", "/"], "/"),
     (["--kernel", "/dev/null"], "/dev/null"),
-], ids=" ".join)
+], ids=spelled)
+@pytest.mark.sanitize
 def test_no_such_kernel(options, word):
     check_refused(lodge("run", *options), word)
 
 
+@pytest.mark.sanitize
 def test_escape_codes_in_a_name_stay_away_from_the_terminal():
     done = lodge("run", "--kernel", "/nonexistent/\x1b[2J")
     check_refused(done, "/nonexistent/")
@@ -106,6 +114,7 @@ def test_escape_codes_in_a_name_stay_away_from_the_terminal():
 
 @pytest.mark.parametrize("size", [1, 511, 512, 4096, 1 << 20])
 @pytest.mark.parametrize("kind", ["zeros", "noise"])
+@pytest.mark.sanitize
 def test_garbage_kernel(tmp_path, kind, size):
     path = tmp_path / "kernel"
     path.write_bytes(bytes(size) if kind == "zeros" else random.Random(size).randbytes(size))
@@ -114,6 +123,7 @@ def test_garbage_kernel(tmp_path, kind, size):
 
 # 0x1f1 is where the boot protocol's header begins, 0x268 is after it.
 @pytest.mark.parametrize("size", [0x1f0, 0x1f8, 0x210, 0x264, 0x1000, 0x8000, "half", "all but 4096"])
+@pytest.mark.sanitize
 def test_truncated_kernel(cloud, tmp_path, size):
     with open(cloud, "rb") as file:
         whole = file.read()
@@ -155,12 +165,14 @@ TOP = (1 << 64) - 1
 ], ids=["cut", "no segments", "65535 segments", "headers past the end", "tiny headers",
         "offset wraps", "address wraps", "memory size wraps", "file size wraps",
         "file size over memory size", "outside memory"])
+@pytest.mark.sanitize
 def test_hostile_elf(tmp_path, image):
     path = tmp_path / "kernel"
     path.write_bytes(image)
     check_refused(lodge("run", "--kernel", path), str(path))
 
 
+@pytest.mark.sanitize
 def test_initrd_larger_than_memory(cloud, tmp_path):
     path = tmp_path / "initrd"
     with open(path, "wb") as file:
@@ -168,6 +180,7 @@ def test_initrd_larger_than_memory(cloud, tmp_path):
     check_refused(lodge("run", "--kernel", cloud, "--memory", "128M", "--initrd", path), "memory")
 
 
+@pytest.mark.sanitize
 def test_command_line_too_long(cloud):
     check_refused(lodge("run", "--kernel", cloud, "--cmdline", "x" * 10000), "command line")
 
@@ -238,9 +251,11 @@ def test_terminal_is_restored_after_power_off(boot):
     assert machine.terminal() == machine.settings
 
 
+@pytest.mark.sanitize
 def test_terminal_is_restored_after_a_refusal(console, tmp_path):
     path = tmp_path / "kernel"
     path.write_bytes(bytes(4096))
     machine = console(PROGRAM, "run", "--kernel", path)
     assert machine.wait(10) > 0
+    assert str(path) in machine.text
     assert machine.terminal() == machine.settings
