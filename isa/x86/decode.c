@@ -529,6 +529,9 @@ static bool decode_form(struct decoder *d)
 	const struct x86_form *form = find_form(d);
 	if (!form)
 		return false;
+	/* Outside 64-bit mode VEX.W says nothing about the operand size, only which row it is. */
+	if (insn->mode != 64 && !(form->deny & (X86_C_W0 | X86_C_W1)))
+		insn->rex &= ~8;
 	insn->row = &x86_rows[form->row];
 	insn->fn = insn->row->fn;
 	insn->asize = address_size(insn);
