@@ -76,6 +76,27 @@ static inline void *x86_tlb_host(const struct x86_cpu *cpu, gva_t linear, unsign
 	return NULL;
 }
 
+/* One host access of 1, 2, 4 or 8 bytes; zero-extended. */
+static inline uint64_t x86_host_load(const void *host, unsigned size)
+{
+	switch (size) {
+	case 1: return *(const volatile uint8_t *)host;
+	case 2: { uint16_t v; memcpy(&v, host, 2); return v; }
+	case 4: { uint32_t v; memcpy(&v, host, 4); return v; }
+	default: { uint64_t v; memcpy(&v, host, 8); return v; }
+	}
+}
+
+static inline void x86_host_store(void *host, unsigned size, uint64_t value)
+{
+	switch (size) {
+	case 1: *(volatile uint8_t *)host = (uint8_t)value; break;
+	case 2: { uint16_t v = (uint16_t)value; memcpy(host, &v, 2); break; }
+	case 4: { uint32_t v = (uint32_t)value; memcpy(host, &v, 4); break; }
+	default: memcpy(host, &value, 8); break;
+	}
+}
+
 /* ---- loads and stores of 1, 2, 4, 8 bytes at segment:offset, values zero-extended ---- */
 
 static inline enum x86_status x86_load(struct x86_cpu *cpu, unsigned seg, uint64_t offset,
@@ -88,12 +109,7 @@ static inline enum x86_status x86_load(struct x86_cpu *cpu, unsigned seg, uint64
 		*ret_value = 0;
 		return x86_load_slow(cpu, seg, linear, size, ret_value);
 	}
-	switch (size) {
-	case 1: *ret_value = *(const volatile uint8_t *)host; break;
-	case 2: { uint16_t v; memcpy(&v, host, 2); *ret_value = v; break; }
-	case 4: { uint32_t v; memcpy(&v, host, 4); *ret_value = v; break; }
-	default: memcpy(ret_value, host, 8); break;
-	}
+	*ret_value = x86_host_load(host, size);
 	return X86_OK;
 }
 
@@ -105,12 +121,7 @@ static inline enum x86_status x86_store(struct x86_cpu *cpu, unsigned seg, uint6
 	void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
 	if (__builtin_expect(!host, 0))
 		return x86_store_slow(cpu, seg, linear, size, &value);
-	switch (size) {
-	case 1: *(volatile uint8_t *)host = (uint8_t)value; break;
-	case 2: { uint16_t v = (uint16_t)value; memcpy(host, &v, 2); break; }
-	case 4: { uint32_t v = (uint32_t)value; memcpy(host, &v, 4); break; }
-	default: memcpy(host, &value, 8); break;
-	}
+	x86_host_store(host, size, value);
 	return X86_OK;
 }
 
@@ -136,7 +147,7 @@ enum x86_status x86_load_for_write(struct x86_cpu *cpu, unsigned seg, uint64_t o
 
 static inline uint64_t x86_size_mask(unsigned size)
 {
-	return size == 8 ? ~0ull : (1ull << size * 8) - 1;
+	return ~0ull >> (64 - size * 8);
 }
 
 static inline uint64_t x86_gpr_read(const struct x86_cpu *cpu, unsigned reg, unsigned size)

@@ -155,7 +155,7 @@ struct x86_state {
 #define X86_ID	 (1u << 21)
 #define X86_FLAGS_FIXED 0x2u
 #define X86_FLAGS_ARITH (X86_CF | X86_PF | X86_AF | X86_ZF | X86_SF | X86_OF)
-#define X86_FLAGS_WRITABLE 0x00277fd5u /* every defined flag but RF, VM, VIF, VIP: see POPF */
+#define X86_FLAGS_WRITABLE 0x00247fd5u /* every defined flag but RF, VM, VIF, VIP: see POPF */
 
 /* Control registers */
 #define X86_CR0_PE (1u << 0)

@@ -1,0 +1,334 @@
+/*
+ * The slow half of isa/x86/access.h: everything the inline paths leave out. Page crossings, TLB misses,
+ * MMIO, read-only memory, canonical and alignment checks, and locked accesses (SDM 3A 9.1, 3A 6.15 "#AC").
+ *
+ * Invariants: a translation is made for every page of an access before its first byte moves, so that a
+ * fault changes nothing. RAM is written only through memory_host(..., write) or a write TLB entry,
+ * both of which have marked the page in the dirty log.
+ *
+ * Left out on purpose: alignment checks of accesses that hit the TLB (x86_cpu_refresh() sees to it that
+ * none do while they are on), and of operands that are not 2, 4 or 8 bytes.
+ */
+#include "isa/x86/access.h"
+#include "base/util.h"
+
+/* The part of an access that lies in one page. */
+struct piece {
+	void *host; /* NULL: not RAM (or, for a write, read-only) */
+	gpa_t gpa;
+	unsigned size;
+};
+
+static bool canonical(gva_t linear)
+{
+	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
+}
+
+static enum x86_status map_piece(struct x86_cpu *cpu, gva_t linear, unsigned size,
+	enum x86_access access, bool user, struct piece *piece)
+{
+	const struct x86_tlb_entry *e =
+		&cpu->tlb[user][access][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+	piece->size = size;
+	if (linear - e->page < GUEST_PAGE_SIZE) {
+		piece->gpa = e->gpa + (linear & ~GUEST_PAGE_MASK);
+		piece->host = (void *)(uintptr_t)(linear + e->addend);
+		return X86_OK;
+	}
+	X86_TRY(x86_translate(cpu, linear, access, user, &piece->gpa));
+	piece->host = memory_host(cpu->memory, piece->gpa, size, access == X86_WRITE);
+	return X86_OK;
+}
+
+/* Translate all pages of an access of up to 4096 bytes: one or two pieces. */
+static enum x86_status map_pieces(struct x86_cpu *cpu, gva_t linear, unsigned size,
+	enum x86_access access, bool user, struct piece piece[2])
+{
+	unsigned first = (unsigned)MIN((uint64_t)size, GUEST_PAGE_SIZE - (linear & ~GUEST_PAGE_MASK));
+
+	X86_TRY(map_piece(cpu, linear, first, access, user, &piece[0]));
+	piece[1].size = size - first;
+	if (first == size)
+		return X86_OK;
+	linear += first;
+	if (!cpu->long_mode)
+		linear = (uint32_t)linear;
+	return map_piece(cpu, linear, size - first, access, user, &piece[1]);
+}
+
+/* The largest naturally aligned access at gpa that fits: 1, 2, 4 or 8 bytes. */
+static unsigned mmio_step(gpa_t gpa, unsigned left)
+{
+	unsigned step = 8;
+	while (step > left || gpa & (step - 1))
+		step /= 2;
+	return step;
+}
+
+static void piece_read(struct x86_cpu *cpu, const struct piece *piece, uint8_t *buf)
+{
+	const void *host = piece->host;
+	if (!host) /* read-only memory, mapped for a read-modify-write */
+		host = memory_host(cpu->memory, piece->gpa, piece->size, false);
+	if (host && (piece->size == 2 || piece->size == 4 || piece->size == 8)) {
+		uint64_t value = x86_host_load(host, piece->size);
+		memcpy(buf, &value, piece->size);
+		return;
+	}
+	if (host) {
+		memcpy(buf, host, piece->size);
+		return;
+	}
+	for (unsigned done = 0, step; done < piece->size; done += step) {
+		step = mmio_step(piece->gpa + done, piece->size - done);
+		uint64_t value = cpu->env->mmio_read(cpu, piece->gpa + done, step);
+		memcpy(buf + done, &value, step);
+	}
+}
+
+static void piece_write(struct x86_cpu *cpu, const struct piece *piece, const uint8_t *buf)
+{
+	if (piece->host && (piece->size == 2 || piece->size == 4 || piece->size == 8)) {
+		uint64_t value = 0;
+		memcpy(&value, buf, piece->size);
+		x86_host_store(piece->host, piece->size, value);
+		return;
+	}
+	if (piece->host) {
+		memcpy(piece->host, buf, piece->size);
+		return;
+	}
+	if (piece->size && memory_find(cpu->memory, piece->gpa))
+		return; /* read-only memory */
+	for (unsigned done = 0, step; done < piece->size; done += step) {
+		uint64_t value = 0;
+		step = mmio_step(piece->gpa + done, piece->size - done);
+		memcpy(&value, buf + done, step);
+		cpu->env->mmio_write(cpu, piece->gpa + done, step, value);
+	}
+}
+
+static void pieces_read(struct x86_cpu *cpu, const struct piece piece[2], void *buf)
+{
+	piece_read(cpu, &piece[0], buf);
+	if (piece[1].size)
+		piece_read(cpu, &piece[1], (uint8_t *)buf + piece[0].size);
+}
+
+static void pieces_write(struct x86_cpu *cpu, const struct piece piece[2], const void *buf)
+{
+	piece_write(cpu, &piece[0], buf);
+	if (piece[1].size)
+		piece_write(cpu, &piece[1], (const uint8_t *)buf + piece[0].size);
+}
+
+/* ---- linear addresses ---- */
+
+enum x86_status x86_read_linear(struct x86_cpu *cpu, gva_t linear, void *buf, unsigned size, bool user)
+{
+	struct piece piece[2];
+	X86_TRY(map_pieces(cpu, linear, size, X86_READ, user, piece));
+	pieces_read(cpu, piece, buf);
+	return X86_OK;
+}
+
+enum x86_status x86_write_linear(struct x86_cpu *cpu, gva_t linear, const void *buf, unsigned size,
+	bool user)
+{
+	struct piece piece[2];
+	X86_TRY(map_pieces(cpu, linear, size, X86_WRITE, user, piece));
+	pieces_write(cpu, piece, buf);
+	return X86_OK;
+}
+
+enum x86_status x86_probe_write(struct x86_cpu *cpu, gva_t linear, unsigned size, bool user)
+{
+	struct piece piece[2];
+	return map_pieces(cpu, linear, size, X86_WRITE, user, piece);
+}
+
+/* ---- segment:offset ---- */
+
+static bool alignment_checked(const struct x86_cpu *cpu)
+{
+	return cpu->cpl == 3 && (cpu->s.rflags & X86_AC) && (cpu->s.cr0 & X86_CR0_AM);
+}
+
+/* What the TLB could not have said: is this linear address one at all, and aligned if it must be? */
+static enum x86_status check_linear(struct x86_cpu *cpu, unsigned seg, gva_t linear, unsigned size,
+	enum x86_access access)
+{
+	if (cpu->mode == 64 && !(canonical(linear) && canonical(linear + size - 1)))
+		return x86_fault_code(cpu, seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
+	if ((size == 2 || size == 4 || size == 8) && (linear & (size - 1)) && alignment_checked(cpu))
+		return x86_fault_code(cpu, X86_AC_EXC, 0);
+	if (cpu->watched)
+		x86_watch(cpu, linear, size, access);
+	return X86_OK;
+}
+
+enum x86_status x86_load_slow(struct x86_cpu *cpu, unsigned seg, gva_t linear, unsigned size, void *buf)
+{
+	X86_TRY(check_linear(cpu, seg, linear, size, X86_READ));
+	return x86_read_linear(cpu, linear, buf, size, cpu->cpl == 3);
+}
+
+enum x86_status x86_store_slow(struct x86_cpu *cpu, unsigned seg, gva_t linear, unsigned size,
+	const void *buf)
+{
+	X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
+	return x86_write_linear(cpu, linear, buf, size, cpu->cpl == 3);
+}
+
+enum x86_status x86_load_bytes(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size, void *buf)
+{
+	gva_t linear;
+	X86_TRY(x86_linear(cpu, seg, offset, size, X86_READ, &linear));
+	const void *host = x86_tlb_host(cpu, linear, size, X86_READ);
+	if (!host)
+		return x86_load_slow(cpu, seg, linear, size, buf);
+	memcpy(buf, host, size);
+	return X86_OK;
+}
+
+enum x86_status x86_store_bytes(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	const void *buf)
+{
+	gva_t linear;
+	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
+	if (!host)
+		return x86_store_slow(cpu, seg, linear, size, buf);
+	memcpy(host, buf, size);
+	return X86_OK;
+}
+
+enum x86_status x86_load_for_write(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t *ret_value)
+{
+	gva_t linear;
+	struct piece piece[2];
+
+	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	const void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
+	if (host) {
+		*ret_value = x86_host_load(host, size);
+		return X86_OK;
+	}
+	X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
+	X86_TRY(x86_probe_write(cpu, linear, size, cpu->cpl == 3));
+	X86_TRY(map_pieces(cpu, linear, size, X86_READ, cpu->cpl == 3, piece));
+	*ret_value = 0;
+	pieces_read(cpu, piece, ret_value);
+	return X86_OK;
+}
+
+/* ---- atomics ---- */
+
+/*
+ * Inline assembly and not the compiler's builtins: a guest may lock an operand that is not aligned,
+ * which the processor allows and the C language does not.
+ */
+#define HOST_CMPXCHG(suffix, type, constraint)                                                     \
+	({                                                                                         \
+		type cas_old = (type)*expected;                                                    \
+		bool cas_done;                                                                     \
+		__asm__ volatile("lock cmpxchg" suffix " %[new], %[mem]"                           \
+				 : [mem] "+m"(*(char (*)[sizeof(type)])host), "+a"(cas_old), "=@ccz"(cas_done)     \
+				 : [new] constraint((type)desired)                                 \
+				 : "memory");                                                      \
+		*expected = cas_old;                                                               \
+		cas_done;                                                                          \
+	})
+
+static bool host_cmpxchg(void *host, unsigned size, uint64_t *expected, uint64_t desired)
+{
+	switch (size) {
+	case 1: return HOST_CMPXCHG("b", uint8_t, "q");
+	case 2: return HOST_CMPXCHG("w", uint16_t, "r");
+	case 4: return HOST_CMPXCHG("l", uint32_t, "r");
+	default: return HOST_CMPXCHG("q", uint64_t, "r");
+	}
+}
+
+static bool host_cmpxchg16(void *host, uint64_t expected[2], const uint64_t desired[2])
+{
+	bool done;
+	__asm__ volatile("lock cmpxchg16b %[mem]"
+			 : [mem] "+m"(*(char (*)[16])host), "+a"(expected[0]), "+d"(expected[1]),
+			 "=@ccz"(done)
+			 : "b"(desired[0]), "c"(desired[1])
+			 : "memory");
+	return done;
+}
+
+static void exclusive_begin(struct x86_cpu *cpu)
+{
+	if (cpu->env->exclusive_begin)
+		cpu->env->exclusive_begin(cpu);
+}
+
+static void exclusive_end(struct x86_cpu *cpu)
+{
+	if (cpu->env->exclusive_end)
+		cpu->env->exclusive_end(cpu);
+}
+
+/* Where no host instruction is atomic: pages that are not neighbours, or a device. */
+static void cmpxchg_exclusive(struct x86_cpu *cpu, const struct piece piece[2], unsigned size,
+	void *expected, const void *desired, bool *ret_done)
+{
+	uint64_t old[2] = { 0, 0 };
+
+	exclusive_begin(cpu);
+	pieces_read(cpu, piece, old);
+	*ret_done = memcmp(old, expected, size) == 0;
+	pieces_write(cpu, piece, *ret_done ? desired : (const void *)old);
+	exclusive_end(cpu);
+	memcpy(expected, old, size);
+}
+
+enum x86_status x86_cmpxchg(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t *expected, uint64_t desired, bool *ret_done)
+{
+	gva_t linear;
+	struct piece piece[2];
+
+	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
+	if (!host) {
+		X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
+		X86_TRY(map_pieces(cpu, linear, size, X86_WRITE, cpu->cpl == 3, piece));
+		if (piece[1].size == 0)
+			host = piece[0].host;
+	}
+	*expected &= x86_size_mask(size);
+	if (host)
+		*ret_done = host_cmpxchg(host, size, expected, desired);
+	else
+		cmpxchg_exclusive(cpu, piece, size, expected, &desired, ret_done);
+	return X86_OK;
+}
+
+enum x86_status x86_cmpxchg16(struct x86_cpu *cpu, unsigned seg, uint64_t offset, uint64_t expected[2],
+	const uint64_t desired[2], bool *ret_done)
+{
+	gva_t linear;
+	struct piece piece[2];
+
+	X86_TRY(x86_linear(cpu, seg, offset, 16, X86_WRITE, &linear));
+	void *host = x86_tlb_host(cpu, linear, 16, X86_WRITE);
+	if (!host) {
+		X86_TRY(check_linear(cpu, seg, linear, 16, X86_WRITE));
+		X86_TRY(map_pieces(cpu, linear, 16, X86_WRITE, cpu->cpl == 3, piece));
+		host = piece[0].host;
+	}
+	if (host && !(linear & 15)) {
+		*ret_done = host_cmpxchg16(host, expected, desired);
+		return X86_OK;
+	}
+	/* Not reached by CMPXCHG16B on RAM: it faults when not aligned. */
+	X86_TRY(map_pieces(cpu, linear, 16, X86_WRITE, cpu->cpl == 3, piece));
+	cmpxchg_exclusive(cpu, piece, 16, expected, desired, ret_done);
+	return X86_OK;
+}
