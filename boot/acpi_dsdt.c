@@ -1,0 +1,213 @@
+/*
+ * The DSDT: what the other tables cannot say. Processors, serial ports, the clock, PCI, virtio on MMIO,
+ * and the sleep states (ACPI 6.4: 6.1 device identification, 6.2 configuration, 7.4.2 \_Sx, 8.4
+ * processors; PCI Firmware Specification 3.3 for the host bridge and its ECAM).
+ *
+ * Only names and constants: no method that touches hardware. Left out on purpose: _OSC (the system then
+ * leaves PCIe's native services alone), _PRW, thermal zones, hot-plug.
+ */
+#include <stdio.h>
+
+#include "boot/acpi.h"
+#include "boot/aml.h"
+
+#define PCI_SLOTS 32
+#define PCI_PINS  4
+
+static void write_hid_uid(struct aml *aml, const char *eisaid, uint64_t uid)
+{
+	aml_name(aml, "_HID");
+	aml_eisaid(aml, eisaid);
+	aml_name(aml, "_UID");
+	aml_integer(aml, uid);
+}
+
+static void write_sleep_states(struct aml *aml, const struct acpi_config *config)
+{
+	for (unsigned n = 0; n < ARRAY_SIZE(config->sleep_type); n++) {
+		char name[] = {'\\', '_', 'S', (char)('0' + n), 0};
+		unsigned package;
+
+		if (!(config->sleep_states & BIT(n)))
+			continue;
+		aml_name(aml, name);
+		package = aml_package_open(aml, 4);
+		aml_integer(aml, config->sleep_type[n]); /* PM1a */
+		aml_integer(aml, config->sleep_type[n]); /* PM1b, which there is none of */
+		aml_integer(aml, 0);
+		aml_integer(aml, 0);
+		aml_close(aml, package);
+	}
+}
+
+static void write_cpus(struct aml *aml, const struct acpi_config *config)
+{
+	for (unsigned i = 0; i < config->cpu_count; i++) {
+		unsigned device;
+		char name[8];
+
+		snprintf(name, sizeof(name), "C%03X", i & 0xfff);
+		device = aml_device_open(aml, name);
+		aml_name(aml, "_HID");
+		aml_string(aml, "ACPI0007");
+		aml_name(aml, "_UID");
+		aml_integer(aml, i);
+		aml_close(aml, device);
+	}
+}
+
+static void write_serials(struct aml *aml, const struct acpi_config *config)
+{
+	for (unsigned i = 0; i < config->serial_count; i++) {
+		char name[] = {'C', 'O', 'M', (char)('1' + i), 0};
+		unsigned device = aml_device_open(aml, name);
+		unsigned resources;
+
+		write_hid_uid(aml, "PNP0501", i + 1);
+		aml_name(aml, "_CRS");
+		resources = aml_resources_open(aml);
+		aml_res_io(aml, config->serial[i].port, 8);
+		aml_res_irq(aml, config->serial[i].irq);
+		aml_resources_close(aml, resources);
+		aml_close(aml, device);
+	}
+}
+
+static void write_rtc(struct aml *aml)
+{
+	unsigned device = aml_device_open(aml, "RTC"), resources;
+
+	write_hid_uid(aml, "PNP0B00", 0);
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_io(aml, 0x70, 2);
+	aml_res_irq(aml, 8);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+}
+
+/* The ports outside the configuration mechanism's own, and the windows. */
+static void write_pci_resources(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned resources;
+
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_bus_range(aml, 0, config->pci_last_bus);
+	aml_res_io(aml, 0xcf8, 8);
+	aml_res_io_range(aml, 0, 0xcf7);
+	aml_res_io_range(aml, 0xd00, 0xffff);
+	if (config->pci_window_bytes)
+		aml_res_memory_range(aml, config->pci_window_base,
+			config->pci_window_base + config->pci_window_bytes - 1);
+	if (config->pci_high_window_bytes)
+		aml_res_memory_range(aml, config->pci_high_window_base,
+			config->pci_high_window_base + config->pci_high_window_bytes - 1);
+	aml_resources_close(aml, resources);
+}
+
+static void write_pci_routes(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned table, route;
+
+	aml_name(aml, "_PRT");
+	table = aml_package_open(aml, PCI_SLOTS * PCI_PINS);
+	for (unsigned i = 0; i < PCI_SLOTS * PCI_PINS; i++) {
+		unsigned slot = i / PCI_PINS, pin = i % PCI_PINS;
+
+		route = aml_package_open(aml, 4);
+		aml_integer(aml, (uint64_t)slot << 16 | 0xffff); /* any function */
+		aml_integer(aml, pin);
+		aml_integer(aml, 0); /* no link device: a fixed interrupt */
+		aml_integer(aml, config->pci_gsi[(slot + pin) & 3]);
+		aml_close(aml, route);
+	}
+	aml_close(aml, table);
+}
+
+/* The ECAM must be reserved by a motherboard resource, else systems do not trust MCFG. */
+static void write_ecam(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned device = aml_device_open(aml, "ECAM"), resources;
+
+	write_hid_uid(aml, "PNP0C02", 0);
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_memory_range(aml, config->ecam_base,
+		config->ecam_base + MIB(config->pci_last_bus + 1ull) - 1);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+}
+
+static void write_pci(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned device = aml_device_open(aml, "PCI0");
+
+	aml_name(aml, "_HID");
+	aml_eisaid(aml, config->ecam_base ? "PNP0A08" : "PNP0A03");
+	aml_name(aml, "_CID");
+	aml_eisaid(aml, "PNP0A03");
+	aml_name(aml, "_UID");
+	aml_integer(aml, 0);
+	aml_name(aml, "_SEG");
+	aml_integer(aml, 0);
+	aml_name(aml, "_BBN");
+	aml_integer(aml, 0);
+	write_pci_resources(aml, config);
+	write_pci_routes(aml, config);
+	aml_close(aml, device);
+	if (config->ecam_base)
+		write_ecam(aml, config);
+}
+
+static void write_hpet(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned device = aml_device_open(aml, "HPET"), resources;
+
+	write_hid_uid(aml, "PNP0103", 0);
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_memory32(aml, (uint32_t)config->hpet_base, 0x400);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+}
+
+static void write_virtio_mmios(struct aml *aml, const struct acpi_config *config)
+{
+	for (unsigned i = 0; i < config->virtio_mmio_count; i++) {
+		const struct acpi_virtio_mmio *virtio = &config->virtio_mmio[i];
+		unsigned device, resources;
+		char name[8];
+
+		snprintf(name, sizeof(name), "VR%02X", i & 0xff);
+		device = aml_device_open(aml, name);
+		aml_name(aml, "_HID");
+		aml_string(aml, "LNRO0005");
+		aml_name(aml, "_UID");
+		aml_integer(aml, i);
+		aml_name(aml, "_CRS");
+		resources = aml_resources_open(aml);
+		aml_res_memory32(aml, virtio->base, virtio->size_bytes);
+		aml_res_gsi(aml, virtio->gsi);
+		aml_resources_close(aml, resources);
+		aml_close(aml, device);
+	}
+}
+
+void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned scope;
+
+	write_sleep_states(aml, config);
+	scope = aml_scope_open(aml, "\\_SB");
+	write_cpus(aml, config);
+	write_serials(aml, config);
+	if (config->rtc)
+		write_rtc(aml);
+	if (config->hpet_base)
+		write_hpet(aml, config);
+	if (config->pci)
+		write_pci(aml, config);
+	write_virtio_mmios(aml, config);
+	aml_close(aml, scope);
+}
