@@ -177,6 +177,11 @@ struct area {
 	unsigned pieces;
 };
 
+static bool canonical(gva_t linear)
+{
+	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
+}
+
 static enum x86_status area_open(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned align,
 	struct area *area)
 {
@@ -186,7 +191,11 @@ static enum x86_status area_open(struct x86_cpu *cpu, const struct x86_insn *ins
 	area->count = cpu->mode == 64 ? 16 : 8;
 	area->pieces = 0;
 	X86_TRY(x86_linear(cpu, insn->seg, area->ea, 1, X86_READ, &area->linear));
-	return IS_ALIGNED(area->linear, (gva_t)align) ? X86_OK : x86_gp(cpu, 0);
+	if (!IS_ALIGNED(area->linear, (gva_t)align))
+		return x86_gp(cpu, 0);
+	if (cpu->mode == 64 && !canonical(area->linear))
+		return x86_fault_code(cpu, insn->seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
+	return X86_OK;
 }
 
 static void area_piece(struct area *area, unsigned offset, unsigned size)

@@ -17,12 +17,9 @@ static uint64_t address_mask(const struct x86_insn *insn)
 /* Will a store of this element go through? */
 static enum x86_status element_probe(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
 {
-	gva_t linear;
+	uint64_t ignored;
 
-	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
-	if (x86_tlb_host(cpu, linear, size, X86_WRITE))
-		return X86_OK;
-	return x86_probe_write(cpu, linear, size, cpu->cpl == 3);
+	return x86_load_for_write(cpu, seg, offset, size, &ignored);
 }
 
 /* Store the elements of `from` whose mask element has its top bit set. */
