@@ -221,6 +221,9 @@ static void stub_opcode(struct emit *e, const struct x86_insn *insn, const struc
 	static const char maps[][3] = { "", "\x0f", "\x0f\x38", "\x0f\x3a" };
 	unsigned w = insn->rex >> 3 & 1;
 
+	/* A width that follows VEX.W (VCVTSI2SD) does so in 64-bit mode only. */
+	if (insn->mode != 64 && strstr(insn->row->encoding, "WIG"))
+		w = 0;
 	if (enc->vex) {
 		unsigned pp = enc->prefix == 0x66 ? 1 : enc->prefix == 0xf3 ? 2 : enc->prefix ? 3 : 0;
 
@@ -392,7 +395,7 @@ static uint64_t stub_key(const struct x86_insn *insn, enum native_shape shape)
 		return key | (uint64_t)insn->modrm << 16 | 1ull << 62;
 	return key | (insn->imm & 0xff) << 16 | (uint64_t)(insn->imm2 & 0xff) << 24 |
 	       (uint64_t)(insn->rex >> 3 & 1) << 32 | (uint64_t)(insn->vl == 32) << 33 |
-	       (uint64_t)(insn->modrm >= 0xc0) << 34;
+	       (uint64_t)(insn->modrm >= 0xc0) << 34 | (uint64_t)(insn->mode == 64) << 35;
 }
 
 static unsigned stub_hash(uint64_t key)
