@@ -6,8 +6,7 @@
 #include <string.h>
 
 #include "base/log.h"
-
-#define EXIT_USAGE 2
+#include "cli/cli.h"
 
 struct verb {
 	const char *name;
@@ -27,6 +26,7 @@ static int verb_version(int argc, char **argv)
 }
 
 static const struct verb verbs[] = {
+	{"run", "boot a kernel in a new machine, on this terminal", verb_run},
 	{"version", "print the version", verb_version},
 };
 

@@ -1,0 +1,243 @@
+/*
+ * lodge run: boot a kernel in a new machine, its console on this terminal.
+ */
+#include "base/error.h"
+#include "base/util.h"
+#include "cli/cli.h"
+#include "vmm/run.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define DEFAULT_MEMORY	MIB(512)
+#define DEFAULT_CMDLINE "console=ttyS0"
+
+struct run_options {
+	const char *engine;
+	uint64_t cpus, memory_bytes;
+	struct boot_file kernel, initrd[BOOT_INITRDS_MAX];
+	unsigned initrd_count;
+	const char *cmdline;
+	enum boot_protocol protocol;
+	bool keep_packed, exit_on_reboot, stats, help;
+};
+
+static const char usage_text[] =
+	"usage: lodge run --kernel FILE [OPTION...]\n"
+	"\n"
+	"  --kernel FILE       bzImage, ELF (PVH or plain) or multiboot kernel\n"
+	"  --initrd FILE       initial RAM disk; may be given several times\n"
+	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ")\n"
+	"  --memory SIZE       guest memory, such as 512M (default) or 2G; a number alone is in MiB\n"
+	"  --cpus N            vCPUs, 1 (default) to 64\n"
+	"  --engine NAME       auto (default), kvm or interp; `lodge doctor` says what auto takes\n"
+	"  --boot PROTOCOL     auto (default), linux, pvh, elf or multiboot\n"
+	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
+	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
+	"  --stats             print each vCPU's counters at the end\n"
+	"\n"
+	"On a terminal, Ctrl-A x ends the machine. Exit status: 0 when the guest powers off; the status it\n"
+	"writes to I/O port 0xf4; 1 not started or failed; 2 bad usage; 100 reboot; 101 guest panic;\n"
+	"102 guest crash; 103 Ctrl-A x; 128 + N ended by signal N.\n";
+
+PRINTF_LIKE(1, 2)
+static int refuse(const char *fmt, ...)
+{
+	/* error_set makes names that hold control characters fit to print. */
+	struct error err;
+	char text[sizeof(err.text)];
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	error_set(&err, EINVAL, "%s", text);
+	fprintf(stderr, "lodge: %s\n", err.text);
+	return -EINVAL;
+}
+
+static int set_kernel(struct run_options *o, const char *value)
+{
+	o->kernel.path = value;
+	return *value ? 0 : refuse("--kernel wants the name of a kernel file");
+}
+
+static int set_initrd(struct run_options *o, const char *value)
+{
+	if (o->initrd_count == BOOT_INITRDS_MAX)
+		return refuse("more than %d --initrd", BOOT_INITRDS_MAX);
+	if (!*value)
+		return refuse("--initrd wants the name of a file");
+	o->initrd[o->initrd_count++].path = value;
+	return 0;
+}
+
+static int set_cmdline(struct run_options *o, const char *value)
+{
+	o->cmdline = value;
+	return 0;
+}
+
+static int set_memory(struct run_options *o, const char *value)
+{
+	int status = cli_parse_size(value, &o->memory_bytes);
+
+	if (status < 0 || o->memory_bytes < MACHINE_MEMORY_MIN || o->memory_bytes > MACHINE_MEMORY_MAX)
+		return refuse("--memory '%s' is no size of guest memory: give %dM to %dG, such as 512M",
+			value, (int)(MACHINE_MEMORY_MIN >> 20), (int)(MACHINE_MEMORY_MAX >> 30));
+	return 0;
+}
+
+static int set_cpus(struct run_options *o, const char *value)
+{
+	if (cli_parse_number(value, 1, MACHINE_CPUS_MAX, &o->cpus) < 0)
+		return refuse("--cpus '%s' is no number of vCPUs: give 1 to %d", value,
+			MACHINE_CPUS_MAX);
+	return 0;
+}
+
+static int set_engine(struct run_options *o, const char *value)
+{
+	o->engine = value;
+	if (strcmp(value, "auto") && !engine_find(value))
+		return refuse("no engine '%s': there are auto, kvm and interp", value);
+	return 0;
+}
+
+static int set_boot(struct run_options *o, const char *value)
+{
+	if (boot_protocol_parse(value, &o->protocol) < 0)
+		return refuse("no boot protocol '%s': there are auto, linux, pvh, elf and multiboot",
+			value);
+	return 0;
+}
+
+static int set_on_reboot(struct run_options *o, const char *value)
+{
+	o->exit_on_reboot = strcmp(value, "exit") == 0;
+	if (!o->exit_on_reboot && strcmp(value, "restart"))
+		return refuse("--on-reboot '%s': give restart or exit", value);
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	int (*set)(struct run_options *options, const char *value);
+} valued_options[] = {
+	{ "--kernel", set_kernel },
+	{ "--initrd", set_initrd },
+	{ "--cmdline", set_cmdline },
+	{ "--append", set_cmdline },
+	{ "--memory", set_memory },
+	{ "--cpus", set_cpus },
+	{ "--engine", set_engine },
+	{ "--boot", set_boot },
+	{ "--on-reboot", set_on_reboot },
+};
+
+static bool set_flag(struct run_options *o, const char *name)
+{
+	if (strcmp(name, "--keep-packed") == 0)
+		o->keep_packed = true;
+	else if (strcmp(name, "--stats") == 0)
+		o->stats = true;
+	else if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+		o->help = true;
+	else
+		return false;
+	return true;
+}
+
+/* `--name value` or `--name=value`. Returns how many arguments it took, or negative. */
+static int set_option(struct run_options *o, const char *arg, const char *next)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(valued_options); i++) {
+		size_t length = strlen(valued_options[i].name);
+		if (strncmp(arg, valued_options[i].name, length))
+			continue;
+		if (arg[length] == '=')
+			return valued_options[i].set(o, arg + length + 1) < 0 ? -EINVAL : 1;
+		if (arg[length])
+			continue;
+		if (!next)
+			return refuse("%s wants a value (lodge run --help)", arg);
+		return valued_options[i].set(o, next) < 0 ? -EINVAL : 2;
+	}
+	if (set_flag(o, arg))
+		return 1;
+	if (arg[0] == '-')
+		return refuse("no option '%s' (lodge run --help lists them)", arg);
+	return refuse("'%s' is no option; name the kernel with --kernel (lodge run --help)", arg);
+}
+
+static int parse(struct run_options *o, int argc, char **argv)
+{
+	for (int i = 1; i < argc;) {
+		int took = set_option(o, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
+		if (took < 0)
+			return took;
+		i += took;
+	}
+	if (!o->help && !o->kernel.path)
+		return refuse("no kernel given: use --kernel FILE (lodge run --help)");
+	return 0;
+}
+
+static const struct engine_ops *choose_engine(const char *name, struct error *err)
+{
+	struct engine_probe probe;
+
+	if (strcmp(name, "auto") == 0)
+		return engine_choose(&probe);
+	const struct engine_ops *engine = engine_find(name);
+	engine->probe(&probe);
+	if (probe.usable)
+		return engine;
+	error_set(err, ENODEV, "engine %s can't be used here: %s", name, probe.reason);
+	return NULL;
+}
+
+static int run(const struct run_options *o)
+{
+	struct error err = { 0 };
+	struct vmm_config config = {
+		.machine = {
+			.name = "machine",
+			.engine = choose_engine(o->engine, &err),
+			.cpus = (unsigned)o->cpus,
+			.memory_bytes = o->memory_bytes,
+			.boot = {
+				.kernel = o->kernel,
+				.initrd = o->initrd,
+				.initrd_count = o->initrd_count,
+				.cmdline = o->cmdline,
+				.protocol = o->protocol,
+				.keep_packed = o->keep_packed,
+			},
+		},
+		.exit_on_reboot = o->exit_on_reboot,
+		.stats = o->stats,
+	};
+
+	if (!config.machine.engine) {
+		fprintf(stderr, "lodge: %s\n", err.text);
+		return VMM_EXIT_FAILURE;
+	}
+	return vmm_run(&config);
+}
+
+int verb_run(int argc, char **argv)
+{
+	struct run_options options = { .engine = "auto", .cpus = 1, .memory_bytes = DEFAULT_MEMORY,
+		.cmdline = DEFAULT_CMDLINE };
+
+	if (parse(&options, argc, argv) < 0)
+		return EXIT_USAGE;
+	if (options.help) {
+		fputs(usage_text, stdout);
+		return 0;
+	}
+	return run(&options);
+}

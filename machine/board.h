@@ -1,0 +1,36 @@
+/*
+ * The board: which devices a machine has, at which addresses, and how their interrupt lines are wired.
+ * A legacy PC without firmware (interrupt controllers, timers, clock, one serial port, ACPI), the same
+ * for every engine; an engine with an irqchip of its own replaces PIC, I/O APIC and local APICs.
+ */
+#ifndef LODGE_MACHINE_BOARD_H
+#define LODGE_MACHINE_BOARD_H
+
+#include "base/types.h"
+#include "base/util.h"
+#include "isa/x86/state.h"
+
+struct board;
+struct error;
+struct machine;
+
+/* The machine's memory, clock, bus, VM and vCPUs exist. Errors: with a line for people. */
+MUST_CHECK int board_create(struct board **ret_board, struct machine *machine, struct error *err);
+void board_free(struct board *board);
+
+/* Write the ACPI tables that describe the board; *ret_rsdp is where they start. */
+MUST_CHECK int board_tables(struct board *board, gpa_t *ret_rsdp, struct error *err);
+
+/* The state in which vCPU `index`'s local APIC starts. */
+void board_lapic_state(struct board *board, unsigned index, struct x86_lapic *ret_lapic);
+
+void board_press_power(struct board *board);
+size_t board_console_input(struct board *board, const uint8_t *bytes, size_t count);
+
+/* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
+int board_pic_ack(struct board *board);
+
+/* Set a global system interrupt's line (ACPI 6.4, 5.2.13: GSI 0-23). */
+void board_set_gsi(struct board *board, unsigned gsi, bool level);
+
+#endif

@@ -1,0 +1,265 @@
+/*
+ * The machine object: see machine.h. Its board is in board.c, what engines ask of it in hooks.c, the
+ * vCPU threads in vcpu.c.
+ */
+#include "machine/machine.h"
+#include "base/cleanup.h"
+#include "boot/layout.h"
+#include "device/bus.h"
+#include "machine/private.h"
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- the end ---- */
+
+static void kick_all(struct machine *m)
+{
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		if (m->vcpu[i].engine)
+			m->config.engine->kick(m->vcpu[i].engine);
+		vcpu_post(&m->vcpu[i], VCPU_WAKE);
+	}
+}
+
+void machine_end(struct machine *m, enum machine_end end, uint8_t status, const char *fmt, ...)
+{
+	AUTO_LOCK(&m->lock);
+	if (m->has_result)
+		return;
+	m->has_result = true;
+	m->result.end = end;
+	m->result.status = status;
+	va_list args;
+	va_start(args, fmt);
+	vsnprintf(m->result.text, sizeof(m->result.text), fmt, args);
+	va_end(args);
+	m->stopping = true;
+	kick_all(m);
+	pthread_cond_broadcast(&m->changed);
+}
+
+void machine_stop(struct machine *m)
+{
+	machine_end(m, MACHINE_STOPPED, 0, "the machine was stopped");
+}
+
+/* ---- pause ---- */
+
+static bool all_parked(const struct machine *m)
+{
+	for (unsigned i = 0; i < m->vcpu_count; i++)
+		if (m->vcpu[i].started && !m->vcpu[i].parked)
+			return false;
+	return true;
+}
+
+void machine_pause(struct machine *m)
+{
+	AUTO_LOCK(&m->lock);
+	m->paused = true;
+	kick_all(m);
+	while (!all_parked(m) && !m->stopping)
+		pthread_cond_wait(&m->changed, &m->lock);
+	machine_clock_hold(m->clock);
+}
+
+void machine_resume(struct machine *m)
+{
+	AUTO_LOCK(&m->lock);
+	machine_clock_run(m->clock);
+	m->paused = false;
+	pthread_cond_broadcast(&m->changed);
+}
+
+/* ---- construction ---- */
+
+static int check_config(const struct machine_config *config, struct error *err)
+{
+	if (config->cpus < 1 || config->cpus > MACHINE_CPUS_MAX)
+		return error_set(err, EINVAL, "a machine has 1 to %d vCPUs, not %u",
+			MACHINE_CPUS_MAX, config->cpus);
+	if (config->memory_bytes < MACHINE_MEMORY_MIN || config->memory_bytes > MACHINE_MEMORY_MAX)
+		return error_set(err, EINVAL,
+			"a machine has %" PRIu64 " MiB to %" PRIu64 " GiB of memory, not %" PRIu64
+			" bytes",
+			(uint64_t)MACHINE_MEMORY_MIN >> 20, (uint64_t)MACHINE_MEMORY_MAX >> 30,
+			config->memory_bytes);
+	return 0;
+}
+
+static int add_memory(struct machine *m, struct error *err)
+{
+	uint64_t total = m->config.memory_bytes & GUEST_PAGE_MASK;
+	uint64_t low = boot_ram_low_bytes(total), high = boot_ram_high_bytes(total);
+	int status = memory_create(&m->memory);
+
+	if (status < 0)
+		return error_set(err, ENOMEM, "no memory for the machine");
+	status = memory_add_ram(m->memory, 0, low, 0, "ram", err);
+	if (status == 0 && high)
+		status = memory_add_ram(m->memory, BOOT_HOLE_END_GPA, high, 0, "ram-high", err);
+	return status;
+}
+
+static int add_vcpus(struct machine *m, struct error *err)
+{
+	m->vcpu = calloc(m->config.cpus, sizeof(*m->vcpu));
+	if (!m->vcpu)
+		return error_set(err, ENOMEM, "no memory for %u vCPUs", m->config.cpus);
+	for (unsigned i = 0; i < m->config.cpus; i++) {
+		struct machine_vcpu *vcpu = &m->vcpu[i];
+		struct engine_vcpu_config config = { .index = i, .apic_id = i, .opaque = vcpu };
+
+		vcpu->machine = m;
+		vcpu->index = i;
+		pthread_mutex_init(&vcpu->lock, NULL);
+		pthread_cond_init(&vcpu->wake, NULL);
+		m->vcpu_count++;
+		int status = m->config.engine->vcpu_create(&vcpu->engine, m->vm, &config, err);
+		if (status < 0)
+			return status;
+	}
+	return 0;
+}
+
+/* All processors in their first state: the boot processor as the kernel's protocol says, the others
+ * waiting. */
+static int set_first_states(struct machine *m, const struct x86_state *boot_state, struct error *err)
+{
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		struct x86_state state = *boot_state;
+
+		if (i > 0) {
+			x86_state_reset(&state);
+			state.activity = X86_WAIT_FOR_SIPI;
+		}
+		board_lapic_state(m->board, i, &state.lapic);
+		int status = m->config.engine->set_state(m->vcpu[i].engine, &state);
+		if (status < 0)
+			return error_set_errno(err, -status, "can't set the state of vCPU %u", i);
+	}
+	return 0;
+}
+
+static int build(struct machine *m, struct error *err)
+{
+	struct x86_state boot_state;
+	int status = check_config(&m->config, err);
+
+	if (status == 0)
+		status = add_memory(m, err);
+	if (status == 0)
+		status = machine_clock_create(&m->clock, err);
+	if (status == 0 && bus_create(&m->bus) < 0)
+		status = error_set(err, ENOMEM, "no memory for the bus");
+	if (status < 0)
+		return status;
+	x86_cpuid_default(&m->cpuid, m->config.cpus, machine_clock_tsc_hz(m->clock));
+	struct engine_vm_config vm_config = { .memory = m->memory, .bus = m->bus,
+		.hooks = &machine_hooks, .cpuid = &m->cpuid, .cpus_max = m->config.cpus };
+	status = m->config.engine->vm_create(&m->vm, &vm_config, err);
+	if (status == 0)
+		status = add_vcpus(m, err);
+	if (status == 0)
+		status = board_create(&m->board, m, err);
+	if (status < 0)
+		return status;
+	x86_state_reset(&boot_state);
+	status = board_tables(m->board, &m->config.boot.rsdp, err);
+	if (status == 0)
+		status = boot_load(m->memory, &m->config.boot, &boot_state, err);
+	if (status == 0)
+		status = set_first_states(m, &boot_state, err);
+	return status;
+}
+
+int machine_create(struct machine **ret_machine, const struct machine_config *config,
+	struct error *err)
+{
+	struct machine *m = calloc(1, sizeof(*m));
+
+	if (!m)
+		return error_set(err, ENOMEM, "no memory for the machine");
+	m->config = *config;
+	pthread_mutex_init(&m->lock, NULL);
+	pthread_cond_init(&m->changed, NULL);
+	int status = build(m, err);
+	if (status < 0) {
+		machine_free(m);
+		return status;
+	}
+	*ret_machine = m;
+	return 0;
+}
+
+int machine_start(struct machine *m, struct error *err)
+{
+	machine_clock_run(m->clock);
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		struct machine_vcpu *vcpu = &m->vcpu[i];
+		int status = pthread_create(&vcpu->thread, NULL, vcpu_thread, vcpu);
+		if (status)
+			return error_set_errno(err, status, "can't start a thread for vCPU %u", i);
+		pthread_mutex_lock(&m->lock);
+		vcpu->started = true;
+		pthread_mutex_unlock(&m->lock);
+	}
+	return 0;
+}
+
+void machine_wait(struct machine *m, struct machine_result *ret_result)
+{
+	pthread_mutex_lock(&m->lock);
+	while (!m->has_result)
+		pthread_cond_wait(&m->changed, &m->lock);
+	*ret_result = m->result;
+	pthread_mutex_unlock(&m->lock);
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		if (m->vcpu[i].started)
+			pthread_join(m->vcpu[i].thread, NULL);
+		m->vcpu[i].started = false;
+	}
+}
+
+void machine_free(struct machine *m)
+{
+	struct machine_result ignored;
+
+	if (!m)
+		return;
+	machine_stop(m);
+	machine_wait(m, &ignored);
+	board_free(m->board);
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		m->config.engine->vcpu_free(m->vcpu[i].engine);
+		pthread_mutex_destroy(&m->vcpu[i].lock);
+		pthread_cond_destroy(&m->vcpu[i].wake);
+	}
+	free(m->vcpu);
+	if (m->vm)
+		m->config.engine->vm_free(m->vm);
+	bus_free(m->bus);
+	machine_clock_free(m->clock);
+	memory_free(m->memory);
+	pthread_mutex_destroy(&m->lock);
+	pthread_cond_destroy(&m->changed);
+	free(m);
+}
+
+void machine_press_power(struct machine *m)
+{
+	board_press_power(m->board);
+}
+
+size_t machine_console_input(struct machine *m, const uint8_t *bytes, size_t count)
+{
+	return board_console_input(m->board, bytes, count);
+}
+
+void machine_counters(struct machine *m, unsigned index, struct engine_counters *ret_counters)
+{
+	m->config.engine->counters(m->vcpu[index].engine, ret_counters);
+}

@@ -1,0 +1,79 @@
+/*
+ * A virtual machine: guest memory, a board of devices, and one thread for each vCPU, run by any engine.
+ *
+ * Life: create (loads the kernel) -> start -> wait -> free. A machine that was reset by its guest has
+ * ended; whoever wants it to go on makes a new one from the same configuration.
+ *
+ * Threads: create, start, wait and free by the owner; the others by anyone between create and free.
+ */
+#ifndef LODGE_MACHINE_MACHINE_H
+#define LODGE_MACHINE_MACHINE_H
+
+#include "base/types.h"
+#include "base/util.h"
+#include "boot/boot.h"
+#include "engine/engine.h"
+
+#define MACHINE_CPUS_MAX     64
+#define MACHINE_MEMORY_MIN   MIB(16) /* less holds no kernel */
+#define MACHINE_MEMORY_MAX   GIB(1024)
+
+struct machine;
+
+struct machine_config {
+	const char *name; /* for messages */
+	const struct engine_ops *engine;
+	unsigned cpus;
+	uint64_t memory_bytes; /* a multiple of the page size */
+	struct boot_config boot;
+	/* The first serial port. output: on a vCPU's thread, must not call back. room: input that was
+	 * not taken would be now; only wake somebody. */
+	void (*console_output)(void *opaque, const uint8_t *bytes, size_t count);
+	void (*console_room)(void *opaque);
+	void *console_opaque;
+};
+
+enum machine_end {
+	MACHINE_POWERED_OFF, /* by the guest */
+	MACHINE_RESET,	     /* by the guest */
+	MACHINE_EXITED,	     /* the guest wrote a status to the debug exit port */
+	MACHINE_PANICKED,    /* the guest's kernel says so */
+	MACHINE_CRASHED,     /* triple fault, or a state from which nothing can follow */
+	MACHINE_FAILED,	     /* the monitor or the host cannot go on */
+	MACHINE_STOPPED,     /* machine_stop() */
+};
+
+struct machine_result {
+	enum machine_end end;
+	uint8_t status;	 /* of MACHINE_EXITED */
+	char text[512];	 /* one line for people */
+};
+
+/* Errors: negative errno with a line for people. `config` is copied; what it points to outlives the
+ * machine. */
+MUST_CHECK int machine_create(struct machine **ret_machine, const struct machine_config *config,
+	struct error *err);
+/* Stops it if need be. NULL is allowed. */
+void machine_free(struct machine *machine);
+
+/* Start the vCPUs. Errors: no threads to be had. */
+MUST_CHECK int machine_start(struct machine *machine, struct error *err);
+/* Wait until the machine has ended and all its vCPUs have stopped. */
+void machine_wait(struct machine *machine, struct machine_result *ret_result);
+/* End it from outside, at once. */
+void machine_stop(struct machine *machine);
+
+/* Hold all vCPUs and guest time; returns when none runs guest code. Nested calls do not count. */
+void machine_pause(struct machine *machine);
+void machine_resume(struct machine *machine);
+
+/* Press the power button: a guest that listens shuts down. */
+void machine_press_power(struct machine *machine);
+
+/* Type into the first serial port; returns how many bytes it took. */
+size_t machine_console_input(struct machine *machine, const uint8_t *bytes, size_t count);
+
+/* One vCPU's counters; index < cpus. */
+void machine_counters(struct machine *machine, unsigned index, struct engine_counters *ret_counters);
+
+#endif

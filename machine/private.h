@@ -1,0 +1,72 @@
+/*
+ * What the files of the machine share.
+ */
+#ifndef LODGE_MACHINE_PRIVATE_H
+#define LODGE_MACHINE_PRIVATE_H
+
+#include "base/error.h"
+#include "base/log.h"
+#include "machine/board.h"
+#include "machine/clock.h"
+#include "machine/machine.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+enum vcpu_event {
+	VCPU_WAKE = 1, /* look again: an interrupt, an NMI, a stop */
+	VCPU_INIT = 2,
+	VCPU_SIPI = 4,
+};
+
+struct machine_vcpu {
+	struct machine *machine;
+	unsigned index;
+	struct engine_vcpu *engine;
+	struct lapic *lapic; /* NULL with an engine that has its own */
+	pthread_t thread;
+	bool started;
+
+	pthread_mutex_t lock; /* innermost: nothing is taken under it */
+	pthread_cond_t wake;
+	unsigned events; /* enum vcpu_event */
+	uint8_t sipi_vector;
+	bool parked; /* holds no guest state in the engine: paused or ended */
+
+	_Atomic uint64_t tsc_offset; /* this vCPU's TSC - the machine's */
+	uint64_t kvm_system_time;    /* MSR_KVM_SYSTEM_TIME_NEW */
+	uint64_t kvm_wall_clock;
+};
+
+struct machine {
+	struct machine_config config;
+	struct guest_memory *memory;
+	struct machine_clock *clock;
+	struct bus *bus;
+	struct board *board;
+	struct x86_cpuid_model cpuid;
+	struct engine_vm *vm;
+	unsigned vcpu_count;
+	struct machine_vcpu *vcpu; /* vcpu_count of them */
+
+	pthread_mutex_t lock; /* below the devices' locks, above vcpu.lock */
+	pthread_cond_t changed;
+	_Atomic bool stopping;
+	_Atomic bool paused;
+	bool has_result;
+	struct machine_result result;
+};
+
+extern const struct engine_hooks machine_hooks;
+
+/* The vCPU whose thread this is; NULL on other threads. */
+struct machine_vcpu *machine_current_vcpu(void);
+
+/* The machine ends so; the first call counts. Any thread, any device lock held. */
+void machine_end(struct machine *machine, enum machine_end end, uint8_t status, const char *fmt, ...)
+	PRINTF_LIKE(4, 5);
+
+/* Tell a vCPU that something happened. Any thread, any device lock held. */
+void vcpu_post(struct machine_vcpu *vcpu, unsigned event);
+void *vcpu_thread(void *vcpu);
+
+#endif
