@@ -1,0 +1,367 @@
+/*
+ * The board: see board.h. Addresses are the PC's; ACPI tells the guest of them.
+ *
+ * Lock order: device lock -> I/O APIC -> local APICs -> machine -> vCPU. Interrupt lines are driven with
+ * the device lock held.
+ */
+#include "machine/board.h"
+#include "base/cleanup.h"
+#include "boot/acpi.h"
+#include "boot/layout.h"
+#include "device/acpi_pm.h"
+#include "device/bus.h"
+#include "device/char/debug_exit.h"
+#include "device/char/i8042.h"
+#include "device/char/pvpanic.h"
+#include "device/char/uart16550.h"
+#include "device/irq/ioapic.h"
+#include "device/irq/lapic.h"
+#include "device/irq/pic.h"
+#include "device/timer/pit.h"
+#include "device/timer/rtc.h"
+#include "machine/private.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COM1_PORT 0x3f8
+#define GSI_PIT	  0 /* pin 2 of the I/O APIC */
+#define GSI_COM1  4
+#define GSI_RTC	  8
+#define GSI_SCI	  9
+
+struct board {
+	struct machine *machine;
+	bool own_irqchip; /* ours, not the engine's */
+	pthread_mutex_t device_lock, pic_lock;
+
+	struct lapic_bus *lapics;
+	struct ioapic *ioapic;
+	struct pic *pic;
+	struct pit *pit;
+	struct rtc *rtc;
+	struct uart *uart;
+	struct acpi_pm pm;
+	struct i8042 i8042;
+	struct debug_exit debug_exit;
+	struct pvpanic pvpanic;
+};
+
+/* ---- interrupts ---- */
+
+void board_set_gsi(struct board *board, unsigned gsi, bool level)
+{
+	if (!board->own_irqchip) {
+		board->machine->config.engine->irq_line(board->machine->vm, gsi, level);
+		return;
+	}
+	pic_set_irq(board->pic, gsi, level);
+	ioapic_set_irq(board->ioapic, gsi == GSI_PIT ? 2 : gsi, level);
+}
+
+static void gsi_set(void *opaque, unsigned gsi, bool level)
+{
+	board_set_gsi(opaque, gsi, level);
+}
+
+static struct irq_line gsi_line(struct board *board, unsigned gsi)
+{
+	return (struct irq_line){ .set = gsi_set, .opaque = board, .line = gsi };
+}
+
+/* INTR of the PIC goes to the boot processor's LINT0. */
+static void pic_intr(void *opaque, unsigned line, bool level)
+{
+	struct board *board = opaque;
+
+	lapic_set_lint(board->machine->vcpu[0].lapic, 0, level);
+}
+
+int board_pic_ack(struct board *board)
+{
+	return pic_pending(board->pic) ? pic_ack(board->pic) : -1;
+}
+
+static void lapic_notify(void *opaque, enum lapic_signal signal, uint8_t vector)
+{
+	struct machine_vcpu *vcpu = opaque;
+	const struct engine_ops *ops = vcpu->machine->config.engine;
+
+	switch (signal) {
+	case LAPIC_SIGNAL_INTR:
+	case LAPIC_SIGNAL_EXTINT:
+		ops->interrupt(vcpu->engine);
+		vcpu_post(vcpu, VCPU_WAKE);
+		break;
+	case LAPIC_SIGNAL_NMI:
+		ops->nmi(vcpu->engine);
+		vcpu_post(vcpu, VCPU_WAKE);
+		break;
+	case LAPIC_SIGNAL_INIT:
+		vcpu_post(vcpu, VCPU_INIT);
+		ops->kick(vcpu->engine);
+		break;
+	case LAPIC_SIGNAL_SIPI:
+		pthread_mutex_lock(&vcpu->lock);
+		vcpu->sipi_vector = vector;
+		pthread_mutex_unlock(&vcpu->lock);
+		vcpu_post(vcpu, VCPU_SIPI);
+		ops->kick(vcpu->engine);
+		break;
+	case LAPIC_SIGNAL_SMI: break;
+	}
+}
+
+static uint64_t lapic_tsc_to_ns(void *opaque, uint64_t tsc)
+{
+	struct machine_vcpu *vcpu = opaque;
+
+	return machine_clock_tsc_to_ns(vcpu->machine->clock, tsc - vcpu->tsc_offset);
+}
+
+static void lapic_eoi(void *opaque, uint8_t vector)
+{
+	struct board *board = opaque;
+
+	ioapic_eoi(board->ioapic, vector);
+}
+
+/* The register page is each processor's own, at one address. */
+static uint64_t lapic_page_read(void *opaque, uint64_t offset, unsigned size_bytes)
+{
+	struct machine_vcpu *vcpu = machine_current_vcpu();
+
+	return vcpu ? lapic_mmio_read(vcpu->lapic, offset, size_bytes) : UINT64_MAX;
+}
+
+static void lapic_page_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_t value)
+{
+	struct machine_vcpu *vcpu = machine_current_vcpu();
+
+	if (vcpu)
+		lapic_mmio_write(vcpu->lapic, offset, size_bytes, value);
+}
+
+static int add_lapics(struct board *board)
+{
+	static const struct bus_ops page_ops = { .read = lapic_page_read,
+		.write = lapic_page_write };
+	struct machine *m = board->machine;
+	const struct lapic_bus_config bus_config = { .time = machine_clock_source(m->clock),
+		.eoi = lapic_eoi, .opaque = board };
+	int status = lapic_bus_create(&bus_config, &board->lapics);
+
+	for (unsigned i = 0; status == 0 && i < m->vcpu_count; i++) {
+		const struct lapic_config config = {
+			.id = i,
+			.bsp = i == 0,
+			.x2apic = x86_has(&m->cpuid.features, X86_F_X2APIC),
+			.tsc_deadline = x86_has(&m->cpuid.features, X86_F_TSC_DEADLINE),
+			.notify = lapic_notify,
+			.tsc_to_ns = lapic_tsc_to_ns,
+			.opaque = &m->vcpu[i],
+		};
+		status = lapic_create(board->lapics, &config, &m->vcpu[i].lapic);
+	}
+	if (status == 0)
+		lapic_set_virtual_wire(m->vcpu[0].lapic);
+	if (status == 0)
+		status = bus_add(m->bus, BUS_MMIO, BOOT_LAPIC_GPA, GUEST_PAGE_SIZE, "lapic", &page_ops,
+			board, NULL);
+	return status;
+}
+
+static int add_irqchip(struct board *board)
+{
+	struct machine *m = board->machine;
+	const struct pic_config pic_config = { .lock = &board->pic_lock,
+		.intr = { .set = pic_intr, .opaque = board } };
+	const struct ioapic_config ioapic_config = { .lapics = board->lapics };
+	int status = add_lapics(board);
+
+	if (status == 0)
+		status = pic_create(&pic_config, &board->pic);
+	if (status == 0)
+		status = pic_attach(board->pic, m->bus);
+	if (status == 0)
+		status = ioapic_create(&ioapic_config, &board->ioapic);
+	if (status == 0)
+		status = ioapic_attach(board->ioapic, m->bus, BOOT_IOAPIC_GPA);
+	return status;
+}
+
+/* ---- power ---- */
+
+static void pm_sleep(void *opaque, unsigned type)
+{
+	struct board *board = opaque;
+
+	if (type == ACPI_PM_SLEEP_S5)
+		machine_end(board->machine, MACHINE_POWERED_OFF, 0, "the guest powered off");
+}
+
+static void request_reset(void *opaque)
+{
+	struct board *board = opaque;
+
+	machine_end(board->machine, MACHINE_RESET, 0, "the guest reset the machine");
+}
+
+static void request_exit(void *opaque, uint8_t status)
+{
+	struct board *board = opaque;
+
+	machine_end(board->machine, MACHINE_EXITED, status, "the guest exited with status %u", status);
+}
+
+static void guest_panicked(void *opaque, uint8_t events)
+{
+	struct board *board = opaque;
+
+	machine_end(board->machine, MACHINE_PANICKED, 0,
+		"the guest's kernel panicked: its console says why");
+}
+
+void board_press_power(struct board *board)
+{
+	acpi_pm_press_power(&board->pm);
+}
+
+static int add_power(struct board *board)
+{
+	struct bus *bus = board->machine->bus;
+
+	board->pm = (struct acpi_pm){
+		.lock = &board->device_lock,
+		.sci = gsi_line(board, GSI_SCI),
+		.time = machine_clock_source(board->machine->clock),
+		.sleep = pm_sleep,
+		.reset = request_reset,
+		.opaque = board,
+	};
+	board->i8042 = (struct i8042){ .lock = &board->device_lock, .reset = request_reset,
+		.opaque = board };
+	board->debug_exit = (struct debug_exit){ .exit = request_exit, .opaque = board };
+	board->pvpanic = (struct pvpanic){ .event = guest_panicked, .opaque = board };
+	int status = acpi_pm_attach(&board->pm, bus, ACPI_PM_PORT);
+	if (status == 0)
+		status = i8042_attach(&board->i8042, bus);
+	if (status == 0)
+		status = debug_exit_attach(&board->debug_exit, bus, DEBUG_EXIT_PORT);
+	if (status == 0)
+		status = pvpanic_attach(&board->pvpanic, bus, PVPANIC_PORT);
+	return status;
+}
+
+/* ---- timers and the serial port ---- */
+
+static int add_timers(struct board *board)
+{
+	struct timer_source *time = machine_clock_source(board->machine->clock);
+	const struct pit_config pit_config = { .lock = &board->device_lock,
+		.irq = gsi_line(board, GSI_PIT), .time = time };
+	const struct rtc_config rtc_config = { .lock = &board->device_lock,
+		.irq = gsi_line(board, GSI_RTC), .time = time };
+	int status = pit_create(&pit_config, &board->pit);
+
+	if (status == 0)
+		status = pit_attach(board->pit, board->machine->bus);
+	if (status == 0)
+		status = rtc_create(&rtc_config, &board->rtc);
+	if (status == 0)
+		status = rtc_attach(board->rtc, board->machine->bus);
+	return status;
+}
+
+static int add_console(struct board *board)
+{
+	const struct machine_config *config = &board->machine->config;
+	const struct uart_config uart_config = {
+		.irq = gsi_line(board, GSI_COM1),
+		.lock = &board->device_lock,
+		.output = config->console_output,
+		.room = config->console_room,
+		.opaque = config->console_opaque,
+		.hold_input = true,
+	};
+	int status = uart_create(&uart_config, &board->uart);
+
+	if (status == 0)
+		status = uart_attach(board->uart, board->machine->bus, COM1_PORT);
+	return status;
+}
+
+size_t board_console_input(struct board *board, const uint8_t *bytes, size_t count)
+{
+	return uart_receive(board->uart, bytes, count);
+}
+
+/* ---- ACPI ---- */
+
+int board_tables(struct board *board, gpa_t *ret_rsdp, struct error *err)
+{
+	const struct acpi_config config = {
+		.cpus = board->machine->vcpu_count,
+	};
+
+	return acpi_build(board->machine->memory, &config, ret_rsdp, err);
+}
+
+/* ---- life ---- */
+
+void board_lapic_state(struct board *board, unsigned index, struct x86_lapic *ret_lapic)
+{
+	memset(ret_lapic, 0, sizeof(*ret_lapic));
+	if (!board->own_irqchip)
+		return;
+	struct lapic_state state;
+	lapic_save(board->machine->vcpu[index].lapic, &state);
+	ret_lapic->apic_base = state.apic_base;
+	memcpy(ret_lapic->reg, state.reg, sizeof(state.reg));
+}
+
+int board_create(struct board **ret_board, struct machine *machine, struct error *err)
+{
+	struct board *board = calloc(1, sizeof(*board));
+
+	if (!board)
+		return error_set(err, ENOMEM, "no memory for the board");
+	board->machine = machine;
+	board->own_irqchip = !(machine->config.engine->caps & ENGINE_CAP_IRQCHIP);
+	pthread_mutex_init(&board->device_lock, NULL);
+	pthread_mutex_init(&board->pic_lock, NULL);
+	int status = board->own_irqchip ? add_irqchip(board) : 0;
+	if (status == 0)
+		status = add_timers(board);
+	if (status == 0)
+		status = add_power(board);
+	if (status == 0)
+		status = add_console(board);
+	if (status < 0) {
+		board_free(board);
+		return error_set_errno(err, -status, "can't build the board");
+	}
+	*ret_board = board;
+	return 0;
+}
+
+/* Those with timers first: none fires into what is gone. */
+void board_free(struct board *board)
+{
+	if (!board)
+		return;
+	struct machine *m = board->machine;
+	rtc_free(board->rtc);
+	pit_free(board->pit);
+	for (unsigned i = 0; i < m->vcpu_count; i++) {
+		lapic_free(m->vcpu[i].lapic);
+		m->vcpu[i].lapic = NULL;
+	}
+	uart_free(board->uart);
+	ioapic_free(board->ioapic);
+	lapic_bus_free(board->lapics);
+	pic_free(board->pic);
+	pthread_mutex_destroy(&board->device_lock);
+	pthread_mutex_destroy(&board->pic_lock);
+	free(board);
+}
