@@ -6,6 +6,7 @@
 #include <string.h>
 
 const struct engine_ops *const engine_list[] = {
+	&engine_kvm_ops,
 	&engine_interp_ops,
 	NULL,
 };
@@ -20,6 +21,8 @@ const struct engine_ops *engine_find(const char *name)
 
 const struct engine_ops *engine_choose(struct engine_probe *ret_kvm)
 {
-	*ret_kvm = (struct engine_probe){ 0 };
+	engine_kvm_ops.probe(ret_kvm);
+	if (ret_kvm->usable && !ret_kvm->ring0_emulated)
+		return &engine_kvm_ops;
 	return &engine_interp_ops;
 }

@@ -39,6 +39,8 @@ int kvm_ioctl(int fd, unsigned long request, void *arg);
 
 int kvm_state_get(struct engine_vcpu *vcpu, struct x86_state *ret_state);
 int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state);
+/* The same without time (TSC, timers) and the local APIC, which have run on meanwhile. */
+int kvm_state_set_core(struct engine_vcpu *vcpu, const struct x86_state *state);
 
 /* Give the vCPU the model's CPUID, less what this KVM lacks. */
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err);

@@ -211,8 +211,15 @@ static int msrs_get(struct engine_vcpu *vcpu, struct x86_state *s)
 	return 0;
 }
 
+/* MSRs whose value moves by itself, or whose write does more than store. */
+static bool is_time(uint32_t index)
+{
+	return index == X86_MSR_TSC || index == X86_MSR_TSC_ADJUST || index == X86_MSR_TSC_DEADLINE ||
+	       index == MSR_KVM_SYSTEM_TIME || index == MSR_KVM_WALL_CLOCK;
+}
+
 /* An MSR that KVM refuses must hold zero, or something the guest relied on is lost. */
-static int msrs_set(struct engine_vcpu *vcpu, const struct x86_state *s)
+static int msrs_set(struct engine_vcpu *vcpu, const struct x86_state *s, bool time_too)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(msr_fields); i++) {
 		struct {
@@ -221,7 +228,8 @@ static int msrs_set(struct engine_vcpu *vcpu, const struct x86_state *s)
 		} one = { .head.nmsrs = 1, .entry.index = msr_fields[i].index };
 
 		one.entry.data = *(const uint64_t *)((const char *)s + msr_fields[i].offset);
-		if (!msr_known(vcpu->vm, one.entry.index))
+		if (!msr_known(vcpu->vm, one.entry.index) ||
+			(!time_too && is_time(one.entry.index)))
 			continue;
 		if (kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &one) != 1 && one.entry.data)
 			log_debug("kvm", "vCPU %u: MSR %#x does not take %#llx", vcpu->config.index,
@@ -414,11 +422,11 @@ int kvm_state_get(struct engine_vcpu *vcpu, struct x86_state *ret_state)
 	return status;
 }
 
-int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state)
+/* What an instruction can change by itself: everything but time and the local APIC. */
+static int set_core(struct engine_vcpu *vcpu, const struct x86_state *state)
 {
 	struct kvm_regs regs;
 	struct kvm_sregs sregs;
-	struct kvm_mp_state mp = { .mp_state = activity_to_kvm(state->activity) };
 	int status = kvm_ioctl(vcpu->fd, KVM_GET_SREGS, &sregs);
 
 	if (status < 0)
@@ -430,12 +438,31 @@ int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state)
 		status = kvm_ioctl(vcpu->fd, KVM_SET_REGS, &regs);
 	if (status == 0)
 		status = fpu_set(vcpu, state);
+	if (status == 0)
+		status = debug_set(vcpu, state);
+	return status;
+}
+
+int kvm_state_set_core(struct engine_vcpu *vcpu, const struct x86_state *state)
+{
+	int status = set_core(vcpu, state);
+
+	if (status == 0)
+		status = msrs_set(vcpu, state, false);
+	if (status == 0)
+		status = events_set(vcpu, state);
+	return status;
+}
+
+int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state)
+{
+	struct kvm_mp_state mp = { .mp_state = activity_to_kvm(state->activity) };
+	int status = set_core(vcpu, state);
+
 	if (status == 0 && state->lapic.apic_base)
 		status = lapic_set(vcpu, state);
 	if (status == 0)
-		status = msrs_set(vcpu, state);
-	if (status == 0)
-		status = debug_set(vcpu, state);
+		status = msrs_set(vcpu, state, true);
 	if (status == 0)
 		status = events_set(vcpu, state);
 	if (status == 0)
