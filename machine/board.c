@@ -300,11 +300,21 @@ size_t board_console_input(struct board *board, const uint8_t *bytes, size_t cou
 
 int board_tables(struct board *board, gpa_t *ret_rsdp, struct error *err)
 {
-	const struct acpi_config config = {
-		.cpus = board->machine->vcpu_count,
-	};
+	struct acpi_config config;
 
-	return acpi_build(board->machine->memory, &config, ret_rsdp, err);
+	acpi_config_init(&config);
+	config.cpu_count = board->machine->vcpu_count;
+	config.sci_gsi = GSI_SCI;
+	config.pm1_event_port = ACPI_PM_PORT + ACPI_PM_EVENT;
+	config.pm1_control_port = ACPI_PM_PORT + ACPI_PM_CONTROL;
+	config.pm_timer_port = ACPI_PM_PORT + ACPI_PM_TIMER;
+	config.pm_timer_32bit = true;
+	config.reset_port = ACPI_PM_PORT + ACPI_PM_RESET;
+	config.reset_value = ACPI_PM_RESET_VALUE;
+	config.sleep_states = BIT(5);
+	config.sleep_type[5] = ACPI_PM_SLEEP_S5;
+	config.power_button = config.sleep_button = true;
+	return acpi_install(board->machine->memory, &config, ret_rsdp, err);
 }
 
 /* ---- life ---- */

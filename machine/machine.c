@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "memory/memory.h"
 #include "machine/private.h"
 #include <errno.h>
 #include <inttypes.h>
