@@ -526,6 +526,7 @@ static bool decode_form(struct decoder *d)
 	struct x86_insn *insn = d->insn;
 	if (!take_opcode(d))
 		return false;
+	set_default_segment(d, X86_DS);
 	const struct x86_form *form = find_form(d);
 	if (!form)
 		return false;
@@ -546,7 +547,6 @@ enum x86_decode_result x86_decode(struct x86_insn *insn, const uint8_t *bytes, u
 	struct decoder d = { .insn = insn, .features = features, .bytes = bytes,
 		.end = MIN(avail, (unsigned)X86_INSN_BYTES_MAX), .real = real,
 		.seg_override = X86_SEG_NONE };
-	set_default_segment(&d, X86_DS);
 	bool ok = decode_form(&d);
 	insn->len = MAX(d.pos, 1u);
 	/* Bytes that could not be had matter only if it was not #UD before. */
