@@ -52,7 +52,7 @@ static inline void x86_fpu_set_top(struct x86_fpu *fpu, unsigned top)
 	fpu->fsw = (uint16_t)((fpu->fsw & ~X86_FSW_TOP) | top << X86_FSW_TOP_SHIFT);
 }
 
-/* What every MMX instruction but EMMS does (SDM 1 9.5.1): TOP = 0, all registers valid. */
+/* What every use of an MMX register does (SDM 1 9.5.1): TOP = 0, all registers valid. */
 static inline void x86_fpu_enter_mmx(struct x86_fpu *fpu)
 {
 	x86_fpu_set_top(fpu, 0);

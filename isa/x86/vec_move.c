@@ -85,6 +85,7 @@ enum x86_status x86_vec_logic(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 enum x86_status x86_vec_emms(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
+	x86_fpu_set_top(&cpu->s.fpu, 0);
 	cpu->s.fpu.ftw = 0;
 	return X86_OK;
 }

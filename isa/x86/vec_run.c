@@ -83,12 +83,13 @@ static enum x86_status vec_commit(struct x86_cpu *cpu, const struct x86_insn *in
 	}
 }
 
-/* An operand in an MMX register, or one that could have been: all but CVTPI2PD from memory. */
+/*
+ * The MMX transition of instructions with an operand in an MMX register. CVTPI2PS and CVTPI2PD from memory
+ * make none: so says SDM 2 of the latter, and AMD processors do the same for both.
+ */
 static void vec_mmx_commit(struct x86_cpu *cpu, const struct x86_insn *insn, const struct native_ctx *ctx)
 {
-	bool cvtpi2pd = insn->opcode == 0x2a && insn->row->feature == X86_F_SSE2;
-
-	if (cvtpi2pd && insn->modrm < 0xc0)
+	if (insn->op[0].kind != X86_O_MMX && insn->op[1].kind != X86_O_MMX)
 		return;
 	x86_fpu_enter_mmx(&cpu->s.fpu);
 	if (insn->op[0].kind == X86_O_MMX)
