@@ -46,6 +46,8 @@ static enum x86_status map_pieces(struct x86_cpu *cpu, gva_t linear, unsigned si
 {
 	unsigned first = (unsigned)MIN((uint64_t)size, GUEST_PAGE_SIZE - (linear & ~GUEST_PAGE_MASK));
 
+	if (unlikely(cpu->watched))
+		x86_watch(cpu, linear, size, access);
 	X86_TRY(map_piece(cpu, linear, first, access, user, &piece[0]));
 	piece[1].size = size - first;
 	if (first == size)

@@ -401,12 +401,6 @@ enum x86_status sem_rdpmc(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return x86_gp(cpu, 0);
 }
 
-enum x86_status sem_rdpid(struct x86_cpu *cpu, const struct x86_insn *insn)
-{
-	x86_gpr_write(cpu, insn->op[0].reg, insn->mode == 64 ? 8 : 4, cpu->s.msr.tsc_aux);
-	return X86_OK;
-}
-
 enum x86_status sem_cpuid(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint32_t regs[4];
