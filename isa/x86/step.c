@@ -8,6 +8,7 @@
  * Left out on purpose: the FERR# interrupt of CR0.NE = 0 (#MF is raised instead).
  */
 #include "isa/x86/access.h"
+#include "isa/x86/semantics.h"
 
 #include "base/util.h"
 
@@ -146,8 +147,9 @@ static enum x86_status execute(struct x86_cpu *cpu, struct x86_insn *insn, bool 
 /* INT n and its kin, and SYSCALL, go by the TF that they leave behind; all others by the one before. */
 static bool steps_into_handler(const struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-	const char *name = insn->row->name;
-	return !(cpu->s.rflags & X86_TF) && (!strncmp(name, "INT", 3) || !strcmp(name, "SYSCALL"));
+	return !(cpu->s.rflags & X86_TF) &&
+	       (insn->fn == x86_int || insn->fn == x86_int3 || insn->fn == x86_into ||
+		       insn->fn == x86_int1 || insn->fn == x86_syscall);
 }
 
 static enum x86_status deliver(struct x86_cpu *cpu)
