@@ -7,6 +7,21 @@
 #include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
 
+/* Apart, so that both copies have a constant size. */
+static enum x86_status mov_16(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	union x86_vector value;
+
+	if (insn->op[1].kind == X86_O_MEM)
+		X86_TRY(x86_native_load(cpu, insn, &value, 16));
+	else
+		memcpy(&value, &cpu->s.fpu.vec[insn->op[1].reg], 16);
+	memcpy(&cpu->s.fpu.vec[insn->op[0].reg], &value, 16);
+	if (insn->prefix & X86_P_VEX)
+		memset(cpu->s.fpu.vec[insn->op[0].reg].b + 16, 0, 48);
+	return X86_OK;
+}
+
 /* Aligned and unaligned moves of 16 or 32 bytes: operand 0 := operand 1. */
 enum x86_status x86_vec_mov(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
@@ -16,11 +31,11 @@ enum x86_status x86_vec_mov(struct x86_cpu *cpu, const struct x86_insn *insn)
 	if (insn->op[0].kind == X86_O_MEM)
 		return x86_native_store(cpu, insn, &cpu->s.fpu.vec[insn->op[1].reg], size);
 	if (size == 16)
-		memset(value.b + 16, 0, 16);
+		return mov_16(cpu, insn);
 	if (insn->op[1].kind == X86_O_MEM)
-		X86_TRY(x86_native_load(cpu, insn, &value, size));
+		X86_TRY(x86_native_load(cpu, insn, &value, 32));
 	else
-		memcpy(&value, &cpu->s.fpu.vec[insn->op[1].reg], size);
+		memcpy(&value, &cpu->s.fpu.vec[insn->op[1].reg], 32);
 	x86_vec_write(cpu, insn, insn->op[0].reg, &value);
 	return X86_OK;
 }

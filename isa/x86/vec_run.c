@@ -5,8 +5,7 @@
  * Operand 0 is the destination (of rows with flags_out it is only read). SSE keeps the bytes of the
  * destination above 15; VEX zeroes everything above the vector length.
  *
- * Left out: an exact but tiny result raises #XM when underflow is unmasked (it does not, here: with the
- * exception masked, as it is while the stub runs, the host does not flag it).
+ * Inexact: the PE flag beside an unmasked underflow is always set.
  */
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
@@ -26,6 +25,18 @@ static enum x86_status vec_exceptions(struct x86_cpu *cpu, uint32_t raised)
 		raised &= 7;
 	cpu->s.fpu.mxcsr |= raised;
 	return x86_fault(cpu, cpu->s.cr4 & X86_CR4_OSXMMEXCPT ? X86_XM : X86_UD);
+}
+
+/*
+ * What the stub runs with: the guest's controls, all exceptions masked, no flags. A masked underflow is
+ * flagged only if the result is inexact too, an unmasked one is raised for any tiny result: with flushing to
+ * zero every tiny result is flagged, and none is stored.
+ */
+static uint32_t vec_stub_mxcsr(uint32_t guest)
+{
+	uint32_t mxcsr = (guest & ~X86_MXCSR_FLAGS) | X86_MXCSR_MASKS;
+
+	return guest & X86_MXCSR_UM ? mxcsr : mxcsr | X86_MXCSR_FTZ;
 }
 
 /* Points the stub's operands at the registers and loads the memory operand. */
@@ -113,7 +124,7 @@ enum x86_status x86_vec_run(struct x86_cpu *cpu, const struct x86_insn *insn)
 	ctx = &cpu->native->ctx;
 	X86_TRY(vec_bind(cpu, insn, ctx));
 	if (attr & X86_A_MXCSR)
-		ctx->mxcsr = (cpu->s.fpu.mxcsr & ~X86_MXCSR_FLAGS) | X86_MXCSR_MASKS;
+		ctx->mxcsr = vec_stub_mxcsr(cpu->s.fpu.mxcsr);
 	fn(ctx);
 	if (attr & X86_A_MXCSR)
 		X86_TRY(vec_exceptions(cpu, ctx->mxcsr & X86_MXCSR_FLAGS));

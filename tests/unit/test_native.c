@@ -4,6 +4,8 @@
  */
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include "x86_run.h"
 
@@ -47,6 +49,30 @@ static void test_codebuf(void **state)
 	assert_int_equal(fn(), 42);
 	assert_true(buf.dual == (buf.rw != buf.rx));
 	codebuf_done(&buf);
+	codebuf_done(&buf);
+}
+
+static void ignore_signal(int number)
+{
+}
+
+/* No memory file to be had: one mapping, whose protection changes. */
+static void test_codebuf_single(void **state)
+{
+	struct rlimit saved, none;
+	struct codebuf buf;
+
+	signal(SIGXFSZ, ignore_signal);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &saved), 0);
+	none = (struct rlimit){ 0, saved.rlim_max };
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
+	assert_int_equal(codebuf_init(&buf, 4096, NULL), 0);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &saved), 0);
+	assert_false(buf.dual);
+	assert_int_equal(codebuf_open(&buf), 0);
+	*codebuf_write(&buf, 0) = 0xc3;
+	assert_int_equal(codebuf_close(&buf), 0);
+	((void (*)(void))(uintptr_t)codebuf_code(&buf, 0))();
 	codebuf_done(&buf);
 }
 
@@ -313,6 +339,15 @@ static void test_simd_exceptions(void **state)
 	assert_memory_equal(vec(t, 1), &before, 64);
 	t->cpu.s.cr4 &= ~(uint64_t)X86_CR4_OSXMMEXCPT;
 	RUN_FAULT(t, "\xf2\x0f\x5e\xca", X86_UD);
+	t->cpu.s.cr4 |= X86_CR4_OSXMMEXCPT;
+	vec(t, 1)->q[0] = 1ull << 53; /* 2^-1021, halved twice: tiny but exact */
+	vec(t, 2)->df[0] = 4;
+	t->cpu.s.fpu.mxcsr = 0x1f80;
+	RUN_OK(t, "\xf2\x0f\x5e\xca");
+	assert_true(vec(t, 1)->q[0] == 1ull << 51 && t->cpu.s.fpu.mxcsr == 0x1f80);
+	t->cpu.s.fpu.mxcsr = 0x1f80 & ~0x800u; /* underflow unmasked */
+	RUN_FAULT(t, "\xf2\x0f\x5e\xca", X86_XM);
+	assert_true(vec(t, 1)->q[0] == 1ull << 51);
 	__asm__ volatile("stmxcsr %0" : "=m"(*(uint32_t *)test_host(t, DATA)));
 	assert_int_equal(*(uint32_t *)test_host(t, DATA) & 0xffc0, 0x1f80); /* the host's */
 }
@@ -474,6 +509,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_codebuf),
+		cmocka_unit_test(test_codebuf_single),
 		TEST(test_legacy_and_vex),
 		TEST(test_moves),
 		TEST(test_movd),
