@@ -10,6 +10,7 @@
  * none do while they are on), and of operands that are not 2, 4 or 8 bytes.
  */
 #include "isa/x86/access.h"
+#include "isa/x86/descriptor.h"
 #include "base/util.h"
 
 /* The part of an access that lies in one page. */
@@ -18,11 +19,6 @@ struct piece {
 	gpa_t gpa;
 	unsigned size;
 };
-
-static bool canonical(gva_t linear)
-{
-	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
-}
 
 static enum x86_status map_piece(struct x86_cpu *cpu, gva_t linear, unsigned size,
 	enum x86_access access, bool user, struct piece *piece)
@@ -160,7 +156,7 @@ static bool alignment_checked(const struct x86_cpu *cpu)
 static enum x86_status check_linear(struct x86_cpu *cpu, unsigned seg, gva_t linear, unsigned size,
 	enum x86_access access)
 {
-	if (cpu->mode == 64 && !(canonical(linear) && canonical(linear + size - 1)))
+	if (cpu->mode == 64 && !(x86_canonical(cpu, linear) && x86_canonical(cpu, linear + size - 1)))
 		return x86_fault_code(cpu, seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
 	if ((size == 2 || size == 4 || size == 8) && (linear & (size - 1)) && alignment_checked(cpu))
 		return x86_fault_code(cpu, X86_AC_EXC, 0);
