@@ -30,29 +30,35 @@ struct ioapic {
 	struct ioapic_config config;
 	pthread_mutex_t lock;
 	struct ioapic_state s;
-	uint32_t edges; /* pins whose edge came while they were masked or refused */
 };
 
-/* Send the pin's message if it is due. Polarity is not looked at: lines are "asserted" or not. */
+/* Send the pin's message. Returns whether a local APIC took it. */
+static bool send(struct ioapic *ioapic, unsigned pin)
+{
+	uint64_t entry = ioapic->s.entry[pin];
+	const struct irq_message m = {
+		.destination = (uint32_t)(entry >> 56) | (uint32_t)(entry >> 49 & 0x7f) << 8,
+		.vector = (uint8_t)entry,
+		.delivery = entry >> 8 & 7,
+		.logical = entry & ENTRY_LOGICAL,
+		.level = entry & ENTRY_LEVEL,
+	};
+
+	return lapic_bus_deliver(ioapic->config.lapics, &m) > 0;
+}
+
+/* Send a level-triggered pin's message if it is due. Polarity is not looked at: a line is asserted or
+ * it is not. */
 static void service(struct ioapic *ioapic, unsigned pin)
 {
 	uint64_t *entry = &ioapic->s.entry[pin];
-	bool level = *entry & ENTRY_LEVEL;
-	uint32_t bit = 1u << pin;
-	const struct irq_message m = {
-		.destination = (uint32_t)(*entry >> 56) | (uint32_t)(*entry >> 49 & 0x7f) << 8,
-		.vector = (uint8_t)*entry,
-		.delivery = *entry >> 8 & 7,
-		.logical = *entry & ENTRY_LOGICAL,
-		.level = level,
-	};
+	unsigned delivery = *entry >> 8 & 7;
 
-	if (*entry & ENTRY_MASKED)
+	if (!(*entry & ENTRY_LEVEL) || !(ioapic->s.lines >> pin & 1) ||
+		(*entry & (ENTRY_MASKED | ENTRY_REMOTE_IRR)))
 		return;
-	if (level ? !(ioapic->s.lines & bit) || (*entry & ENTRY_REMOTE_IRR) : !(ioapic->edges & bit))
-		return;
-	ioapic->edges &= ~bit;
-	if (lapic_bus_deliver(ioapic->config.lapics, &m) && level && m.delivery <= LAPIC_LOWEST)
+	/* Only vectors end with an EOI: other messages leave no remote IRR behind. */
+	if (send(ioapic, pin) && delivery <= LAPIC_LOWEST)
 		*entry |= ENTRY_REMOTE_IRR;
 }
 
@@ -60,15 +66,16 @@ void ioapic_set_irq(struct ioapic *ioapic, unsigned pin, bool level)
 {
 	AUTO_LOCK(&ioapic->lock);
 	uint32_t bit = 1u << (pin & 31);
+	bool rose;
 
 	if (pin >= IOAPIC_PINS)
 		return;
-	if (level && !(ioapic->s.lines & bit))
-		ioapic->edges |= bit;
-	/* An edge is one even if the line falls again before it could be sent. */
+	rose = level && !(ioapic->s.lines & bit);
 	ioapic->s.lines = level ? ioapic->s.lines | bit : ioapic->s.lines & ~bit;
-	if (level)
+	if (ioapic->s.entry[pin] & ENTRY_LEVEL)
 		service(ioapic, pin);
+	else if (rose && !(ioapic->s.entry[pin] & ENTRY_MASKED))
+		send(ioapic, pin); /* an edge on a masked pin is lost, as on the chip */
 }
 
 static void end_vector(struct ioapic *ioapic, uint8_t vector)
@@ -101,9 +108,6 @@ static void entry_write(struct ioapic *ioapic, unsigned pin, bool high, uint32_t
 	/* An edge-triggered entry has no remote IRR; Linux uses that to clear a stuck one. */
 	if (!(*entry & ENTRY_LEVEL))
 		*entry &= ~ENTRY_REMOTE_IRR;
-	/* Edges seen while masked are lost on the real chip too. */
-	if (old & ENTRY_MASKED)
-		ioapic->edges &= ~(1u << pin);
 	service(ioapic, pin);
 }
 
@@ -195,9 +199,13 @@ void ioapic_save(struct ioapic *ioapic, struct ioapic_state *ret_state)
 int ioapic_load(struct ioapic *ioapic, const struct ioapic_state *state)
 {
 	AUTO_LOCK(&ioapic->lock);
-	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
-		if (state->entry[pin] & ~ENTRY_DEFINED)
+	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++) {
+		uint64_t entry = state->entry[pin];
+
+		if ((entry & (~ENTRY_DEFINED | ENTRY_STATUS)) ||
+			((entry & ENTRY_REMOTE_IRR) && !(entry & ENTRY_LEVEL)))
 			return -EINVAL;
+	}
 	if (state->id > 15 || state->lines >> IOAPIC_PINS)
 		return -EINVAL;
 	ioapic->s = *state;

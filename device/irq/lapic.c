@@ -448,7 +448,7 @@ bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *ret_value)
 	}
 	if (!lapic_is_x2apic(lapic) || reg >= ARRAY_SIZE(lapic->reg))
 		return false;
-	if (!read_common(lapic, reg, &low) || reg == LAPIC_ERRORS)
+	if (!read_common(lapic, reg, &low))
 		return false;
 	*ret_value = low;
 	if (reg == LAPIC_ICR)
