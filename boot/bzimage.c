@@ -26,6 +26,7 @@
 #include "memory/memory.h"
 
 #define HDR_SETUP_SECTS	    0x1f1
+#define HDR_SYSSIZE	    0x1f4 /* of what follows the setup code, in 16 bytes */
 #define HDR_BOOT_FLAG	    0x1fe
 #define HDR_JUMP	    0x200
 #define HDR_MAGIC	    0x202
@@ -106,7 +107,9 @@ static int header_check_sizes(struct bzimage *bz, struct error *err)
 		return bad(err, bz->image, "it ends within its setup code (cut short?)");
 	bz->kernel_bytes = bz->image->size_bytes - bz->kernel_offset;
 	bz->payload_bytes = load_le32(b + HDR_PAYLOAD_LENGTH);
-	if (payload_offset > bz->kernel_bytes ||
+	/* A signature may follow what syssize counts. */
+	if (16 * (uint64_t)load_le32(b + HDR_SYSSIZE) > bz->kernel_bytes ||
+		payload_offset > bz->kernel_bytes ||
 		bz->payload_bytes > bz->kernel_bytes - payload_offset)
 		return bad(err, bz->image, "it is shorter than its header says (cut short?)");
 	bz->payload = b + bz->kernel_offset + payload_offset;
