@@ -4,6 +4,8 @@
 1:	mov (%ebx), %al
 	mov 1(%ebx), %ax
 	mov 2(%ebx), %eax
+	cmp $0xffff0000, %ebx	/* there it would leave the segment: a fault, and rightly */
+	je 2f
 	mov 0xfffd(%ebx), %eax
 	/* The devices' window is only read: a write may well reset something. */
 	cmp $0xfe000000, %ebx
