@@ -1,5 +1,5 @@
 /*
- * Every vector row of the instruction table, on random operands: its semantic function against the very
+ * Every vector and x87 row of the instruction table, on random operands: its semantic function against the very
  * bytes executed natively with all registers loaded. What the two share is the host's arithmetic; operand
  * roles, sizes, what is kept or zeroed, and flags are checked. Forms the host lacks are named and skipped.
  */
@@ -12,12 +12,13 @@
 #include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
 
-#define ROUNDS 24
+#define ROUNDS	  24
+#define MEM_BYTES 128
 
 /* What native code is given and leaves behind. */
 struct host {
 	uint8_t fx[512] __attribute__((aligned(64)));
-	uint8_t mem[64] __attribute__((aligned(64)));
+	uint8_t mem[MEM_BYTES] __attribute__((aligned(64)));
 	uint8_t ymm[16][32];
 	uint64_t gpr[16]; /* RSP unused */
 	uint64_t rflags;
@@ -265,14 +266,16 @@ static void host_load(struct test_cpu *t, struct host *host)
 	host->gpr[X86_RBX] = host->gpr[X86_RDI] = (uintptr_t)host->mem;
 	host->rflags = t->cpu.s.rflags;
 	host->mxcsr = fpu->mxcsr;
-	memcpy(host->mem, test_host(t, DATA), 64);
+	memcpy(host->mem, test_host(t, DATA), MEM_BYTES);
 }
 
 static void compare(struct test_cpu *t, struct host *host, const char *name, uint64_t flags)
 {
 	const struct x86_fpu *fpu = &t->cpu.s.fpu;
 	const char *bad = NULL;
+	uint16_t fcw;
 
+	memcpy(&fcw, host->fx, 2);
 	host->gpr[X86_RSP] = t->cpu.s.reg[X86_RSP];
 	host->gpr[X86_RBX] = host->gpr[X86_RDI] = DATA;
 	for (unsigned i = 0; i < 16; i++)
@@ -282,11 +285,11 @@ static void compare(struct test_cpu *t, struct host *host, const char *name, uin
 		bad = "general register";
 	if ((host->rflags ^ t->cpu.s.rflags) & flags)
 		bad = "flags";
-	if (memcmp(host->mem, test_host(t, DATA), 64) != 0)
+	if (memcmp(host->mem, test_host(t, DATA), MEM_BYTES) != 0)
 		bad = "memory";
 	if (host->mxcsr != fpu->mxcsr)
 		bad = "MXCSR";
-	if (host->fx[4] != fpu->ftw || memcmp(host->fx + 2, &fpu->fsw, 2) != 0)
+	if (fcw != fpu->fcw || host->fx[4] != fpu->ftw || memcmp(host->fx + 2, &fpu->fsw, 2) != 0)
 		bad = "x87 state";
 	for (unsigned i = 0; i < 8; i++)
 		if (memcmp(host->fx + 32 + i * 16, fpu->st[i], 10) != 0)
@@ -417,11 +420,135 @@ static void test_rows(void **state)
 	codebuf_done(&code);
 }
 
+/* ---- x87 ---- */
+
+/* The row's ModRM: memory at [RBX], or the register form's byte, its low bits chosen if it says so. */
+static void x87_form(struct form *form, const struct x86_row *row, unsigned i)
+{
+	const char *p = row->encoding, *second = strchr(p, ' ');
+
+	form->count = 0;
+	put(form, (unsigned)strtoul(p, NULL, 16));
+	if (!second)
+		return;
+	if (second[1] == '/')
+		put(form, (unsigned)(second[2] - '0') << 3 | X86_RBX);
+	else
+		put(form, (unsigned)strtoul(second + 1, NULL, 16) + (strchr(second, '+') ? i : 0));
+}
+
+/* Ordinary numbers, and every kind of strange one. */
+static void x87_random_register(uint8_t st[16], uint64_t *seed)
+{
+	static const uint16_t exponents[] = { 0, 1, 0x3ffe, 0x4000, 0x7ffe, 0x7fff };
+	uint64_t r = random_next(seed), mantissa = random_next(seed) | 1ull << 63;
+	uint16_t exponent = (uint16_t)(0x3fff + (r & 31) - 16);
+
+	if ((r >> 8 & 7) < 3)
+		exponent = exponents[(r >> 11 & 0xff) % ARRAY_SIZE(exponents)];
+	if ((r >> 20 & 7) == 0)
+		mantissa = 1ull << 63;
+	else if ((r >> 20 & 7) == 1)
+		mantissa = r >> 23 & 1 ? 0 : mantissa << 1;
+	exponent |= (uint16_t)((r >> 24 & 1) << 15);
+	memset(st, 0, 16);
+	memcpy(st, &mantissa, 8);
+	memcpy(st + 8, &exponent, 2);
+}
+
+/* Old flags: those of unmasked exceptions only before instructions that do not wait. */
+static void x87_random_flags(struct x86_fpu *fpu, bool waits, uint64_t r)
+{
+	fpu->fsw = (uint16_t)(r & 0x7f7f);
+	if (waits)
+		fpu->fsw &= (uint16_t)(fpu->fcw | ~X86_FSW_FLAGS);
+	x86_fpu_summarize(fpu);
+}
+
+static void x87_randomize(struct test_cpu *t, const struct x86_row *row, uint64_t *seed)
+{
+	struct x86_fpu *fpu = &t->cpu.s.fpu;
+	uint64_t r = random_next(seed);
+	uint8_t *mem = test_host(t, DATA);
+
+	guest_randomize(t, seed);
+	for (unsigned i = 0; i < 8; i++) {
+		x87_random_register(fpu->st[i], seed);
+		x87_random_register(mem + i * 16, seed);
+	}
+	if (r >> 60 & 1) { /* single or double precision, not too large */
+		float f = (float)(int32_t)r / 1024;
+		double d = (double)(int32_t)r / 1024;
+
+		memcpy(mem, r >> 61 & 1 ? (void *)&f : (void *)&d, r >> 61 & 1 ? 4 : 8);
+	}
+	fpu->ftw = (uint8_t)(r | (r >> 8 & 1 ? 0xff : 0));
+	fpu->fcw = x86_fcw_fix((uint16_t)(r >> 9 & 1 ? 0x37f : r >> 16));
+	x87_random_flags(fpu, !(row->attr & X86_A_NOWAIT), r >> 32);
+}
+
+/* FIP, FDP, FOP and selectors in a stored environment: AMD processors show them only with an exception. */
+static void x87_forget_pointers(uint8_t *env)
+{
+	memset(env + 12, 0, 16);
+}
+
+static void x87_check(struct test_cpu *t, struct codebuf *code, const struct x86_row *row,
+	uint64_t *seed)
+{
+	bool env = row->fn == x86_fpu_stenv || row->fn == x86_fpu_save;
+	uint64_t r = random_next(seed);
+	struct host host;
+	struct form form;
+	char name[128];
+
+	x87_form(&form, row, r & 7);
+	assert_true(decodes_to(&form, row));
+	x87_randomize(t, row, seed);
+	host_load(t, &host);
+	host_run(code, &form, &host);
+	snprintf(name, sizeof(name), "%s (%s)", row->name, row->encoding);
+	if (run_bytes(t, (const char *)form.bytes, form.count) != X86_OK)
+		fail_msg("%s: fault %u", name, t->cpu.fault.vector);
+	if (env) {
+		x87_forget_pointers(host.mem);
+		x87_forget_pointers(test_host(t, DATA));
+	}
+	compare(t, &host, name, X86_FLAGS_ARITH);
+}
+
+/* Feature-named rows that are not D8 to DF, and those with FIP in the way, are other tests'. */
+static bool row_is_x87(const struct x86_row *row)
+{
+	return (row->feature == X86_F_FPU || row->fn == x86_fpu_run) && row->fn != x86_fpu_wait;
+}
+
+static void test_x87_rows(void **state)
+{
+	struct test_cpu *t = *state;
+	uint64_t seed = 0x123456789abcdef1;
+	struct codebuf code;
+	unsigned rows = 0;
+
+	assert_int_equal(codebuf_init(&code, 4096, NULL), 0);
+	for (unsigned i = 0; i < x86_row_count; i++) {
+		if (!row_is_x87(&x86_rows[i]))
+			continue;
+		rows++;
+		for (unsigned round = 0; round < 40 * ROUNDS; round++)
+			x87_check(t, &code, &x86_rows[i], &seed);
+	}
+	print_message("%u x87 rows\n", rows);
+	assert_true(rows > 130);
+	codebuf_done(&code);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_rows),
+		TEST(test_x87_rows),
 	};
 
-	return cmocka_run_group_tests_name("vec_rows", tests, NULL, NULL);
+	return cmocka_run_group_tests_name("native_rows", tests, NULL, NULL);
 }
