@@ -147,12 +147,6 @@ static const struct boot_taken *space_overlap(const struct boot_space *space, gp
 	return NULL;
 }
 
-bool boot_space_free(const struct boot_space *space, gpa_t base, uint64_t size_bytes)
-{
-	return size_bytes <= UINT64_MAX - base && space_is_ram(space->memory, base, size_bytes) &&
-	       !space_overlap(space, base, base + size_bytes);
-}
-
 static int space_no_ram(const struct boot_space *space, gpa_t base, uint64_t size_bytes,
 	const char *what, const char *file, struct error *err)
 {

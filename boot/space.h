@@ -62,9 +62,6 @@ void boot_space_init(struct boot_space *space, struct guest_memory *memory);
 MUST_CHECK int boot_space_take(struct boot_space *space, gpa_t base, uint64_t size_bytes,
 	const char *what, const char *file, struct error *err);
 
-/* Is [base, base+size_bytes) RAM that nobody took? */
-bool boot_space_free(const struct boot_space *space, gpa_t base, uint64_t size_bytes);
-
 /*
  * A page-aligned free range of size_bytes within [min, limit) that lies in one region: the highest one,
  * or the lowest. Does not take it. Errors: -ENOMEM.
