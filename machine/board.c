@@ -176,8 +176,8 @@ static int add_irqchip(struct board *board)
 	struct machine *m = board->machine;
 	const struct pic_config pic_config = { .lock = &board->pic_lock,
 		.intr = { .set = pic_intr, .opaque = board } };
-	const struct ioapic_config ioapic_config = { .lapics = board->lapics };
 	int status = add_lapics(board);
+	const struct ioapic_config ioapic_config = { .lapics = board->lapics };
 
 	if (status == 0)
 		status = pic_create(&pic_config, &board->pic);
