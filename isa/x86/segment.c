@@ -289,7 +289,9 @@ void x86_segment_drop_privileged(struct x86_cpu *cpu)
 
 	for (unsigned i = 0; i < sizeof(data); i++) {
 		struct x86_segment *seg = &cpu->s.seg[data[i]];
-		if (!x86_attr_conforming(seg->attr) && x86_attr_dpl(seg->attr) < cpu->cpl)
+		/* A null selector has no privilege to lose; its base (FS, GS of 64-bit code) stays. */
+		if (!x86_selector_null(seg->selector) && !x86_attr_conforming(seg->attr) &&
+			x86_attr_dpl(seg->attr) < cpu->cpl)
 			*seg = x86_segment_null(0, 0);
 	}
 }
