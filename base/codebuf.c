@@ -43,17 +43,18 @@ static int codebuf_map_dual(struct codebuf *buf, size_t size_bytes)
 		munmap(rw, size_bytes);
 		return -code;
 	}
-	*buf = (struct codebuf){ .rw = rw, .rx = rx, .size_bytes = size_bytes, .dual = true };
+	*buf = (struct codebuf){.rw = rw, .rx = rx, .size_bytes = size_bytes, .dual = true};
 	return 0;
 }
 
 static int codebuf_map_single(struct codebuf *buf, size_t size_bytes)
 {
-	void *rw = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *rw =
+		mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (rw == MAP_FAILED)
 		return -errno;
-	*buf = (struct codebuf){ .rw = rw, .rx = rw, .size_bytes = size_bytes };
+	*buf = (struct codebuf){.rw = rw, .rx = rw, .size_bytes = size_bytes};
 	if (codebuf_close(buf) < 0) {
 		codebuf_done(buf);
 		return -EPERM;
@@ -66,7 +67,7 @@ int codebuf_init(struct codebuf *buf, size_t size_bytes, struct error *err)
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
 	int ret;
 
-	*buf = (struct codebuf){ 0 };
+	*buf = (struct codebuf){0};
 	if (size_bytes == 0 || size_bytes > SIZE_MAX / 2)
 		return error_set(err, EINVAL, "code buffer of %zu bytes", size_bytes);
 	size_bytes = ALIGN_UP(size_bytes, page);
@@ -84,7 +85,7 @@ void codebuf_done(struct codebuf *buf)
 		munmap((void *)(uintptr_t)buf->rx, buf->size_bytes);
 	if (buf->rw)
 		munmap(buf->rw, buf->size_bytes);
-	*buf = (struct codebuf){ 0 };
+	*buf = (struct codebuf){0};
 }
 
 static int codebuf_protect(struct codebuf *buf, int protection)

@@ -1,11 +1,12 @@
 /*
  * Memory for machine code made at run time, never writable and executable through one address.
  *
- * Normally the same pages are mapped twice, read-write at `rw` and read-execute at `rx`, so that code
- * is written while other threads run it. Where the host refuses to execute a memory file there is one
- * mapping (rw == rx) whose protection is switched by codebuf_open() and codebuf_close(): then nobody may
- * run code of this buffer between the two, which a buffer owned by one thread gets for free.
- * `dual` tells which; whoever shares a buffer between threads must refuse to work without it.
+ * Normally the same pages are mapped twice, read-write at `rw` and read-execute at `rx`, so that
+ * code is written while other threads run it. Where the host refuses to execute a memory file there
+ * is one mapping (rw == rx) whose protection is switched by codebuf_open() and codebuf_close():
+ * then nobody may run code of this buffer between the two, which a buffer owned by one thread gets
+ * for free. `dual` tells which; whoever shares a buffer between threads must refuse to work without
+ * it.
  *
  * Addresses: write at codebuf_write(offset), call codebuf_code(offset).
  */

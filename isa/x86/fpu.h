@@ -1,9 +1,9 @@
 /*
  * The x87 and SIMD register file as semantic functions see it. Private to isa/x86.
  *
- * fpu.st[] is in stack order: st[i] is ST(i), physical register (TOP + i) & 7. MMX register n is physical
- * register n, so it is st[(n - TOP) & 7]. fpu.ftw is in physical order. Whatever changes TOP and leaves
- * the physical registers alone therefore rotates st[].
+ * fpu.st[] is in stack order: st[i] is ST(i), physical register (TOP + i) & 7. MMX register n is
+ * physical register n, so it is st[(n - TOP) & 7]. fpu.ftw is in physical order. Whatever changes
+ * TOP and leaves the physical registers alone therefore rotates st[].
  */
 #ifndef LODGE_ISA_X86_FPU_H
 #define LODGE_ISA_X86_FPU_H
@@ -77,7 +77,7 @@ static inline uint16_t x86_fcw_fix(uint16_t fcw)
 /* ES and B follow from the flags and masks. Call after any change of FCW or FSW. */
 static inline void x86_fpu_summarize(struct x86_fpu *fpu)
 {
-	fpu->fsw &= (uint16_t)~(X86_FSW_ES | X86_FSW_B);
+	fpu->fsw &= (uint16_t) ~(X86_FSW_ES | X86_FSW_B);
 	if (fpu->fsw & ~fpu->fcw & X86_FSW_FLAGS)
 		fpu->fsw |= X86_FSW_ES | X86_FSW_B;
 }
@@ -87,8 +87,10 @@ static inline bool x86_fpu_pending(const struct x86_fpu *fpu)
 	return fpu->fsw & ~fpu->fcw & X86_FSW_FLAGS;
 }
 
-/* Destination register of a vector instruction: SSE keeps bytes 16 and up, VEX zeroes what it does not
- * write; value holds 32 bytes, those above the vector length zero. */
+/*
+ * Destination register of a vector instruction: SSE keeps bytes 16 and up, VEX zeroes what it does
+ * not write; value holds 32 bytes, those above the vector length zero.
+ */
 void x86_vec_write(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned reg,
 	const union x86_vector *value);
 

@@ -1,9 +1,9 @@
 /*
- * x87 control instructions, done in C: FNINIT, FNCLEX, control and status words, environment (SDM 1 8.1.10,
- * figures 8-9 to 8-12), FNSAVE, FRSTOR, FWAIT. None of them sets FIP, FDP, FOP.
+ * x87 control instructions, done in C: FNINIT, FNCLEX, control and status words, environment (SDM 1
+ * 8.1.10, figures 8-9 to 8-12), FNSAVE, FRSTOR, FWAIT. None of them sets FIP, FDP, FOP.
  *
- * The waiting ones (FLDCW, FLDENV, FRSTOR, FWAIT) were checked for a pending #MF before they get here,
- * FWAIT excepted.
+ * The waiting ones (FLDCW, FLDENV, FRSTOR, FWAIT) were checked for a pending #MF before they get
+ * here, FWAIT excepted.
  */
 #include "isa/x86/access.h"
 #include "isa/x86/fpu.h"
@@ -139,7 +139,7 @@ static void env_pack(const struct x86_cpu *cpu, unsigned size, uint8_t *bytes)
 {
 	const struct x86_fpu *fpu = &cpu->s.fpu;
 	uint32_t high = 0xffff0000u;
-	uint32_t env[ENV_WORDS] = { fpu->fcw | high, fpu->fsw | high, tag_word(fpu) | high };
+	uint32_t env[ENV_WORDS] = {fpu->fcw | high, fpu->fsw | high, tag_word(fpu) | high};
 
 	if (cpu->real)
 		env_pack_real(fpu, size, env);
@@ -152,7 +152,7 @@ static void env_pack(const struct x86_cpu *cpu, unsigned size, uint8_t *bytes)
 static void env_unpack(struct x86_cpu *cpu, unsigned size, const uint8_t *bytes)
 {
 	struct x86_fpu *fpu = &cpu->s.fpu;
-	uint32_t env[ENV_WORDS] = { 0 };
+	uint32_t env[ENV_WORDS] = {0};
 
 	for (unsigned i = 0; i < ENV_WORDS; i++)
 		memcpy(&env[i], bytes + (size_t)i * size, size);

@@ -1,13 +1,15 @@
 /*
- * x87 arithmetic, loads, stores and compares (SDM 1 chapter 8, SDM 2 "F..."): the host's own instruction
- * on the guest's whole x87 state, which goes in and out as an FXSAVE image.
+ * x87 arithmetic, loads, stores and compares (SDM 1 chapter 8, SDM 2 "F..."): the host's own
+ * instruction on the guest's whole x87 state, which goes in and out as an FXSAVE image.
  *
- * The host runs with the guest's control word, so that unmasked exceptions behave exactly (result kept
- * back, stack not popped, exponent wrapped): an x87 exception is only raised by the next waiting
- * instruction, and the stub executes none. The guest sees ES set and takes #MF at its next waiting one.
+ * The host runs with the guest's control word, so that unmasked exceptions behave exactly (result
+ * kept back, stack not popped, exponent wrapped): an x87 exception is only raised by the next
+ * waiting instruction, and the stub executes none. The guest sees ES set and takes #MF at its next
+ * waiting one.
  *
- * FIP, FDP and FOP are set by every non-control instruction, as Intel processors do; AMD's only show them
- * while an exception is pending. Left out: FERR# and IRQ 13 for CR0.NE = 0 (#MF is raised instead).
+ * FIP, FDP and FOP are set by every non-control instruction, as Intel processors do; AMD's only
+ * show them while an exception is pending. Left out: FERR# and IRQ 13 for CR0.NE = 0 (#MF is raised
+ * instead).
  */
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"

@@ -1,13 +1,14 @@
 /*
- * FXSAVE, FXRSTOR (SDM 1 10.5) and the XSAVE family (SDM 1 chapter 13): standard and compacted formats,
- * and the images of isa/x86/xsave.h.
+ * FXSAVE, FXRSTOR (SDM 1 10.5) and the XSAVE family (SDM 1 chapter 13): standard and compacted
+ * formats, and the images of isa/x86/xsave.h.
  *
  * An image is built or taken in a local copy; only the pieces that the instruction touches are
- * accessed in guest memory, each once, all writes probed before the first. So a fault changes nothing.
+ * accessed in guest memory, each once, all writes probed before the first. So a fault changes
+ * nothing.
  *
  * A component is in use when its contents differ from the initial configuration (no modified
- * optimisation: XSAVEOPT writes every component in use). Outside 64-bit mode only XMM0-7 and YMM0-7 exist.
- * Supervisor components: none (IA32_XSS is zero), so XSAVES is XSAVEC for CPL 0.
+ * optimisation: XSAVEOPT writes every component in use). Outside 64-bit mode only XMM0-7 and YMM0-7
+ * exist. Supervisor components: none (IA32_XSS is zero), so XSAVES is XSAVEC for CPL 0.
  */
 #include "isa/x86/xsave.h"
 
@@ -149,8 +150,8 @@ static bool vec_in_use(const struct x86_fpu *fpu, unsigned from, unsigned count)
 
 static bool x87_in_use(const struct x86_fpu *fpu)
 {
-	if (fpu->fcw != X86_FCW_RESET || fpu->fsw || fpu->ftw || fpu->fop || fpu->fip ||
-		fpu->fdp || fpu->fcs || fpu->fds)
+	if (fpu->fcw != X86_FCW_RESET || fpu->fsw || fpu->ftw || fpu->fop || fpu->fip || fpu->fdp ||
+		fpu->fcs || fpu->fds)
 		return true;
 	return !image_is_zero(fpu->st[0], 0, sizeof(fpu->st));
 }
@@ -182,8 +183,8 @@ static bool canonical(gva_t linear)
 	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
 }
 
-static enum x86_status area_open(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned align,
-	struct area *area)
+static enum x86_status area_open(
+	struct x86_cpu *cpu, const struct x86_insn *insn, unsigned align, struct area *area)
 {
 	area->insn = insn;
 	area->ea = x86_ea(cpu, insn);
@@ -206,7 +207,8 @@ static void area_piece(struct area *area, unsigned offset, unsigned size)
 }
 
 /* Areas are aligned, so a piece that wraps around the address space was already refused. */
-static enum x86_status area_read(struct x86_cpu *cpu, struct area *area, unsigned offset, unsigned size)
+static enum x86_status area_read(
+	struct x86_cpu *cpu, struct area *area, unsigned offset, unsigned size)
 {
 	return x86_load_bytes(cpu, area->insn->seg, area->ea + offset, size, area->image + offset);
 }
@@ -273,8 +275,11 @@ static uint64_t requested(const struct x86_cpu *cpu)
 	return mask & cpu->s.xcr0 & X86_XSAVE_COMPONENTS;
 }
 
-/* Put the chosen components into the image and note them as pieces. AVX state goes to offset avx. */
-static void xsave_components(const struct x86_cpu *cpu, struct area *area, uint64_t chosen, unsigned avx)
+/*
+ * Put the chosen components into the image and note them as pieces. AVX state goes to offset avx.
+ */
+static void xsave_components(
+	const struct x86_cpu *cpu, struct area *area, uint64_t chosen, unsigned avx)
 {
 	const struct x86_fpu *fpu = &cpu->s.fpu;
 
@@ -293,7 +298,8 @@ static void xsave_components(const struct x86_cpu *cpu, struct area *area, uint6
 	}
 }
 
-static enum x86_status xsave_standard(struct x86_cpu *cpu, const struct x86_insn *insn, bool optimize)
+static enum x86_status xsave_standard(
+	struct x86_cpu *cpu, const struct x86_insn *insn, bool optimize)
 {
 	uint64_t rfbm = requested(cpu), in_use, bv;
 	struct area area;
@@ -361,12 +367,14 @@ static bool header_valid(const uint8_t *image, uint64_t xcr0, bool compact_allow
 
 	if (!(comp & XCOMP_COMPACTED))
 		return !(bv & ~xcr0) && !comp && image_is_zero(image, XS_RESERVED, 8);
-	if (!compact_allowed || ((comp & ~XCOMP_COMPACTED) & ~xcr0) || (bv & ~(comp & ~XCOMP_COMPACTED)))
+	if (!compact_allowed || ((comp & ~XCOMP_COMPACTED) & ~xcr0) ||
+		(bv & ~(comp & ~XCOMP_COMPACTED)))
 		return false;
 	return image_is_zero(image, XS_RESERVED, 48);
 }
 
-static enum x86_status xrstor_read(struct x86_cpu *cpu, struct area *area, uint64_t load, bool mxcsr)
+static enum x86_status xrstor_read(
+	struct x86_cpu *cpu, struct area *area, uint64_t load, bool mxcsr)
 {
 	if (load & X86_XCR0_X87) {
 		X86_TRY(area_read(cpu, area, 0, FX_MXCSR));
@@ -382,7 +390,8 @@ static enum x86_status xrstor_read(struct x86_cpu *cpu, struct area *area, uint6
 }
 
 /* Components of rfbm: taken from the image if in `load`, else initialised. */
-static void xrstor_components(struct x86_fpu *fpu, const struct area *area, uint64_t rfbm, uint64_t load)
+static void xrstor_components(
+	struct x86_fpu *fpu, const struct area *area, uint64_t rfbm, uint64_t load)
 {
 	const uint8_t *image = area->image;
 
@@ -393,8 +402,8 @@ static void xrstor_components(struct x86_fpu *fpu, const struct area *area, uint
 	if (rfbm & X86_XCR0_SSE)
 		image_take_vec(fpu, 0, area->count, load & X86_XCR0_SSE ? image + FX_XMM : NULL);
 	if (rfbm & X86_XCR0_AVX)
-		image_take_vec(fpu, 16, area->count,
-			load & X86_XCR0_AVX ? image + XS_EXTENDED : NULL);
+		image_take_vec(
+			fpu, 16, area->count, load & X86_XCR0_AVX ? image + XS_EXTENDED : NULL);
 }
 
 static enum x86_status xrstor_any(struct x86_cpu *cpu, const struct x86_insn *insn, bool supervisor)
@@ -456,7 +465,7 @@ void x86_fpu_to_xsave(const struct x86_state *state, void *area, size_t size_byt
 
 int x86_fpu_from_xsave(struct x86_state *state, const void *area, size_t size_bytes)
 {
-	struct area from = { .wide = true, .count = 16 };
+	struct area from = {.wide = true, .count = 16};
 	bool mxcsr;
 	uint64_t bv;
 

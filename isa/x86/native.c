@@ -1,14 +1,16 @@
 /*
- * The native executor: makes, keeps and finds stubs that run one host instruction on operands in a context.
+ * The native executor: makes, keeps and finds stubs that run one host instruction on operands in a
+ * context.
  *
- * An instruction is encoded anew from its row (SDM 2, 2.1 and 2.3): operand i that is a vector register
- * becomes XMM(i+1), MMX register MM(i+1), a general register RAX, RCX or RDX by i, memory [RDI + mem].
- * So stubs differ only in row, immediates, VEX.W, VEX.L and memory or register form: that is the key.
+ * An instruction is encoded anew from its row (SDM 2, 2.1 and 2.3): operand i that is a vector
+ * register becomes XMM(i+1), MMX register MM(i+1), a general register RAX, RCX or RDX by i, memory
+ * [RDI + mem]. So stubs differ only in row, immediates, VEX.W, VEX.L and memory or register form:
+ * that is the key.
  *
- * Invariants: stubs obey the C calling convention (no callee-saved register is touched, MMX state is
- * left with EMMS, upper halves are zeroed, MXCSR and FCW are the host's again). A stub never faults:
- * its memory is the context, SIMD exceptions are masked, and an x87 exception stays pending until the
- * stub's FNINIT drops it.
+ * Invariants: stubs obey the C calling convention (no callee-saved register is touched, MMX state
+ * is left with EMMS, upper halves are zeroed, MXCSR and FCW are the host's again). A stub never
+ * faults: its memory is the context, SIMD exceptions are masked, and an x87 exception stays pending
+ * until the stub's FNINIT drops it.
  */
 #include "isa/x86/native_stub.h"
 
@@ -36,8 +38,10 @@ static void encoding_vex(const char *token, struct native_encoding *e)
 {
 	e->vex = true;
 	e->map = strstr(token, ".0F38") ? 2 : strstr(token, ".0F3A") ? 3 : 1;
-	e->prefix = strstr(token, ".66.") ? 0x66 : strstr(token, ".F3.") ? 0xf3 :
-		strstr(token, ".F2.") ? 0xf2 : 0;
+	e->prefix = strstr(token, ".66.")   ? 0x66
+		    : strstr(token, ".F3.") ? 0xf3
+		    : strstr(token, ".F2.") ? 0xf2
+					    : 0;
 }
 
 /* Legacy bytes: prefixes come before 0F, 38 and 3A right after it. Returns true at the opcode. */
@@ -56,7 +60,7 @@ static bool encoding_byte(int byte, struct native_encoding *e)
 
 int x86_native_encoding(const struct x86_row *row, struct native_encoding *ret_encoding)
 {
-	struct native_encoding e = { .digit = -1 };
+	struct native_encoding e = {.digit = -1};
 	bool opcode = false;
 	char text[64], *save, *token;
 
@@ -84,15 +88,24 @@ struct host_feature {
 };
 
 static const struct host_feature host_features[] = {
-	{ X86_F_SSE3, 0, 2, 0, 1 },	    { X86_F_PCLMULQDQ, 0, 2, 1, 1 },
-	{ X86_F_SSSE3, 0, 2, 9, 1 },	    { X86_F_FMA, 0, 2, 12, 1 },
-	{ X86_F_SSE41, 0, 2, 19, 1 },	    { X86_F_SSE42, 0, 2, 20, 1 },
-	{ X86_F_AES, 0, 2, 25, 1 },	    { X86_F_AVX, 0, 2, 28, 1 },
-	{ X86_F_F16C, 0, 2, 29, 1 },	    { X86_F_AVX2, 0, 1, 5, 7 },
-	{ X86_F_SHA, 0, 1, 29, 7 },	    { X86_F_GFNI, 0, 2, 8, 7 },
-	{ X86_F_VAES, 0, 2, 9, 7 },	    { X86_F_VPCLMULQDQ, 0, 2, 10, 7 },
-	{ X86_F_AVX_VNNI, 1, 0, 4, 7 },	    { X86_F_SSE4A, 0, 2, 6, 0x80000001 },
-	{ X86_F_BMI1, 0, 1, 3, 7 },	    { X86_F_BMI2, 0, 1, 8, 7 },
+	{X86_F_SSE3, 0, 2, 0, 1},
+	{X86_F_PCLMULQDQ, 0, 2, 1, 1},
+	{X86_F_SSSE3, 0, 2, 9, 1},
+	{X86_F_FMA, 0, 2, 12, 1},
+	{X86_F_SSE41, 0, 2, 19, 1},
+	{X86_F_SSE42, 0, 2, 20, 1},
+	{X86_F_AES, 0, 2, 25, 1},
+	{X86_F_AVX, 0, 2, 28, 1},
+	{X86_F_F16C, 0, 2, 29, 1},
+	{X86_F_AVX2, 0, 1, 5, 7},
+	{X86_F_SHA, 0, 1, 29, 7},
+	{X86_F_GFNI, 0, 2, 8, 7},
+	{X86_F_VAES, 0, 2, 9, 7},
+	{X86_F_VPCLMULQDQ, 0, 2, 10, 7},
+	{X86_F_AVX_VNNI, 1, 0, 4, 7},
+	{X86_F_SSE4A, 0, 2, 6, 0x80000001},
+	{X86_F_BMI1, 0, 1, 3, 7},
+	{X86_F_BMI2, 0, 1, 8, 7},
 };
 
 static bool host_cpuid_bit(const struct host_feature *f)
@@ -153,8 +166,8 @@ static unsigned stub_register(const struct x86_insn *insn, const char *const *le
 	return !strncmp(letters[i], "XMM0", 4) ? 0 : i + 1;
 }
 
-static void stub_operand_load(struct emit *e, const struct x86_insn *insn, bool vex, unsigned i,
-	unsigned reg)
+static void stub_operand_load(
+	struct emit *e, const struct x86_insn *insn, bool vex, unsigned i, unsigned reg)
 {
 	unsigned kind = insn->op[i].kind;
 
@@ -205,27 +218,41 @@ static int stub_field(struct stub_fields *f, char letter, unsigned kind, unsigne
 		return 0;
 	}
 	switch (letter) {
-	case 'V': case 'P': case 'G': f->reg = reg; return 0;
-	case 'W': case 'Q': case 'E': case 'U': case 'N': case 'R': f->rm = reg; return 0;
-	case 'H': case 'B': f->vvvv = reg; return 0;
-	case 'L': f->is4 = reg; f->has_is4 = true; return 0;
+	case 'V':
+	case 'P':
+	case 'G': f->reg = reg; return 0;
+	case 'W':
+	case 'Q':
+	case 'E':
+	case 'U':
+	case 'N':
+	case 'R': f->rm = reg; return 0;
+	case 'H':
+	case 'B': f->vvvv = reg; return 0;
+	case 'L':
+		f->is4 = reg;
+		f->has_is4 = true;
+		return 0;
 	case 'I': f->imm_count++; return 0;
 	case 'X': return 0; /* XMM0 */
 	default: return -EINVAL;
 	}
 }
 
-static void stub_opcode(struct emit *e, const struct x86_insn *insn, const struct native_encoding *enc,
-	const struct stub_fields *f)
+static void stub_opcode(struct emit *e, const struct x86_insn *insn,
+	const struct native_encoding *enc, const struct stub_fields *f)
 {
-	static const char maps[][3] = { "", "\x0f", "\x0f\x38", "\x0f\x3a" };
+	static const char maps[][3] = {"", "\x0f", "\x0f\x38", "\x0f\x3a"};
 	unsigned w = insn->rex >> 3 & 1;
 
 	/* A width that follows VEX.W (VCVTSI2SD) does so in 64-bit mode only. */
 	if (insn->mode != 64 && strstr(insn->row->encoding, "WIG"))
 		w = 0;
 	if (enc->vex) {
-		unsigned pp = enc->prefix == 0x66 ? 1 : enc->prefix == 0xf3 ? 2 : enc->prefix ? 3 : 0;
+		unsigned pp = enc->prefix == 0x66   ? 1
+			      : enc->prefix == 0xf3 ? 2
+			      : enc->prefix	    ? 3
+						    : 0;
 
 		emit8(e, 0xc4);
 		emit8(e, 0xe0 | enc->map);
@@ -312,7 +339,8 @@ static unsigned row_letters(const struct x86_row *row, const char *letters[X86_O
 	return n;
 }
 
-static void stub_epilogue(struct emit *e, const struct x86_insn *insn, const struct native_encoding *enc)
+static void stub_epilogue(
+	struct emit *e, const struct x86_insn *insn, const struct native_encoding *enc)
 {
 	if (insn->row->attr & X86_A_MXCSR)
 		stub_mxcsr_leave(e);
@@ -327,7 +355,7 @@ static int stub_make_vec(struct emit *e, const struct x86_insn *insn, enum nativ
 {
 	const char *letters[X86_OPERANDS_MAX];
 	struct native_encoding enc;
-	struct stub_fields f = { 0 };
+	struct stub_fields f = {0};
 
 	if (x86_native_encoding(insn->row, &enc) < 0 || enc.map == 0)
 		return -EINVAL;
@@ -411,11 +439,11 @@ static void native_flush(struct x86_native *native)
 }
 
 /* A stub at the end of the code buffer, not yet in the table. */
-static native_fn *native_make(struct x86_native *native, const struct x86_insn *insn,
-	enum native_shape shape)
+static native_fn *native_make(
+	struct x86_native *native, const struct x86_insn *insn, enum native_shape shape)
 {
 	uint8_t *start = codebuf_write(&native->code, native->used);
-	struct emit e = { .p = start, .end = start + NATIVE_STUB_BYTES };
+	struct emit e = {.p = start, .end = start + NATIVE_STUB_BYTES};
 	const void *code = codebuf_code(&native->code, native->used);
 	int ret;
 
@@ -452,7 +480,8 @@ static native_fn *native_add(struct x86_native *native, const struct x86_insn *i
 	return fn;
 }
 
-native_fn *x86_native_stub(struct x86_cpu *cpu, const struct x86_insn *insn, enum native_shape shape)
+native_fn *x86_native_stub(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum native_shape shape)
 {
 	uint64_t key = stub_key(insn, shape);
 	unsigned i = stub_hash(key);
@@ -497,8 +526,8 @@ void x86_native_free(struct x86_native *native)
 /* ---- memory operands ---- */
 
 /* Unaligned operands of aligned instructions are #GP(0), judged by the linear address. */
-static enum x86_status operand_linear(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
-	enum x86_access access, gva_t *ret_linear)
+static enum x86_status operand_linear(struct x86_cpu *cpu, const struct x86_insn *insn,
+	unsigned size, enum x86_access access, gva_t *ret_linear)
 {
 	X86_TRY(x86_linear(cpu, insn->seg, x86_ea(cpu, insn), size, access, ret_linear));
 	if ((insn->row->attr & X86_A_ALIGN) && !IS_ALIGNED(*ret_linear, (gva_t)size))
@@ -517,8 +546,8 @@ static void copy_operand(void *to, const void *from, unsigned size)
 	}
 }
 
-enum x86_status x86_native_load(struct x86_cpu *cpu, const struct x86_insn *insn, void *buf,
-	unsigned size)
+enum x86_status x86_native_load(
+	struct x86_cpu *cpu, const struct x86_insn *insn, void *buf, unsigned size)
 {
 	const void *host;
 	gva_t linear;
@@ -531,8 +560,8 @@ enum x86_status x86_native_load(struct x86_cpu *cpu, const struct x86_insn *insn
 	return X86_OK;
 }
 
-enum x86_status x86_native_store(struct x86_cpu *cpu, const struct x86_insn *insn, const void *buf,
-	unsigned size)
+enum x86_status x86_native_store(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const void *buf, unsigned size)
 {
 	void *host;
 	gva_t linear;

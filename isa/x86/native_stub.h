@@ -1,10 +1,10 @@
 /*
- * Inside of the native executor: the context that stubs work on, and how semantic functions of vec_*.c
- * and fpu_*.c get and run a stub. Private to isa/x86.
+ * Inside of the native executor: the context that stubs work on, and how semantic functions of
+ * vec_*.c and fpu_*.c get and run a stub. Private to isa/x86.
  *
- * A stub is a C function of one argument, the context. It loads the operands that native_ctx.operand
- * points to into fixed host registers, runs one instruction and leaves its results in the context;
- * guest state is changed by the caller, after everything that may fault.
+ * A stub is a C function of one argument, the context. It loads the operands that
+ * native_ctx.operand points to into fixed host registers, runs one instruction and leaves its
+ * results in the context; guest state is changed by the caller, after everything that may fault.
  */
 #ifndef LODGE_ISA_X86_NATIVE_STUB_H
 #define LODGE_ISA_X86_NATIVE_STUB_H
@@ -13,16 +13,16 @@
 #include "isa/x86/access.h"
 #include "isa/x86/native.h"
 
-#define NATIVE_STUBS	   2048 /* slots of the cache, a power of two; flushed when half full */
-#define NATIVE_CODE_BYTES  (256u << 10)
-#define NATIVE_STUB_BYTES  256 /* no stub is longer */
+#define NATIVE_STUBS	  2048 /* slots of the cache, a power of two; flushed when half full */
+#define NATIVE_CODE_BYTES (256u << 10)
+#define NATIVE_STUB_BYTES 256 /* no stub is longer */
 
 struct native_ctx {
 	uint8_t fx[512] __attribute__((aligned(64))); /* FXSAVE image: x87 stubs only */
 	uint8_t mem[64] __attribute__((aligned(64))); /* stands for the memory operand */
-	union x86_vector out;			      /* operand 0's new value (XMM0's: PCMPxSTRM) */
-	const void *operand[X86_OPERANDS_MAX];	      /* register operands: where their value is */
-	uint64_t out_gpr;			      /* the same if it is a GPR (ECX: PCMPxSTRI) */
+	union x86_vector out;		       /* operand 0's new value (XMM0's: PCMPxSTRM) */
+	const void *operand[X86_OPERANDS_MAX]; /* register operands: where their value is */
+	uint64_t out_gpr;		       /* the same if it is a GPR (ECX: PCMPxSTRI) */
 	uint64_t rflags;
 	uint64_t rax, rdx; /* implicit inputs of PCMPESTRx */
 	uint32_t mxcsr, host_mxcsr;
@@ -49,16 +49,17 @@ struct x86_native {
 };
 
 /*
- * The stub for this instruction, made if need be; the context belongs to it until it was called. NULL: this
- * host cannot execute it, or has no memory for code: the guest gets #UD.
+ * The stub for this instruction, made if need be; the context belongs to it until it was called.
+ * NULL: this host cannot execute it, or has no memory for code: the guest gets #UD.
  */
-native_fn *x86_native_stub(struct x86_cpu *cpu, const struct x86_insn *insn, enum native_shape shape);
+native_fn *x86_native_stub(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum native_shape shape);
 
 /* Memory operand in ctx->mem: alignment check and load. */
-enum x86_status x86_native_load(struct x86_cpu *cpu, const struct x86_insn *insn, void *buf,
-	unsigned size);
-enum x86_status x86_native_store(struct x86_cpu *cpu, const struct x86_insn *insn, const void *buf,
-	unsigned size);
+enum x86_status x86_native_load(
+	struct x86_cpu *cpu, const struct x86_insn *insn, void *buf, unsigned size);
+enum x86_status x86_native_store(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const void *buf, unsigned size);
 
 /* How an instruction is encoded, parsed from its row; registers and immediates apart. */
 struct native_encoding {

@@ -1,9 +1,10 @@
 /*
- * Vector instructions whose memory accesses depend on a mask, element by element: MASKMOVQ, MASKMOVDQU,
- * V(P)MASKMOV*, gathers. SDM 2. Elements that are masked off are not accessed and cannot fault.
+ * Vector instructions whose memory accesses depend on a mask, element by element: MASKMOVQ,
+ * MASKMOVDQU, V(P)MASKMOV*, gathers. SDM 2. Elements that are masked off are not accessed and
+ * cannot fault.
  *
- * Here all elements succeed or nothing is changed. (A processor may complete a gather's elements below
- * the faulting one; software cannot rely on it.)
+ * Here all elements succeed or nothing is changed. (A processor may complete a gather's elements
+ * below the faulting one; software cannot rely on it.)
  */
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
@@ -15,7 +16,8 @@ static uint64_t address_mask(const struct x86_insn *insn)
 }
 
 /* Will a store of this element go through? */
-static enum x86_status element_probe(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
+static enum x86_status element_probe(
+	struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
 {
 	uint64_t ignored;
 
@@ -28,7 +30,8 @@ static enum x86_status masked_store(struct x86_cpu *cpu, const struct x86_insn *
 {
 	for (unsigned i = 0; i < size; i += element)
 		if (mask[i + element - 1] & 0x80)
-			X86_TRY(element_probe(cpu, insn->seg, (ea + i) & address_mask(insn), element));
+			X86_TRY(element_probe(
+				cpu, insn->seg, (ea + i) & address_mask(insn), element));
 	for (unsigned i = 0; i < size; i += element) {
 		uint64_t value = 0;
 
@@ -40,7 +43,10 @@ static enum x86_status masked_store(struct x86_cpu *cpu, const struct x86_insn *
 	return X86_OK;
 }
 
-/* MASKMOVQ, (V)MASKMOVDQU: bytes of operand 0 by the mask in operand 1 to DS:rDI (override allowed). */
+/*
+ * MASKMOVQ, (V)MASKMOVDQU: bytes of operand 0 by the mask in operand 1 to DS:rDI (override
+ * allowed).
+ */
 enum x86_status x86_vec_maskmov(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint64_t ea = cpu->s.reg[X86_RDI] & address_mask(insn);
@@ -62,7 +68,7 @@ enum x86_status x86_vec_vmaskmov(struct x86_cpu *cpu, const struct x86_insn *ins
 	const union x86_vector *mask = &cpu->s.fpu.vec[insn->op[1].reg];
 	uint64_t ea = x86_ea(cpu, insn);
 	unsigned element = wide ? 8 : 4;
-	union x86_vector value = { 0 };
+	union x86_vector value = {0};
 
 	if (insn->op[0].kind == X86_O_MEM)
 		return masked_store(cpu, insn, ea, cpu->s.fpu.vec[insn->op[2].reg].b, mask->b,
@@ -80,8 +86,8 @@ enum x86_status x86_vec_vmaskmov(struct x86_cpu *cpu, const struct x86_insn *ins
 }
 
 /*
- * VPGATHERDD/DQ 90, QD/QQ 91, VGATHERDPS/PD 92, QPS/QPD 93: destination, memory (vector index), mask.
- * Bit 0 of the opcode: indexes are quadwords; VEX.W: data are.
+ * VPGATHERDD/DQ 90, QD/QQ 91, VGATHERDPS/PD 92, QPS/QPD 93: destination, memory (vector index),
+ * mask. Bit 0 of the opcode: indexes are quadwords; VEX.W: data are.
  */
 enum x86_status x86_vec_gather(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
@@ -89,7 +95,7 @@ enum x86_status x86_vec_gather(struct x86_cpu *cpu, const struct x86_insn *insn)
 	unsigned count = insn->vl / (data > index ? data : index);
 	const union x86_vector *indexes = &cpu->s.fpu.vec[insn->index];
 	union x86_vector *mask = &cpu->s.fpu.vec[insn->op[2].reg];
-	union x86_vector value = { 0 }, zero = { 0 };
+	union x86_vector value = {0}, zero = {0};
 	uint64_t base = cpu->s.reg[insn->base] + (uint64_t)(int64_t)insn->disp;
 
 	memcpy(&value, &cpu->s.fpu.vec[insn->op[0].reg], (size_t)count * data);

@@ -1,7 +1,7 @@
 /*
- * Vector instructions worth doing in C: whole-register moves, MOVD/MOVQ and the bitwise operations, which
- * kernels and C libraries execute most; and the few with no operands for the host to work on: EMMS,
- * VZEROALL, VZEROUPPER, LDMXCSR, STMXCSR. SDM 2.
+ * Vector instructions worth doing in C: whole-register moves, MOVD/MOVQ and the bitwise operations,
+ * which kernels and C libraries execute most; and the few with no operands for the host to work on:
+ * EMMS, VZEROALL, VZEROUPPER, LDMXCSR, STMXCSR. SDM 2.
  */
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
@@ -40,12 +40,14 @@ enum x86_status x86_vec_mov(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return X86_OK;
 }
 
-/* MOVD, MOVQ between an XMM register and another one, a general register or memory, zero-extending. */
+/*
+ * MOVD, MOVQ between an XMM register and another one, a general register or memory, zero-extending.
+ */
 enum x86_status x86_vec_movd(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	const struct x86_operand *to = &insn->op[0], *from = &insn->op[1];
 	unsigned size = from->kind == X86_O_VEC ? to->size : from->size;
-	union x86_vector value = { 0 };
+	union x86_vector value = {0};
 
 	if (to->kind == X86_O_VEC && from->kind == X86_O_VEC)
 		size = 8; /* MOVQ */
@@ -67,9 +69,12 @@ enum vec_logic { VEC_AND, VEC_ANDN, VEC_OR, VEC_XOR };
 static enum vec_logic vec_logic_of(unsigned opcode)
 {
 	switch (opcode) {
-	case 0x54: case 0xdb: return VEC_AND;
-	case 0x55: case 0xdf: return VEC_ANDN;
-	case 0x56: case 0xeb: return VEC_OR;
+	case 0x54:
+	case 0xdb: return VEC_AND;
+	case 0x55:
+	case 0xdf: return VEC_ANDN;
+	case 0x56:
+	case 0xeb: return VEC_OR;
 	default: return VEC_XOR;
 	}
 }
@@ -80,7 +85,7 @@ enum x86_status x86_vec_logic(struct x86_cpu *cpu, const struct x86_insn *insn)
 	unsigned last = insn->operand_count - 1u, size = insn->prefix & X86_P_VEX ? insn->vl : 16;
 	const union x86_vector *a = &cpu->s.fpu.vec[insn->op[last == 2 ? 1 : 0].reg];
 	const union x86_vector *b = &cpu->s.fpu.vec[insn->op[last].reg];
-	union x86_vector value = { 0 }, loaded;
+	union x86_vector value = {0}, loaded;
 
 	if (insn->op[last].kind == X86_O_MEM) {
 		X86_TRY(x86_native_load(cpu, insn, &loaded, size));

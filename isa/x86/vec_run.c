@@ -1,6 +1,6 @@
 /*
- * Vector instructions in general: MMX, SSE to SSE4.2, AES, PCLMULQDQ, SHA, AVX, AVX2, FMA, F16C, run by
- * the host's own instruction (isa/x86/native_stub.h). SDM 2; SIMD exceptions as SDM 1 11.5.
+ * Vector instructions in general: MMX, SSE to SSE4.2, AES, PCLMULQDQ, SHA, AVX, AVX2, FMA, F16C,
+ * run by the host's own instruction (isa/x86/native_stub.h). SDM 2; SIMD exceptions as SDM 1 11.5.
  *
  * Operand 0 is the destination (of rows with flags_out it is only read). SSE keeps the bytes of the
  * destination above 15; VEX zeroes everything above the vector length.
@@ -11,7 +11,9 @@
 #include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
 
-/* Raised exceptions against the guest's masks: #XM, or #UD if the OS does not want to hear of them. */
+/*
+ * Raised exceptions against the guest's masks: #XM, or #UD if the OS does not want to hear of them.
+ */
 static enum x86_status vec_exceptions(struct x86_cpu *cpu, uint32_t raised)
 {
 	uint32_t unmasked = raised & ~(cpu->s.fpu.mxcsr >> X86_MXCSR_MASK_SHIFT) & X86_MXCSR_FLAGS;
@@ -28,9 +30,9 @@ static enum x86_status vec_exceptions(struct x86_cpu *cpu, uint32_t raised)
 }
 
 /*
- * What the stub runs with: the guest's controls, all exceptions masked, no flags. A masked underflow is
- * flagged only if the result is inexact too, an unmasked one is raised for any tiny result: with flushing to
- * zero every tiny result is flagged, and none is stored.
+ * What the stub runs with: the guest's controls, all exceptions masked, no flags. A masked
+ * underflow is flagged only if the result is inexact too, an unmasked one is raised for any tiny
+ * result: with flushing to zero every tiny result is flagged, and none is stored.
  */
 static uint32_t vec_stub_mxcsr(uint32_t guest)
 {
@@ -40,7 +42,8 @@ static uint32_t vec_stub_mxcsr(uint32_t guest)
 }
 
 /* Points the stub's operands at the registers and loads the memory operand. */
-static enum x86_status vec_bind(struct x86_cpu *cpu, const struct x86_insn *insn, struct native_ctx *ctx)
+static enum x86_status vec_bind(
+	struct x86_cpu *cpu, const struct x86_insn *insn, struct native_ctx *ctx)
 {
 	for (unsigned i = 0; i < insn->operand_count; i++) {
 		const struct x86_operand *op = &insn->op[i];
@@ -75,8 +78,8 @@ void x86_vec_write(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned re
 }
 
 /* Operand 0's new value into the guest; memory comes first as it may fault. */
-static enum x86_status vec_commit(struct x86_cpu *cpu, const struct x86_insn *insn,
-	const struct native_ctx *ctx)
+static enum x86_status vec_commit(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const struct native_ctx *ctx)
 {
 	const struct x86_operand *op = &insn->op[0];
 
@@ -95,10 +98,11 @@ static enum x86_status vec_commit(struct x86_cpu *cpu, const struct x86_insn *in
 }
 
 /*
- * The MMX transition of instructions with an operand in an MMX register. CVTPI2PS and CVTPI2PD from memory
- * make none: so says SDM 2 of the latter, and AMD processors do the same for both.
+ * The MMX transition of instructions with an operand in an MMX register. CVTPI2PS and CVTPI2PD from
+ * memory make none: so says SDM 2 of the latter, and AMD processors do the same for both.
  */
-static void vec_mmx_commit(struct x86_cpu *cpu, const struct x86_insn *insn, const struct native_ctx *ctx)
+static void vec_mmx_commit(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const struct native_ctx *ctx)
 {
 	if (insn->op[0].kind != X86_O_MMX && insn->op[1].kind != X86_O_MMX)
 		return;
@@ -141,8 +145,8 @@ enum x86_status x86_vec_run(struct x86_cpu *cpu, const struct x86_insn *insn)
 }
 
 /*
- * PCMPESTRM 60, PCMPESTRI 61, PCMPISTRM 62, PCMPISTRI 63 of 0F3A: lengths from EAX and EDX; the result
- * goes to ECX (odd opcodes) or XMM0.
+ * PCMPESTRM 60, PCMPESTRI 61, PCMPISTRM 62, PCMPISTRI 63 of 0F3A: lengths from EAX and EDX; the
+ * result goes to ECX (odd opcodes) or XMM0.
  */
 enum x86_status x86_vec_pcmpstr(struct x86_cpu *cpu, const struct x86_insn *insn)
 {

@@ -1,6 +1,6 @@
 /*
- * The x87, SSE and AVX state as memory images: the FXSAVE area and the standard XSAVE format (SDM 1 10.5.1,
- * 13.4). For KVM, debuggers and tests; the instructions themselves are in fpu_xsave.c.
+ * The x87, SSE and AVX state as memory images: the FXSAVE area and the standard XSAVE format (SDM 1
+ * 10.5.1, 13.4). For KVM, debuggers and tests; the instructions themselves are in fpu_xsave.c.
  *
  * Left out: AVX-512 and every later component.
  */
@@ -17,15 +17,17 @@
 #define X86_XSAVE_COMPONENTS   (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)
 
 /*
- * Fill area[size_bytes] with the state in standard format (64-bit FIP and FDP): XSTATE_BV says what is not in its
- * initial configuration; bytes past X86_XSAVE_BYTES become zero. size_bytes is at least X86_XSAVE_BYTES.
+ * Fill area[size_bytes] with the state in standard format (64-bit FIP and FDP): XSTATE_BV says what
+ * is not in its initial configuration; bytes past X86_XSAVE_BYTES become zero. size_bytes is at
+ * least X86_XSAVE_BYTES.
  */
 void x86_fpu_to_xsave(const struct x86_state *state, void *area, size_t size_bytes);
 
 /*
- * Take the state from a standard-format area, which is checked first; on an error nothing is changed. Components
- * not in XSTATE_BV get their initial configuration (MXCSR too if neither SSE nor AVX is there).
- * Errors: -EINVAL (too small, compacted, reserved bits, components not known here).
+ * Take the state from a standard-format area, which is checked first; on an error nothing is
+ * changed. Components not in XSTATE_BV get their initial configuration (MXCSR too if neither SSE
+ * nor AVX is there). Errors: -EINVAL (too small, compacted, reserved bits, components not known
+ * here).
  */
 int x86_fpu_from_xsave(struct x86_state *state, const void *area, size_t size_bytes);
 

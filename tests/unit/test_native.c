@@ -1,6 +1,6 @@
 /*
- * Vector instructions on the host: one of each shape of operands, against values computed here; what is
- * kept and zeroed around the result; SIMD exceptions; the stub cache.
+ * Vector instructions on the host: one of each shape of operands, against values computed here;
+ * what is kept and zeroed around the result; SIMD exceptions; the stub cache.
  */
 #include <errno.h>
 #include <math.h>
@@ -35,7 +35,7 @@ static void assert_upper(struct test_cpu *t, unsigned i, const union x86_vector 
 
 static void test_codebuf(void **state)
 {
-	static const uint8_t code[] = { 0xb8, 42, 0, 0, 0, 0xc3 }; /* mov eax, 42; ret */
+	static const uint8_t code[] = {0xb8, 42, 0, 0, 0, 0xc3}; /* mov eax, 42; ret */
 	struct codebuf buf;
 	int (*fn)(void);
 
@@ -52,9 +52,7 @@ static void test_codebuf(void **state)
 	codebuf_done(&buf);
 }
 
-static void ignore_signal(int number)
-{
-}
+static void ignore_signal(int number) {}
 
 /* No memory file to be had: one mapping, whose protection changes. */
 static void test_codebuf_single(void **state)
@@ -64,7 +62,7 @@ static void test_codebuf_single(void **state)
 
 	signal(SIGXFSZ, ignore_signal);
 	assert_int_equal(getrlimit(RLIMIT_FSIZE, &saved), 0);
-	none = (struct rlimit){ 0, saved.rlim_max };
+	none = (struct rlimit){0, saved.rlim_max};
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
 	assert_int_equal(codebuf_init(&buf, 4096, NULL), 0);
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &saved), 0);
@@ -108,7 +106,7 @@ static void test_moves(void **state)
 	RUN_OK(t, "\x0f\x10\x4b\x03"); /* movups xmm1, [rbx+3] */
 	assert_memory_equal(vec(t, 1), vec(t, 2)->b + 3, 13);
 	assert_upper(t, 1, &before, true);
-	RUN_FAULT(t, "\x0f\x28\x4b\x03", X86_GP); /* movaps */
+	RUN_FAULT(t, "\x0f\x28\x4b\x03", X86_GP);     /* movaps */
 	RUN_FAULT(t, "\x66\x0f\xfe\x4b\x08", X86_GP); /* paddd */
 	before = *vec(t, 3);
 	RUN_OK(t, "\xc5\xfc\x10\x1b"); /* vmovups ymm3, [rbx] */
@@ -178,7 +176,7 @@ static void test_general_registers(void **state)
 	double d = -7.5;
 
 	fill(t);
-	t->cpu.s.reg[X86_R9] = (uint64_t)-(1ll << 40);
+	t->cpu.s.reg[X86_R9] = (uint64_t) - (1ll << 40);
 	RUN_OK(t, "\xf2\x49\x0f\x2a\xd1"); /* cvtsi2sd xmm2, r9 */
 	assert_true(vec(t, 2)->df[0] == -(double)(1ll << 40));
 	RUN_OK(t, "\xf2\x41\x0f\x2a\xd1"); /* cvtsi2sd xmm2, r9d */
@@ -306,7 +304,7 @@ static void test_fma_and_half(void **state)
 		vec(t, 3)->df[i] = 10;
 	}
 	RUN_OK(t, "\xc4\xe2\xed\xb8\xcb"); /* vfmadd231pd ymm1, ymm2, ymm3 */
-	for (unsigned i = 0; i < 4; i++) /* rounded once */
+	for (unsigned i = 0; i < 4; i++)   /* rounded once */
 		assert_true(vec(t, 1)->df[i] == (double)((long double)0.1 * 10 + i));
 	for (unsigned i = 0; i < 8; i++)
 		vec(t, 4)->f[i] = (float)i;
@@ -413,7 +411,7 @@ static void test_masked(void **state)
 {
 	struct test_cpu *t = *state;
 	uint8_t *m = test_host(t, DATA);
-	const union x86_vector mask = { .d = { 1u << 31, 0, ~0u, 1 } };
+	const union x86_vector mask = {.d = {1u << 31, 0, ~0u, 1}};
 
 	fill(t);
 	*vec(t, 2) = mask;
@@ -433,7 +431,10 @@ static void test_masked(void **state)
 	assert_int_equal(vec(t, 4)->d[0], vec(t, 1)->d[0]);
 	assert_int_equal(vec(t, 4)->d[1], 0);
 	assert_int_equal(vec(t, 4)->d[2], vec(t, 1)->d[2]);
-	/* A non-canonical element that is masked off does not fault; one that is not, changes nothing. */
+	/*
+	 * A non-canonical element that is masked off does not fault; one that is not, changes
+	 * nothing.
+	 */
 	t->cpu.s.reg[X86_RBX] = 0x7ffffffffff8;
 	vec(t, 2)->d[0] = vec(t, 2)->d[1] = 0;
 	RUN_FAULT(t, "\xc4\xe2\x69\x8e\x0b", X86_GP);
@@ -449,8 +450,8 @@ static void test_gather(void **state)
 	fill(t);
 	for (unsigned i = 0; i < 16; i++)
 		m[i] = 100 + i;
-	*vec(t, 2) = (union x86_vector){ .d = { 5, (uint32_t)-1, 2, 9 } }; /* indexes */
-	*vec(t, 3) = (union x86_vector){ .d = { ~0u, ~0u, 0, ~0u } };
+	*vec(t, 2) = (union x86_vector){.d = {5, (uint32_t)-1, 2, 9}}; /* indexes */
+	*vec(t, 3) = (union x86_vector){.d = {~0u, ~0u, 0, ~0u}};
 	vec(t, 1)->d[2] = 7;
 	RUN_OK(t, "\xc4\xe2\x61\x90\x4c\x93\x04"); /* vpgatherdd xmm1, [rbx+xmm2*4+4], xmm3 */
 	assert_int_equal(vec(t, 1)->d[0], 106);
@@ -458,7 +459,7 @@ static void test_gather(void **state)
 	assert_int_equal(vec(t, 1)->d[2], 7);
 	assert_int_equal(vec(t, 1)->d[3], 110);
 	assert_int_equal(vec(t, 1)->q[2] | vec(t, 3)->q[0] | vec(t, 3)->q[1], 0);
-	*vec(t, 2) = (union x86_vector){ .q = { 1, 3, 5, 7 } };
+	*vec(t, 2) = (union x86_vector){.q = {1, 3, 5, 7}};
 	memset(vec(t, 3), 0xff, 64);
 	RUN_OK(t, "\xc4\xe2\x65\x91\x0c\x93"); /* vpgatherqd xmm1, [rbx+ymm2*4], xmm3 */
 	assert_int_equal(vec(t, 1)->d[3], 107);
@@ -482,7 +483,7 @@ static void test_zero(void **state)
 /* More stubs than the cache holds. */
 static void test_cache(void **state)
 {
-	static const char opcodes[][4] = { "\x66\x0f\x70", "\xf2\x0f\x70", "\xf3\x0f\x70" };
+	static const char opcodes[][4] = {"\x66\x0f\x70", "\xf2\x0f\x70", "\xf3\x0f\x70"};
 	struct test_cpu *t = *state;
 	char bytes[5];
 

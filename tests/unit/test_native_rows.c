@@ -1,7 +1,8 @@
 /*
- * Every vector and x87 row of the instruction table, on random operands: its semantic function against the very
- * bytes executed natively with all registers loaded. What the two share is the host's arithmetic; operand
- * roles, sizes, what is kept or zeroed, and flags are checked. Forms the host lacks are named and skipped.
+ * Every vector and x87 row of the instruction table, on random operands: its semantic function
+ * against the very bytes executed natively with all registers loaded. What the two share is the
+ * host's arithmetic; operand roles, sizes, what is kept or zeroed, and flags are checked. Forms the
+ * host lacks are named and skipped.
  */
 #include <stdio.h>
 
@@ -79,9 +80,10 @@ static unsigned row_opcode(const struct x86_row *row)
 	return opcode;
 }
 
-static void form_prefix(struct form *form, const struct native_encoding *enc, const struct choice *c)
+static void form_prefix(
+	struct form *form, const struct native_encoding *enc, const struct choice *c)
 {
-	static const char maps[][3] = { "", "\x0f", "\x0f\x38", "\x0f\x3a" };
+	static const char maps[][3] = {"", "\x0f", "\x0f\x38", "\x0f\x3a"};
 	unsigned pp = enc->prefix == 0x66 ? 1 : enc->prefix == 0xf3 ? 2 : enc->prefix ? 3 : 0;
 
 	if (enc->vex) {
@@ -141,7 +143,7 @@ static uint8_t *out_offset(uint8_t *p, size_t offset)
 	return out_bytes(p, &value, 4);
 }
 
-#define OUT(literal) (p = out_bytes(p, literal, sizeof(literal) - 1))
+#define OUT(literal)   (p = out_bytes(p, literal, sizeof(literal) - 1))
 #define OUT_AT(member) (p = out_offset(p, member))
 
 static uint8_t *out_vectors(uint8_t *p, unsigned opcode)
@@ -210,7 +212,7 @@ static uint64_t random_lane(uint64_t *seed, unsigned kind)
 {
 	uint64_t r = random_next(seed);
 	double d = (double)(int32_t)r / 65536;
-	float f[2] = { (float)(int16_t)r / 16, (float)(int16_t)(r >> 16) };
+	float f[2] = {(float)(int16_t)r / 16, (float)(int16_t)(r >> 16)};
 	uint64_t lane;
 
 	switch (kind) {
@@ -371,13 +373,13 @@ static bool check_once(struct test_cpu *t, struct codebuf *code, const struct x8
 }
 
 /* Both vector lengths, both forms. Returns how many rounds ran. */
-static unsigned check_row(struct test_cpu *t, struct codebuf *code, const struct x86_row *row,
-	uint64_t *seed)
+static unsigned check_row(
+	struct test_cpu *t, struct codebuf *code, const struct x86_row *row, uint64_t *seed)
 {
 	unsigned ran = 0;
 
 	for (unsigned i = 0; i < 4 * ROUNDS; i++) {
-		struct choice c = { .mem = i & 1, .l = i & 2 };
+		struct choice c = {.mem = i & 1, .l = i & 2};
 
 		ran += check_once(t, code, row, &c, seed);
 	}
@@ -422,7 +424,9 @@ static void test_rows(void **state)
 
 /* ---- x87 ---- */
 
-/* The row's ModRM: memory at [RBX], or the register form's byte, its low bits chosen if it says so. */
+/*
+ * The row's ModRM: memory at [RBX], or the register form's byte, its low bits chosen if it says so.
+ */
 static void x87_form(struct form *form, const struct x86_row *row, unsigned i)
 {
 	const char *p = row->encoding, *second = strchr(p, ' ');
@@ -440,7 +444,7 @@ static void x87_form(struct form *form, const struct x86_row *row, unsigned i)
 /* Ordinary numbers, and every kind of strange one. */
 static void x87_random_register(uint8_t st[16], uint64_t *seed)
 {
-	static const uint16_t exponents[] = { 0, 1, 0x3ffe, 0x4000, 0x7ffe, 0x7fff };
+	static const uint16_t exponents[] = {0, 1, 0x3ffe, 0x4000, 0x7ffe, 0x7fff};
 	uint64_t r = random_next(seed), mantissa = random_next(seed) | 1ull << 63;
 	uint16_t exponent = (uint16_t)(0x3fff + (r & 31) - 16);
 
@@ -487,14 +491,17 @@ static void x87_randomize(struct test_cpu *t, const struct x86_row *row, uint64_
 	x87_random_flags(fpu, !(row->attr & X86_A_NOWAIT), r >> 32);
 }
 
-/* FIP, FDP, FOP and selectors in a stored environment: AMD processors show them only with an exception. */
+/*
+ * FIP, FDP, FOP and selectors in a stored environment: AMD processors show them only with an
+ * exception.
+ */
 static void x87_forget_pointers(uint8_t *env)
 {
 	memset(env + 12, 0, 16);
 }
 
-static void x87_check(struct test_cpu *t, struct codebuf *code, const struct x86_row *row,
-	uint64_t *seed)
+static void x87_check(
+	struct test_cpu *t, struct codebuf *code, const struct x86_row *row, uint64_t *seed)
 {
 	bool env = row->fn == x86_fpu_stenv || row->fn == x86_fpu_save;
 	uint64_t r = random_next(seed);

@@ -1,5 +1,6 @@
 /*
- * x87: arithmetic on the host, exceptions kept back and raised late, control instructions, environments.
+ * x87: arithmetic on the host, exceptions kept back and raised late, control instructions,
+ * environments.
  */
 #include "x86_run.h"
 
@@ -54,7 +55,7 @@ static void test_memory_forms(void **state)
 	float f = 1.5f;
 	int16_t w = -7;
 	int64_t q = 0x123456789abcdef;
-	static const uint8_t bcd[10] = { 0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0, 0, 0x80 };
+	static const uint8_t bcd[10] = {0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0, 0, 0x80};
 
 	memcpy(test_host(t, DATA), &f, 4);
 	RUN_OK(t, "\xd9\x03"); /* fld dword */
@@ -123,7 +124,9 @@ static void test_unmasked(void **state)
 	RUN_OK(t, "\x9b");
 }
 
-/* A store whose exception is unmasked writes nothing and pops nothing; inexact stores all the same. */
+/*
+ * A store whose exception is unmasked writes nothing and pops nothing; inexact stores all the same.
+ */
 static void test_unmasked_store(void **state)
 {
 	struct test_cpu *t = *state;
@@ -242,7 +245,7 @@ static void test_host_agrees(void **state)
 	RUN_OK(t, "\xd9\xfe");
 	assert_true(pop(t) == host);
 	for (unsigned rc = 0; rc < 4; rc++) {
-		static const double want[] = { 2, 2, 3, 2 };
+		static const double want[] = {2, 2, 3, 2};
 
 		t->cpu.s.fpu.fcw = (uint16_t)(0x37f | rc << 10);
 		push(t, 2.5);

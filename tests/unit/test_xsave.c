@@ -32,8 +32,13 @@ static uint64_t *header(struct test_cpu *t)
 /* A state in which no two bytes of a register are alike. */
 static void fill(struct x86_fpu *fpu)
 {
-	*fpu = (struct x86_fpu){ .fcw = 0x27f, .fsw = 3 << 11 | 0x20, .fop = 0x123, .ftw = 0x5a,
-		.fip = 0x123456789a, .fdp = 0xabcdef0123, .mxcsr = 0x1fa0 };
+	*fpu = (struct x86_fpu){.fcw = 0x27f,
+		.fsw = 3 << 11 | 0x20,
+		.fop = 0x123,
+		.ftw = 0x5a,
+		.fip = 0x123456789a,
+		.fdp = 0xabcdef0123,
+		.mxcsr = 0x1fa0};
 	for (unsigned i = 0; i < 8; i++)
 		for (unsigned j = 0; j < 10; j++)
 			fpu->st[i][j] = (uint8_t)(i * 16 + j + 1);
@@ -195,7 +200,7 @@ static void test_xsave_compacted(void **state)
 	header(t)[0] = 5;
 	RUN_OK(t, XRSTOR);
 	assert_int_equal(t->cpu.s.fpu.mxcsr, 0x1f80);
-	t->cpu.s.fpu = (struct x86_fpu){ .fcw = 0x37f, .mxcsr = 0x1f81 };
+	t->cpu.s.fpu = (struct x86_fpu){.fcw = 0x37f, .mxcsr = 0x1f81};
 	RUN_OK(t, XSAVES);
 	assert_int_equal(header(t)[0], 2);
 }
@@ -261,7 +266,7 @@ static void test_images(void **state)
 	image[26] = 1;
 	assert_int_equal(x86_fpu_from_xsave(to, image, sizeof(image)), -EINVAL);
 	assert_memory_equal(&to->fpu, &from->fpu, sizeof(to->fpu));
-	from->fpu = (struct x86_fpu){ .fcw = 0x37f, .mxcsr = 0x1f81 };
+	from->fpu = (struct x86_fpu){.fcw = 0x37f, .mxcsr = 0x1f81};
 	x86_fpu_to_xsave(from, image, sizeof(image));
 	assert_int_equal(image[512], 2);
 	assert_int_equal(x86_fpu_from_xsave(to, image, sizeof(image)), 0);

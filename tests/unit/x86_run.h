@@ -18,7 +18,7 @@ static int run_setup(void **state)
 	s->cr0 = (s->cr0 & ~(uint64_t)(X86_CR0_EM | X86_CR0_TS)) | X86_CR0_NE | X86_CR0_MP;
 	s->cr4 |= X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_OSXSAVE;
 	s->xcr0 = X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX;
-	s->fpu = (struct x86_fpu){ .fcw = 0x37f, .mxcsr = 0x1f80 };
+	s->fpu = (struct x86_fpu){.fcw = 0x37f, .mxcsr = 0x1f80};
 	s->reg[X86_RBX] = DATA;
 	s->reg[X86_RIP] = 0x1000;
 	*state = t;
