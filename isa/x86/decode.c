@@ -140,10 +140,8 @@ static bool vex_prefix(struct decoder *d, bool three)
 		map = first & 31;
 	}
 	d->vvvv = ~last >> 3 & 15;
-	if (insn->mode != 64) {
+	if (insn->mode != 64)
 		rex &= 8;
-		d->vvvv &= 7;
-	}
 	insn->rex = rex;
 	insn->vl = last & 4 ? 32 : 16;
 	d->context |= pp_context[last & 3] | (rex & 8 ? X86_C_W1 : X86_C_W0) |
@@ -408,6 +406,11 @@ static void set_string(struct decoder *d, struct x86_operand *op, unsigned reg)
 	}
 }
 
+static unsigned vvvv_register(const struct decoder *d)
+{
+	return d->insn->mode == 64 ? d->vvvv : d->vvvv & 7;
+}
+
 static bool control_register_exists(unsigned reg)
 {
 	return reg == 0 || (reg >= 2 && reg <= 4) || reg == 8;
@@ -422,7 +425,7 @@ static bool set_register_operand(struct decoder *d, const struct x86_form_operan
 	switch (from->where) {
 	case X86_W_GPR_REG: set_gpr(insn, op, reg); return true;
 	case X86_W_GPR_OPCODE: set_gpr(insn, op, (insn->opcode & 7) | (insn->rex & 1) << 3); return true;
-	case X86_W_GPR_VVVV: set_reg(op, X86_O_GPR, d->vvvv); return true;
+	case X86_W_GPR_VVVV: set_reg(op, X86_O_GPR, vvvv_register(d)); return true;
 	case X86_W_GPR_FIXED: set_reg(op, X86_O_GPR, from->reg); return true;
 	case X86_W_GPR_FIXED_HIGH: set_reg(op, X86_O_GPR8H, from->reg); return true;
 	case X86_W_SEG_REG:
@@ -433,7 +436,7 @@ static bool set_register_operand(struct decoder *d, const struct x86_form_operan
 	case X86_W_DR: set_reg(op, X86_O_DR, reg); return reg < 8;
 	case X86_W_MMX_REG: set_reg(op, X86_O_MMX, modrm_reg); return true;
 	case X86_W_VEC_REG: set_reg(op, X86_O_VEC, reg); return true;
-	case X86_W_VEC_VVVV: set_reg(op, X86_O_VEC, d->vvvv); return true;
+	case X86_W_VEC_VVVV: set_reg(op, X86_O_VEC, vvvv_register(d)); return true;
 	case X86_W_VEC_FIXED: set_reg(op, X86_O_VEC, from->reg); return true;
 	default: set_reg(op, X86_O_ST, from->reg); return true;
 	}
