@@ -60,6 +60,19 @@ X86_INLINE enum x86_status x86_rmw_mem(struct x86_cpu *cpu, const struct x86_ins
 	return X86_OK;
 }
 
+/* Is operand 0 a register and operand 1 one too, or an immediate? */
+X86_INLINE bool x86_simple_operands(const struct x86_insn *insn)
+{
+	return insn->op[0].kind == X86_O_GPR &&
+	       (insn->op[1].kind == X86_O_GPR || insn->op[1].kind == X86_O_IMM);
+}
+
+/* Operand 1 of those, with junk above its size. */
+X86_INLINE uint64_t x86_simple_arg(const struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	return insn->op[1].kind == X86_O_GPR ? cpu->s.reg[insn->op[1].reg] : insn->imm;
+}
+
 /* Operand 0 := compute(operand 0, arg). */
 X86_INLINE enum x86_status x86_rmw(struct x86_cpu *cpu, const struct x86_insn *insn, x86_compute *compute,
 	uint64_t arg)

@@ -77,17 +77,39 @@ X86_INLINE uint64_t compute_not(uint64_t old, uint64_t arg, unsigned size, uint6
 	return ~old;
 }
 
+/* Register forms by themselves: without calls they need no stack frame. */
 #define BINARY(name)                                                                               \
-	enum x86_status x86_sem_##name(struct x86_cpu *cpu, const struct x86_insn *insn)           \
+	static __attribute__((noinline)) enum x86_status name##_other(struct x86_cpu *cpu,         \
+		const struct x86_insn *insn)                                                       \
 	{                                                                                          \
 		uint64_t arg;                                                                      \
 		X86_TRY(x86_op_read(cpu, insn, 1, &arg));                                          \
 		return x86_rmw(cpu, insn, compute_##name, arg);                                    \
-	}
-#define UNARY(name)                                                                                \
+	}                                                                                          \
 	enum x86_status x86_sem_##name(struct x86_cpu *cpu, const struct x86_insn *insn)           \
 	{                                                                                          \
+		const struct x86_operand *op = &insn->op[0];                                       \
+		if (unlikely(!x86_simple_operands(insn)))                                          \
+			return name##_other(cpu, insn);                                            \
+		uint64_t value = compute_##name(cpu->s.reg[op->reg], x86_simple_arg(cpu, insn),    \
+			op->size, &cpu->s.rflags);                                                 \
+		x86_gpr_write(cpu, op->reg, op->size, value);                                      \
+		return X86_OK;                                                                     \
+	}
+#define UNARY(name)                                                                                \
+	static __attribute__((noinline)) enum x86_status name##_other(struct x86_cpu *cpu,         \
+		const struct x86_insn *insn)                                                       \
+	{                                                                                          \
 		return x86_rmw(cpu, insn, compute_##name, 0);                                      \
+	}                                                                                          \
+	enum x86_status x86_sem_##name(struct x86_cpu *cpu, const struct x86_insn *insn)           \
+	{                                                                                          \
+		const struct x86_operand *op = &insn->op[0];                                       \
+		if (unlikely(op->kind != X86_O_GPR))                                               \
+			return name##_other(cpu, insn);                                            \
+		uint64_t value = compute_##name(cpu->s.reg[op->reg], 0, op->size, &cpu->s.rflags); \
+		x86_gpr_write(cpu, op->reg, op->size, value);                                      \
+		return X86_OK;                                                                     \
 	}
 
 BINARY(add)
@@ -102,7 +124,8 @@ UNARY(dec)
 UNARY(neg)
 UNARY(not)
 
-enum x86_status x86_sem_cmp(struct x86_cpu *cpu, const struct x86_insn *insn)
+static __attribute__((noinline)) enum x86_status cmp_other(struct x86_cpu *cpu,
+	const struct x86_insn *insn)
 {
 	uint64_t a, b, r;
 	X86_TRY(x86_op_read(cpu, insn, 0, &a));
@@ -111,12 +134,32 @@ enum x86_status x86_sem_cmp(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return X86_OK;
 }
 
-enum x86_status x86_sem_test(struct x86_cpu *cpu, const struct x86_insn *insn)
+enum x86_status x86_sem_cmp(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	uint64_t r;
+	if (unlikely(!x86_simple_operands(insn)))
+		return cmp_other(cpu, insn);
+	x86_set_flags(cpu, x86_flags_sub(cpu->s.reg[insn->op[0].reg], x86_simple_arg(cpu, insn),
+				   insn->op[0].size, &r));
+	return X86_OK;
+}
+
+static __attribute__((noinline)) enum x86_status test_other(struct x86_cpu *cpu,
+	const struct x86_insn *insn)
 {
 	uint64_t a, b;
 	X86_TRY(x86_op_read(cpu, insn, 0, &a));
 	X86_TRY(x86_op_read(cpu, insn, 1, &b));
 	x86_set_flags(cpu, x86_flags_logic(a & b, insn->op[0].size));
+	return X86_OK;
+}
+
+enum x86_status x86_sem_test(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	if (unlikely(!x86_simple_operands(insn)))
+		return test_other(cpu, insn);
+	x86_set_flags(cpu, x86_flags_logic(cpu->s.reg[insn->op[0].reg] & x86_simple_arg(cpu, insn),
+				   insn->op[0].size));
 	return X86_OK;
 }
 

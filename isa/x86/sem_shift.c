@@ -132,15 +132,15 @@ SHIFT(rcl)
 SHIFT(rcr)
 
 /*
- * Double shifts. A 16-bit operand shifted by more than 16 is undefined; it takes its bits from the
- * destination again, as if dst:src:dst were shifted.
+ * Double shifts. A 16-bit operand shifted by more than 16 is undefined; AMD takes the source again, as if
+ * dst:src:src were shifted, and clears CF (Intel dst:src:dst).
  */
 static uint64_t shld(uint64_t dst, uint64_t src, unsigned count, unsigned size, uint64_t *ret_cf)
 {
 	unsigned bits = 8 * size;
 	if (size == 2) {
-		uint64_t all = dst << 32 | src << 16 | dst;
-		*ret_cf = all >> (48 - count) & 1;
+		uint64_t all = dst << 32 | src << 16 | src;
+		*ret_cf = count <= 16 ? all >> (48 - count) & 1 : 0;
 		return all << count >> 32;
 	}
 	*ret_cf = dst >> (bits - count) & 1;
@@ -152,8 +152,8 @@ static uint64_t shrd(uint64_t dst, uint64_t src, unsigned count, unsigned size, 
 	unsigned bits = 8 * size;
 	*ret_cf = dst >> (count - 1) & 1;
 	if (size == 2) {
-		uint64_t all = dst << 32 | src << 16 | dst;
-		*ret_cf = all >> (count - 1) & 1;
+		uint64_t all = src << 32 | src << 16 | dst;
+		*ret_cf = count <= 16 ? all >> (count - 1) & 1 : 0;
 		return all >> count;
 	}
 	return dst >> count | src << (bits - count);
