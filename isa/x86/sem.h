@@ -60,6 +60,19 @@ X86_INLINE enum x86_status x86_rmw_mem(struct x86_cpu *cpu, const struct x86_ins
 	return X86_OK;
 }
 
+/* Host address of the memory operand if that takes no call: a flat segment and a TLB hit. Else NULL. */
+X86_INLINE void *x86_fast_host(const struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
+	enum x86_access access)
+{
+	uint64_t offset = x86_ea(cpu, insn);
+
+	if (likely(cpu->mode == 64))
+		offset += insn->seg >= X86_FS ? cpu->s.seg[insn->seg].base : 0;
+	else if (!(cpu->flat >> insn->seg & 1) || offset + size > 0x100000000ull)
+		return NULL;
+	return x86_tlb_host(cpu, offset, size, access);
+}
+
 /* Is operand 0 a register and operand 1 one too, or an immediate? */
 X86_INLINE bool x86_simple_operands(const struct x86_insn *insn)
 {

@@ -4,11 +4,42 @@
  */
 #include "isa/x86/sem.h"
 
-enum x86_status x86_sem_mov(struct x86_cpu *cpu, const struct x86_insn *insn)
+static __attribute__((noinline)) enum x86_status mov_other(struct x86_cpu *cpu,
+	const struct x86_insn *insn)
 {
 	uint64_t value;
 	X86_TRY(x86_op_read(cpu, insn, 1, &value));
 	return x86_op_write(cpu, insn, 0, value);
+}
+
+/* The common forms by themselves: without calls they need no stack frame. Also MOVZX, MOVNTI, MOVDIRI. */
+enum x86_status x86_sem_mov(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	const struct x86_operand *to = &insn->op[0], *from = &insn->op[1];
+	void *host;
+
+	if (to->kind == X86_O_GPR) {
+		if (from->kind == X86_O_MEM) {
+			host = x86_fast_host(cpu, insn, from->size, X86_READ);
+			if (unlikely(!host))
+				return mov_other(cpu, insn);
+			x86_gpr_write(cpu, to->reg, to->size, x86_host_load(host, from->size));
+			return X86_OK;
+		}
+		if (from->kind == X86_O_GPR8H)
+			return mov_other(cpu, insn);
+		x86_gpr_write(cpu, to->reg, to->size,
+			x86_simple_arg(cpu, insn) & x86_size_mask(from->size));
+		return X86_OK;
+	}
+	if (to->kind == X86_O_MEM && from->kind != X86_O_GPR8H) {
+		host = x86_fast_host(cpu, insn, to->size, X86_WRITE);
+		if (likely(host)) {
+			x86_host_store(host, to->size, x86_simple_arg(cpu, insn));
+			return X86_OK;
+		}
+	}
+	return mov_other(cpu, insn);
 }
 
 /* Accumulator from or to an absolute offset, which may have 64 bits. */
@@ -22,12 +53,6 @@ enum x86_status x86_sem_mov_load_moffs(struct x86_cpu *cpu, const struct x86_ins
 enum x86_status x86_sem_mov_store_moffs(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	return x86_store(cpu, insn->seg, insn->imm, insn->op[0].size, cpu->s.reg[X86_RAX]);
-}
-
-/* MOVZX: x86_op_read has extended it. Also MOVNTI, MOVDIRI. */
-enum x86_status x86_sem_movzx(struct x86_cpu *cpu, const struct x86_insn *insn)
-{
-	return x86_sem_mov(cpu, insn);
 }
 
 enum x86_status x86_sem_movsx(struct x86_cpu *cpu, const struct x86_insn *insn)

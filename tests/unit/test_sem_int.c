@@ -6,6 +6,8 @@
 
 #include "isa/x86/insn.h"
 
+#include <pthread.h>
+
 #define DATA  0x20000ull
 #define STACK 0x80000ull
 #define HERE  0x1000ull /* RIP of the instruction under test */
@@ -344,6 +346,40 @@ static void test_xchg_xadd(void **state)
 	cpu->s.reg[X86_RAX] = 3;
 	RUN("\x48\x0f\xc1\xc0"); /* xadd rax, rax */
 	assert_int_equal(cpu->s.reg[X86_RAX], 6);
+}
+
+#define TURNS 100000
+
+/* LOCK INC of three counters: aligned, not aligned, over the end of a cache line. */
+static void *increment(void *arg)
+{
+	struct x86_cpu *cpu = arg;
+	for (unsigned i = 0; i < TURNS; i++) {
+		RUN("\xf0\x48\xff\x07");		 /* lock inc qword [rdi] */
+		RUN("\xf0\xff\x47\x0b");		 /* lock inc dword [rdi + 11] */
+		RUN("\xf0\x66\xff\x47\x3f"); /* lock inc word [rdi + 63] */
+	}
+	return NULL;
+}
+
+static void test_locked_from_two_threads(void **state)
+{
+	struct x86_cpu *cpu = mode(state, 64, 0);
+	struct x86_cpu *other = malloc(sizeof(*other));
+	pthread_t thread;
+
+	cpu->s.reg[X86_RDI] = DATA;
+	assert_non_null(other);
+	assert_int_equal(x86_cpu_init(other, cpu->memory, cpu->cpuid, cpu->env, cpu->env_opaque), 0);
+	x86_cpu_load(other, &cpu->s);
+	assert_int_equal(pthread_create(&thread, NULL, increment, other), 0);
+	increment(cpu);
+	pthread_join(thread, NULL);
+	assert_int_equal(get64(cpu, DATA), 2 * TURNS);
+	assert_int_equal((uint32_t)get64(cpu, DATA + 11), 2 * TURNS);
+	assert_int_equal((uint16_t)get64(cpu, DATA + 63), (uint16_t)(2 * TURNS));
+	x86_cpu_done(other);
+	free(other);
 }
 
 /* ---- memory that is not plain RAM ---- */
@@ -705,7 +741,7 @@ static void test_string_fault(void **state)
 	assert_int_equal(cpu->fault.vector, X86_GP);
 	assert_int_equal(cpu->s.reg[X86_RDI], DATA + 0x1ffd);
 	assert_int_equal(cpu->s.reg[X86_RCX], 0x1000 - 0x7ff);
-	assert_int_equal(*(uint32_t *)at(cpu, DATA + 0x1ff9), 0x01020304);
+	assert_int_equal((uint32_t)get64(cpu, DATA + 0x1ff9), 0x01020304);
 	assert_int_equal(*(uint8_t *)at(cpu, DATA + 0x1ffd), 0);
 }
 
@@ -874,7 +910,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(shift_counts), TEST(rotates), TEST(carry_chain), TEST(inc_keeps_cf),
 		TEST(high_bytes), TEST(division_faults), TEST(cmpxchg), TEST(cmpxchg_wide),
-		TEST(xchg_xadd), TEST(rom_and_device), TEST(addresses), TEST(alignment_check),
+		TEST(xchg_xadd),
+		TEST(locked_from_two_threads), TEST(rom_and_device), TEST(addresses), TEST(alignment_check),
 		TEST(push_pop), TEST(stack16), TEST(pusha), TEST(enter_leave), TEST(popf_privilege),
 		TEST(flags_in_v86), TEST(branch_targets), TEST(loop_counter_width), TEST(bit_strings),
 		TEST(movs), TEST(string_interrupts), TEST(string_fault), TEST(string_wrap),
