@@ -25,6 +25,7 @@
 #define X86_FSW_FLAGS	  0x3fu /* IE DE ZE OE UE PE */
 #define X86_FSW_SF	  0x40u
 #define X86_FSW_ES	  0x80u
+#define X86_FSW_C1	  0x200u
 #define X86_FSW_TOP_SHIFT 11
 #define X86_FSW_TOP	  (7u << X86_FSW_TOP_SHIFT)
 #define X86_FSW_B	  0x8000u
@@ -93,5 +94,11 @@ static inline bool x86_fpu_pending(const struct x86_fpu *fpu)
  */
 void x86_vec_write(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned reg,
 	const union x86_vector *value);
+
+/*
+ * Do an instruction of x86_fpu_run() the short way if it is a common one with ordinary operands:
+ * true, and ret_status says how it went. False: nothing has changed.
+ */
+bool x86_fpu_fast(struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_status *ret_status);
 
 #endif

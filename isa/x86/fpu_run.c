@@ -70,9 +70,15 @@ enum x86_status x86_fpu_run(struct x86_cpu *cpu, const struct x86_insn *insn)
 	struct x86_fpu *fpu = &cpu->s.fpu;
 	native_fn *fn;
 	struct native_ctx *ctx;
+	enum x86_status status;
 
 	if (x86_fpu_pending(fpu))
 		return x86_fault(cpu, X86_MF);
+	if (x86_fpu_fast(cpu, insn, &status)) {
+		if (status == X86_OK)
+			fpu_pointers(cpu, insn);
+		return status;
+	}
 	fn = x86_native_stub(cpu, insn, NATIVE_X87);
 	if (!fn)
 		return x86_ud(cpu);

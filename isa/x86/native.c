@@ -10,7 +10,7 @@
  * Invariants: stubs obey the C calling convention (no callee-saved register is touched, MMX state
  * is left with EMMS, upper halves are zeroed, MXCSR and FCW are the host's again). A stub never
  * faults: its memory is the context, SIMD exceptions are masked, and an x87 exception stays pending
- * until the stub's FNINIT drops it.
+ * until the stub's FNINIT drops it. (x87 status flags of the host are not kept.)
  */
 #include "isa/x86/native_stub.h"
 
@@ -413,14 +413,50 @@ static int stub_make_x87(struct emit *e, const struct x86_insn *insn)
 	return 0;
 }
 
+/*
+ * Arithmetic on two registers or memory; exceptions are masked, and the host's stack is empty, as
+ * its calling convention says. Afterwards the result is on top: ST(0)
+ * for D8 and memory; below what was ST(0) for DC, which is dropped; DE popped it.
+ */
+static int stub_make_x87_light(struct emit *e, const struct x86_insn *insn)
+{
+	bool mem = insn->modrm < 0xc0;
+
+	EMIT(e, "\xd9"); /* fnstcw; fnclex; fldcw */
+	emit_ctx(e, 7, CTX(host_fcw));
+	EMIT(e, "\xdb\xe2\xd9");
+	emit_ctx(e, 5, CTX(fcw));
+	if (!mem) {
+		EMIT(e, "\xdb"); /* fld tword */
+		emit_ctx(e, 5, CTX(st) + 16);
+	}
+	EMIT(e, "\xdb");
+	emit_ctx(e, 5, CTX(st));
+	emit8(e, insn->opcode);
+	if (mem)
+		emit_ctx(e, insn->modrm >> 3 & 7, CTX(mem));
+	else
+		emit8(e, (insn->modrm & 0xf8) | 1);
+	EMIT(e, "\xdd"); /* fnstsw */
+	emit_ctx(e, 7, CTX(fsw));
+	if (!mem && insn->opcode == 0xdc)
+		EMIT(e, "\xdd\xd8"); /* fstp st0 */
+	EMIT(e, "\xdb");	     /* fstp tword */
+	emit_ctx(e, 7, CTX(st));
+	EMIT(e, "\xd9"); /* fldcw */
+	emit_ctx(e, 5, CTX(host_fcw));
+	emit8(e, 0xc3);
+	return 0;
+}
+
 /* ---- the cache ---- */
 
 static uint64_t stub_key(const struct x86_insn *insn, enum native_shape shape)
 {
 	uint64_t key = (uint64_t)(insn->row - x86_rows) | 1ull << 63;
 
-	if (shape == NATIVE_X87)
-		return key | (uint64_t)insn->modrm << 16 | 1ull << 62;
+	if (shape == NATIVE_X87 || shape == NATIVE_X87_LIGHT)
+		return key | (uint64_t)insn->modrm << 16 | (uint64_t)shape << 60;
 	return key | (insn->imm & 0xff) << 16 | (uint64_t)(insn->imm2 & 0xff) << 24 |
 	       (uint64_t)(insn->rex >> 3 & 1) << 32 | (uint64_t)(insn->vl == 32) << 33 |
 	       (uint64_t)(insn->modrm >= 0xc0) << 34 | (uint64_t)(insn->mode == 64) << 35;
@@ -429,6 +465,15 @@ static uint64_t stub_key(const struct x86_insn *insn, enum native_shape shape)
 static unsigned stub_hash(uint64_t key)
 {
 	return (unsigned)((key * 0x9e3779b97f4a7c15ull) >> 40) & (NATIVE_STUBS - 1);
+}
+
+static int stub_make(struct emit *e, const struct x86_insn *insn, enum native_shape shape)
+{
+	switch (shape) {
+	case NATIVE_X87: return stub_make_x87(e, insn);
+	case NATIVE_X87_LIGHT: return stub_make_x87_light(e, insn);
+	default: return stub_make_vec(e, insn, shape);
+	}
 }
 
 static void native_flush(struct x86_native *native)
@@ -451,7 +496,7 @@ static native_fn *native_make(
 		return NULL;
 	if (codebuf_open(&native->code) < 0)
 		return NULL;
-	ret = shape == NATIVE_X87 ? stub_make_x87(&e, insn) : stub_make_vec(&e, insn, shape);
+	ret = stub_make(&e, insn, shape);
 	if (codebuf_close(&native->code) < 0 || ret < 0 || e.p > e.end)
 		return NULL;
 	native->used = ALIGN_UP(native->used + (size_t)(e.p - start), (size_t)16);

@@ -27,12 +27,15 @@ struct native_ctx {
 	uint64_t rax, rdx; /* implicit inputs of PCMPESTRx */
 	uint32_t mxcsr, host_mxcsr;
 	uint16_t host_fcw;
+	uint16_t fcw, fsw; /* NATIVE_X87_LIGHT: in, out */
+	uint8_t st[2][16]; /* the same: ST(0) and ST(i) in, the result out in [0] */
 };
 
 enum native_shape {
-	NATIVE_VEC,	/* vector, MMX and GPR operands from insn->op[] */
-	NATIVE_PCMPSTR, /* and EAX, EDX in, ECX, XMM0 out */
-	NATIVE_X87,	/* whole x87 state through the FXSAVE image */
+	NATIVE_VEC,	  /* vector, MMX and GPR operands from insn->op[] */
+	NATIVE_PCMPSTR,	  /* and EAX, EDX in, ECX, XMM0 out */
+	NATIVE_X87_LIGHT, /* arithmetic on ctx->st[0] and [1], or memory */
+	NATIVE_X87,	  /* whole x87 state through the FXSAVE image */
 };
 
 typedef void native_fn(struct native_ctx *ctx);

@@ -444,7 +444,9 @@ static void x87_form(struct form *form, const struct x86_row *row, unsigned i)
 /* Ordinary numbers, and every kind of strange one. */
 static void x87_random_register(uint8_t st[16], uint64_t *seed)
 {
-	static const uint16_t exponents[] = {0, 1, 0x3ffe, 0x4000, 0x7ffe, 0x7fff};
+	static const uint16_t exponents[] = {0, 1, 0x3ffe, 0x4000, 0x7ffe, 0x7fff,
+		/* the ends of double and single precision */
+		0x3c00, 0x3c01, 0x43fe, 0x43ff, 0x3f80, 0x3f81, 0x407e, 0x407f};
 	uint64_t r = random_next(seed), mantissa = random_next(seed) | 1ull << 63;
 	uint16_t exponent = (uint16_t)(0x3fff + (r & 31) - 16);
 
@@ -454,6 +456,8 @@ static void x87_random_register(uint8_t st[16], uint64_t *seed)
 		mantissa = 1ull << 63;
 	else if ((r >> 20 & 7) == 1)
 		mantissa = r >> 23 & 1 ? 0 : mantissa << 1;
+	if ((r >> 25 & 3) == 0) /* fits double, maybe single precision */
+		mantissa &= r >> 27 & 1 ? ~0ull << 11 : ~0ull << 40;
 	exponent |= (uint16_t)((r >> 24 & 1) << 15);
 	memset(st, 0, 16);
 	memcpy(st, &mantissa, 8);
