@@ -415,8 +415,8 @@ static int stub_make_x87(struct emit *e, const struct x86_insn *insn)
 
 /*
  * Arithmetic on two registers or memory; exceptions are masked, and the host's stack is empty, as
- * its calling convention says. Afterwards the result is on top: ST(0)
- * for D8 and memory; below what was ST(0) for DC, which is dropped; DE popped it.
+ * its calling convention says. Afterwards the result is on top: ST(0) for D8 and memory; below what
+ * was ST(0) for DC, which is dropped; DE popped it.
  */
 static int stub_make_x87_light(struct emit *e, const struct x86_insn *insn)
 {
