@@ -266,7 +266,11 @@ static void elcr_write(void *opaque, uint64_t offset, unsigned size_bytes, uint6
 {
 	struct pic *pic = opaque;
 
-	pic->s.chip[offset & 1].elcr = (uint8_t)value & (offset & 1 ? ELCR_SLAVE : ELCR_MASTER);
+	struct pic_chip_state *chip = &pic->s.chip[offset & 1];
+
+	chip->elcr = (uint8_t)value & (offset & 1 ? ELCR_SLAVE : ELCR_MASTER);
+	/* A level-triggered request is its line. */
+	chip->irr = (uint8_t)((chip->irr & ~chip->elcr) | (chip->lines & chip->elcr));
 	update(pic);
 }
 
@@ -290,9 +294,12 @@ void pic_free(struct pic *pic)
 
 int pic_attach(struct pic *pic, struct bus *bus)
 {
-	static const struct bus_ops master = { .read = master_read, .write = master_write };
-	static const struct bus_ops slave = { .read = slave_read, .write = slave_write };
-	static const struct bus_ops elcr = { .read = elcr_read, .write = elcr_write };
+	static const struct bus_ops master = { .read = master_read, .write = master_write,
+		.access_max_bytes = 1 };
+	static const struct bus_ops slave = { .read = slave_read, .write = slave_write,
+		.access_max_bytes = 1 };
+	static const struct bus_ops elcr = { .read = elcr_read, .write = elcr_write,
+		.access_max_bytes = 1 };
 	pthread_mutex_t *lock = pic->config.lock;
 	int status = bus_add(bus, BUS_PIO, PIC_MASTER_PORT, 2, "pic-master", &master, pic, lock);
 

@@ -24,7 +24,8 @@ static uint64_t ticks_to_ns(uint64_t ticks)
 
 static uint64_t elapsed_ticks(const struct pit *pit, const struct pit_channel *ch)
 {
-	uint64_t ns = timer_now_ns(pit->config.time) - ch->start_ns;
+	uint64_t end_ns = ch->gate ? timer_now_ns(pit->config.time) : ch->held_ns;
+	uint64_t ns = end_ns - ch->start_ns;
 
 	return (uint64_t)((unsigned __int128)ns * PIT_HZ / NS_PER_SEC);
 }
@@ -53,8 +54,8 @@ static bool output(const struct pit *pit, const struct pit_channel *ch)
 	uint64_t ticks = elapsed_ticks(pit, ch);
 
 	switch (ch->mode) {
-	case 0:
-	case 1: return !ch->null_count && ticks >= ch->count;
+	case 0: return !ch->null_count && ticks >= ch->count;
+	case 1: return ch->null_count || ticks >= ch->count;
 	case 2: return ch->null_count || ticks % ch->count != ch->count - 1;
 	case 3: return ch->null_count || ticks % ch->count < (ch->count + 1) / 2;
 	default: return ch->null_count || ticks != ch->count;
@@ -62,6 +63,8 @@ static bool output(const struct pit *pit, const struct pit_channel *ch)
 }
 
 /* ---- channel 0's interrupt ---- */
+
+#define EDGE_MIN_TICKS 60u /* 50 us */
 
 /* When the output of channel 0 rises next, in ticks after start; false: never. */
 static bool next_edge(const struct pit *pit, uint64_t *ret_ticks)
@@ -72,7 +75,7 @@ static bool next_edge(const struct pit *pit, uint64_t *ret_ticks)
 	if (ch->null_count)
 		return false;
 	if (periodic(ch))
-		*ret_ticks = (ticks / ch->count + 1) * ch->count;
+		*ret_ticks = (ticks / ch->count + MAX(EDGE_MIN_TICKS / ch->count, 1u)) * ch->count;
 	else if (ticks < ch->count)
 		*ret_ticks = ch->count;
 	else
@@ -126,7 +129,7 @@ static uint16_t to_bcd(uint16_t v)
 
 static void restart(struct pit *pit, struct pit_channel *ch)
 {
-	ch->start_ns = timer_now_ns(pit->config.time);
+	ch->start_ns = ch->held_ns = timer_now_ns(pit->config.time);
 	if (ch != &pit->s.channel[0])
 		return;
 	/* Mode 0 goes low with the count and rises at its end; the others idle high. */
@@ -268,11 +271,17 @@ static void speaker_write(void *opaque, uint64_t offset, unsigned size_bytes, ui
 	struct pit_channel *ch = &pit->s.channel[2];
 	bool gate = value & 1;
 
-	/* A rising gate restarts the count in every mode but 0 and 4. */
-	if (gate && !ch->gate && ch->mode != 0 && ch->mode != 4)
+	pit->s.speaker = value & 2;
+	if (gate == ch->gate)
+		return;
+	/* A low gate holds the count. When it rises, modes 0 and 4 go on and the others start anew. */
+	if (!gate)
+		ch->held_ns = timer_now_ns(pit->config.time);
+	else if (ch->mode == 0 || ch->mode == 4)
+		ch->start_ns += timer_now_ns(pit->config.time) - ch->held_ns;
+	else
 		restart(pit, ch);
 	ch->gate = gate;
-	pit->s.speaker = value & 2;
 }
 
 int pit_create(const struct pit_config *config, struct pit **ret_pit)
@@ -302,7 +311,8 @@ void pit_free(struct pit *pit)
 
 int pit_attach(struct pit *pit, struct bus *bus)
 {
-	static const struct bus_ops ops = { .read = pit_read, .write = pit_write };
+	static const struct bus_ops ops = { .read = pit_read, .write = pit_write,
+		.access_max_bytes = 1 };
 	static const struct bus_ops speaker_ops = { .read = speaker_read, .write = speaker_write };
 	int status = bus_add(bus, BUS_PIO, PIT_PORT, 4, "pit", &ops, pit, pit->config.lock);
 
@@ -318,8 +328,12 @@ void pit_save(struct pit *pit, struct pit_state *ret_state)
 	*ret_state = pit->s;
 }
 
-static bool channel_valid(const struct pit_channel *ch)
+static bool channel_valid(const struct pit_channel *ch, uint64_t now_ns, bool has_gate)
 {
+	if (ch->start_ns > now_ns || (!ch->gate && !has_gate))
+		return false;
+	if (!ch->gate && (ch->held_ns < ch->start_ns || ch->held_ns > now_ns))
+		return false;
 	return ch->count >= 1 && ch->count <= 65536 && !(periodic(ch) && ch->count < 2) &&
 	       ch->mode <= 5 && ch->access >= 1 && ch->access <= 3;
 }
@@ -328,8 +342,7 @@ int pit_load(struct pit *pit, const struct pit_state *state)
 {
 	AUTO_LOCK(pit->config.lock);
 	for (unsigned i = 0; i < PIT_CHANNELS; i++)
-		if (!channel_valid(&state->channel[i]) ||
-			state->channel[i].start_ns > timer_now_ns(pit->config.time))
+		if (!channel_valid(&state->channel[i], timer_now_ns(pit->config.time), i == 2))
 			return -EINVAL;
 	pit->s = *state;
 	arm(pit);

@@ -3,7 +3,11 @@
  * DRAM refresh tick, channel 2 the speaker behind port 0x61 (Intel 8254 data sheet).
  *
  * Counters are computed from the clock when they are read; only channel 0 has a timer, for its interrupt.
- * Left out: a sound, and the exact moment of reload after a new count in modes 2 and 3 (it is immediate).
+ * Left out: a sound; the exact moment of reload after a new count in modes 2 and 3 (it is immediate);
+ * in modes 1 and 5, waiting for the gate before the first count.
+ *
+ * Invariant: however fast it is programmed, channel 0 interrupts at most every 50 us, so that a guest
+ * cannot keep the event thread busy.
  */
 #ifndef LODGE_DEVICE_TIMER_PIT_H
 #define LODGE_DEVICE_TIMER_PIT_H
@@ -31,6 +35,7 @@ struct pit_channel {
 	uint16_t latch;
 	uint8_t status;
 	uint64_t start_ns; /* guest time when counting (re)started */
+	uint64_t held_ns;  /* guest time when the gate fell; valid while it is low */
 };
 
 struct pit_state {

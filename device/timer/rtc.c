@@ -140,9 +140,8 @@ static void arm_periodic(struct rtc *rtc)
 		timer_cancel_in(rtc->config.time, rtc->periodic_timer);
 		return;
 	}
-	if (!rtc->periodic_next_ns || rtc->periodic_next_ns + period < now)
-		rtc->periodic_next_ns = now;
-	rtc->periodic_next_ns += period;
+	/* The divider runs freely: no register write shifts the ticks. */
+	rtc->periodic_next_ns = (now / period + 1) * period;
 	timer_arm_in(rtc->config.time, rtc->periodic_timer, rtc->periodic_next_ns);
 }
 
@@ -331,7 +330,8 @@ void rtc_free(struct rtc *rtc)
 
 int rtc_attach(struct rtc *rtc, struct bus *bus)
 {
-	static const struct bus_ops ops = { .read = rtc_read, .write = rtc_write };
+	static const struct bus_ops ops = { .read = rtc_read, .write = rtc_write,
+		.access_max_bytes = 1 };
 
 	return bus_add(bus, BUS_PIO, RTC_PORT, 2, "rtc", &ops, rtc, rtc->config.lock);
 }
@@ -357,7 +357,9 @@ int rtc_load(struct rtc *rtc, const struct rtc_state *state)
 		return -EINVAL;
 	rtc->s = *state;
 	rtc->last_second = guest_seconds(rtc);
-	rtc->periodic_next_ns = 0;
+	rtc->s.cmos[REG_D] = D_VALID;
+	update_line(rtc);
+	irq_line_set(&rtc->config.irq, rtc->s.line);
 	arm_periodic(rtc);
 	arm_second(rtc);
 	return 0;
