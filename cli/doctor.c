@@ -1,0 +1,80 @@
+/*
+ * lodge doctor: say what this host offers, and what to do about what it lacks.
+ */
+#include "base/util.h"
+#include "cli/cli.h"
+#include "host/doctor.h"
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const verdicts[] = {
+	[DOCTOR_OK] = "ok",
+	[DOCTOR_LIMITED] = "limited",
+	[DOCTOR_MISSING] = "missing",
+};
+
+static void print_text(const struct doctor_report *report)
+{
+	for (unsigned i = 0; i < report->count; i++) {
+		const struct doctor_finding *f = &report->finding[i];
+
+		printf("%-8s %-12s %s\n", verdicts[f->verdict], f->name, f->text);
+		if (*f->remedy)
+			printf("%-8s %-12s remedy: %s\n", "", "", f->remedy);
+	}
+	printf("\n--engine auto takes: %s\n", report->engine);
+}
+
+static void print_string(const char *text)
+{
+	putchar('"');
+	for (; *text; text++) {
+		unsigned char c = (unsigned char)*text;
+		if (c == '"' || c == '\\')
+			printf("\\%c", c);
+		else if (c < 0x20)
+			printf("\\u%04x", c);
+		else
+			putchar(c);
+	}
+	putchar('"');
+}
+
+static void print_json(const struct doctor_report *report)
+{
+	printf("{\"engine\":");
+	print_string(report->engine);
+	printf(",\"findings\":[");
+	for (unsigned i = 0; i < report->count; i++) {
+		const struct doctor_finding *f = &report->finding[i];
+		const char *const fields[][2] = { { "name", f->name },
+			{ "verdict", verdicts[f->verdict] }, { "text", f->text },
+			{ "remedy", f->remedy } };
+
+		printf("%s{", i ? "," : "");
+		for (unsigned k = 0; k < ARRAY_SIZE(fields); k++) {
+			printf("%s\"%s\":", k ? "," : "", fields[k][0]);
+			print_string(fields[k][1]);
+		}
+		putchar('}');
+	}
+	printf("]}\n");
+}
+
+int verb_doctor(int argc, char **argv)
+{
+	struct doctor_report report;
+	bool json = argc == 2 && strcmp(argv[1], "--json") == 0;
+
+	if (argc > 1 && !json) {
+		fprintf(stderr, "lodge: doctor takes only --json, not '%s'\n", argv[1]);
+		return EXIT_USAGE;
+	}
+	doctor_examine(&report);
+	if (json)
+		print_json(&report);
+	else
+		print_text(&report);
+	return 0;
+}
