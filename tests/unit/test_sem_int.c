@@ -348,12 +348,15 @@ static void test_xchg_xadd(void **state)
 	assert_int_equal(cpu->s.reg[X86_RAX], 6);
 }
 
-#define TURNS 100000
+#define TURNS 400000
+
+static pthread_barrier_t both_ready;
 
 /* LOCK INC of three counters: aligned, not aligned, over the end of a cache line. */
 static void *increment(void *arg)
 {
 	struct x86_cpu *cpu = arg;
+	pthread_barrier_wait(&both_ready);
 	for (unsigned i = 0; i < TURNS; i++) {
 		RUN("\xf0\x48\xff\x07");		 /* lock inc qword [rdi] */
 		RUN("\xf0\xff\x47\x0b");		 /* lock inc dword [rdi + 11] */
@@ -372,9 +375,11 @@ static void test_locked_from_two_threads(void **state)
 	assert_non_null(other);
 	assert_int_equal(x86_cpu_init(other, cpu->memory, cpu->cpuid, cpu->env, cpu->env_opaque), 0);
 	x86_cpu_load(other, &cpu->s);
+	assert_int_equal(pthread_barrier_init(&both_ready, NULL, 2), 0);
 	assert_int_equal(pthread_create(&thread, NULL, increment, other), 0);
 	increment(cpu);
 	pthread_join(thread, NULL);
+	pthread_barrier_destroy(&both_ready);
 	assert_int_equal(get64(cpu, DATA), 2 * TURNS);
 	assert_int_equal((uint32_t)get64(cpu, DATA + 11), 2 * TURNS);
 	assert_int_equal((uint16_t)get64(cpu, DATA + 63), (uint16_t)(2 * TURNS));
