@@ -52,6 +52,7 @@ enum feature_need {
 	HIDDEN = 4,   /* not shown, but understood in a model made elsewhere */
 	DERIVED = 8,  /* second place of a bit: shown if the first one is */
 	AMD = 16,     /* AMD hosts only */
+	INTEL = 32,   /* all others */
 };
 
 static const struct feature {
@@ -127,7 +128,8 @@ static const struct feature {
 	{ X86_F_MOVDIR64B, ROWS, ECX, 28, 7 },
 	{ X86_F_BASE, ALWAYS, EDX, 4, 7 }, /* FSRM */
 	{ X86_F_SERIALIZE, ROWS, EDX, 14, 7 },
-	{ X86_F_BASE, ALWAYS, EDX, 29, 7 }, /* ARCH_CAPABILITIES */
+	{ X86_F_BASE, ALWAYS | INTEL, EDX, 26, 7 }, /* SPEC_CTRL: IBRS_ALL means to set it once */
+	{ X86_F_BASE, ALWAYS, EDX, 29, 7 },	    /* ARCH_CAPABILITIES */
 
 	{ X86_F_LAHF64, ROWS, ECX, 0, 0x80000001 },
 	{ X86_F_ABM, ROWS, ECX, 5, 0x80000001 },
@@ -181,17 +183,19 @@ static struct x86_feature_set rows_features(void)
 struct builder {
 	struct x86_cpuid_model *model;
 	struct x86_feature_set rows;
+	x86_cpuid_host *host;
 	bool amd;
 	unsigned cpus;
 	unsigned core_bits; /* APIC id bits of the core within the package */
 };
 
-static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+static void host_cpuid(const struct builder *b, uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 {
-	memset(regs, 0, 4 * sizeof(regs[0]));
-	if (leaf > (uint32_t)__get_cpuid_max(leaf & 0x80000000u, NULL))
-		return;
-	__cpuid_count(leaf, subleaf, regs[EAX], regs[EBX], regs[ECX], regs[EDX]);
+	b->host(leaf & 0x80000000, 0, regs);
+	if (leaf > regs[EAX])
+		memset(regs, 0, 4 * sizeof(regs[0]));
+	else
+		b->host(leaf, subleaf, regs);
 }
 
 static const struct x86_cpuid_leaf *model_find(const struct x86_cpuid_model *model, uint32_t leaf,
@@ -241,19 +245,19 @@ static void leaf_set(struct x86_cpuid_leaf *l, const uint32_t regs[4])
 static void add_from_host(struct builder *b, uint32_t leaf)
 {
 	uint32_t regs[4];
-	host_cpuid(leaf, 0, regs);
+	host_cpuid(b, leaf, 0, regs);
 	leaf_set(leaf_get(b, leaf, 0, false), regs);
 }
 
 static bool feature_shown(const struct builder *b, const struct feature *f, uint32_t subleaf)
 {
-	if ((f->need & HIDDEN) || ((f->need & AMD) && !b->amd))
+	if ((f->need & HIDDEN) || (f->need & (b->amd ? INTEL : AMD)))
 		return false;
 	if ((f->need & (ROWS | DERIVED)) && !x86_has(&b->rows, f->feature))
 		return false;
 	if (f->need & HOST) {
 		uint32_t regs[4];
-		host_cpuid(f->leaf, subleaf, regs);
+		host_cpuid(b, f->leaf, subleaf, regs);
 		return regs[f->reg] >> f->bit & 1;
 	}
 	return true;
@@ -298,16 +302,16 @@ static void add_identity(struct builder *b)
 	uint32_t regs[4];
 	struct x86_cpuid_leaf *l;
 
-	host_cpuid(0, 0, regs);
+	host_cpuid(b, 0, 0, regs);
 	b->amd = regs[ECX] == 0x444d4163; /* "cAMD" */
 	regs[EAX] = MAX_BASIC;
 	leaf_set(leaf_get(b, 0, 0, false), regs);
-	host_cpuid(1, 0, regs);
+	host_cpuid(b, 1, 0, regs);
 	l = leaf_get(b, 1, 0, false);
 	l->eax = regs[EAX];
 	l->ebx = 8u << 8 | (b->cpus & 0xff) << 16; /* CLFLUSH of 64 bytes */
 	l->edx = b->cpus > 1 ? 1u << 28 : 0;
-	host_cpuid(0x80000000, 0, regs);
+	host_cpuid(b, 0x80000000, 0, regs);
 	regs[EAX] = b->amd ? MAX_AMD : MAX_INTEL;
 	leaf_set(leaf_get(b, 0x80000000, 0, false), regs);
 	leaf_get(b, 0x80000001, 0, false)->eax = b->amd ? l->eax : 0;
@@ -339,7 +343,7 @@ static void add_caches(struct builder *b)
 
 	for (uint32_t i = 0; i < 5; i++) {
 		uint32_t regs[4];
-		host_cpuid(leaf, i, regs);
+		host_cpuid(b, leaf, i, regs);
 		if (!(regs[EAX] & 0x1f))
 			break;
 		const bool shared = (regs[EAX] >> 5 & 7) >= 3;
@@ -448,9 +452,12 @@ static void add_kvm(struct builder *b)
 	leaf_get(b, 0x40000001, 0, false)->eax = KVM_FEATURES;
 }
 
-void x86_cpuid_default(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz)
+void x86_cpuid_from_host(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz,
+	x86_cpuid_host *host)
 {
-	struct builder b = { .model = model, .rows = rows_features(), .cpus = MAX(cpus, 1u) };
+	struct builder b = {
+		.model = model, .rows = rows_features(), .host = host, .cpus = MAX(cpus, 1u)
+	};
 
 	while (1u << b.core_bits < b.cpus)
 		b.core_bits++;
@@ -467,6 +474,34 @@ void x86_cpuid_default(struct x86_cpuid_model *model, unsigned cpus, uint64_t ts
 	add_frequencies(&b);
 	add_kvm(&b);
 	x86_cpuid_derive(model);
+}
+
+/* Which vector state the host's system lets programs use. */
+static uint32_t host_xcr0(uint32_t leaf1_ecx)
+{
+	uint32_t eax = 0, edx;
+
+	if (leaf1_ecx & BIT(27)) /* OSXSAVE */
+		__asm__ volatile("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+	return eax;
+}
+
+static void this_host(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+{
+	const uint32_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
+
+	__cpuid_count(leaf, subleaf, regs[EAX], regs[EBX], regs[ECX], regs[EDX]);
+	if (leaf != 1)
+		return;
+	if (!(regs[ECX] & BIT(27)))
+		regs[ECX] &= ~(uint32_t)BIT(26); /* XSAVE */
+	if ((host_xcr0(regs[ECX]) & avx) != avx)
+		regs[ECX] &= ~(uint32_t)BIT(28); /* AVX, and with it what builds on it */
+}
+
+void x86_cpuid_default(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz)
+{
+	x86_cpuid_from_host(model, cpus, tsc_hz, this_host);
 }
 
 /* ---- using a model ---- */

@@ -35,6 +35,11 @@ struct x86_cpuid_model {
  */
 void x86_cpuid_default(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz);
 
+/* The same for a host that answers CPUID like this; leaves past its maximum are not asked for. */
+typedef void x86_cpuid_host(uint32_t leaf, uint32_t subleaf, uint32_t ret_regs[4]);
+void x86_cpuid_from_host(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz,
+	x86_cpuid_host *host);
+
 /* What CPUID returns on a processor with this APIC id and these CR4/XCR0 (OSXSAVE, XSAVE size bits). */
 void x86_cpuid_query(const struct x86_cpuid_model *model, uint32_t apic_id, uint64_t cr4, uint64_t xcr0,
 	uint64_t xss, uint32_t leaf, uint32_t subleaf, uint32_t ret_regs[4]);

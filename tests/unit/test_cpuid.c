@@ -129,7 +129,6 @@ static const struct expected hidden[] = {
 	{ "la57", 7, 0, ECX, 16, false },
 	{ "cet-ibt", 7, 0, EDX, 20, false },
 	{ "amx", 7, 0, EDX, 24, false },
-	{ "spec_ctrl", 7, 0, EDX, 26, false },
 	{ "xsaves", 0xd, 1, EAX, 3, false },
 	{ "svm", 0x80000001, 0, ECX, 2, false },
 	{ "amd perfctr", 0x80000001, 0, ECX, 23, false },
@@ -180,6 +179,82 @@ static void test_features_follow(void **state)
 			m.leaf[i].ebx |= 1u << 20;
 	x86_cpuid_derive(&m);
 	assert_true(x86_has(&m.features, X86_F_SMAP));
+}
+
+/* A server of Intel's, as far as the model looks; of a family that needs every mitigation. */
+static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+{
+	static const struct {
+		uint32_t leaf, subleaf, regs[4];
+	} rows[] = {
+		{ 0, 0, { 0x16, 0x756e6547, 0x6c65746e, 0x49656e69 } },
+		{ 1, 0, { 0x50654, 0, 0x7ffefbff, 0xbfebfbff } },
+		{ 2, 0, { 0x76036301, 0xf0b5ff, 0, 0xc30000 } },
+		{ 4, 0, { 0x7c004121, 0x1c0003f, 0x3f, 0 } },
+		{ 4, 1, { 0x7c004122, 0x1c0003f, 0x3f, 0 } },
+		{ 4, 2, { 0x7c004143, 0x3c0003f, 0x3ff, 0 } },
+		{ 4, 3, { 0x7c0fc163, 0x280003f, 0x87ff, 4 } },
+		{ 7, 0, { 0, 0xd39ffffb, 0x8, 0xbc000000 } },
+		{ 0x80000000, 0, { 0x80000008, 0, 0, 0 } },
+		{ 0x80000001, 0, { 0, 0, 0x121, 0x2c100800 } },
+	};
+
+	memset(regs, 0, 16);
+	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
+		if (rows[i].leaf == leaf && rows[i].subleaf == subleaf)
+			memcpy(regs, rows[i].regs, 16);
+}
+
+static void test_intel_host(void **state)
+{
+	struct x86_cpuid_model m;
+	uint32_t r[4];
+
+	x86_cpuid_from_host(&m, 4, TSC_HZ, skylake);
+	assert_false(is_amd(&m));
+	query(&m, 0x80000000, 0, r);
+	assert_int_equal(r[EAX], 0x80000008);
+	query(&m, 0x80000021, 0, r);
+	assert_int_equal(r[EAX] | r[ECX], 0);
+	assert_true(bit(&m, 7, 0, EDX, 26)); /* the guest sets IBRS once and for all */
+	assert_true(bit(&m, 0x80000008, 0, EBX, 29));
+	assert_false(bit(&m, 0x80000001, 0, EDX, 0)); /* AMD mirrors leaf 1 there */
+	assert_false(bit(&m, 0x80000001, 0, ECX, 22));
+	assert_true(bit(&m, 1, 0, ECX, 28));
+	assert_false(bit(&m, 7, 0, EBX, 29)); /* it has no SHA */
+	assert_false(bit(&m, 7, 0, EBX, 16)); /* and we no AVX-512 */
+	/* Caches: four cores in the package, the last level shared by all. */
+	query(&m, 4, 1, r);
+	assert_true(r[EAX] >> 26 == 3 && (r[EAX] >> 14 & 0xfff) == 0);
+	query(&m, 4, 3, r);
+	assert_true(r[EAX] >> 26 == 3 && (r[EAX] >> 14 & 0xfff) == 3);
+	query(&m, 4, 4, r);
+	assert_int_equal(r[EAX], 0);
+}
+
+/* A host with no AVX, or whose system has not switched it on in CPUID's eyes. */
+static void old_host(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+{
+	skylake(leaf, subleaf, regs);
+	if (leaf == 1)
+		regs[ECX] &= ~(uint32_t)BIT(26); /* no XSAVE */
+}
+
+static void test_no_xsave(void **state)
+{
+	static const struct expected gone[] = {
+		{ "xsave", 1, 0, ECX, 26, false }, { "avx", 1, 0, ECX, 28, false },
+		{ "fma", 1, 0, ECX, 12, false }, { "f16c", 1, 0, ECX, 29, false },
+		{ "avx2", 7, 0, EBX, 5, false }, { "vaes", 7, 0, ECX, 9, false },
+		{ "xsavec", 0xd, 1, EAX, 1, false }, { "xcr0", 0xd, 0, EAX, 0, false },
+	};
+	struct x86_cpuid_model m;
+
+	x86_cpuid_from_host(&m, 1, TSC_HZ, old_host);
+	for (unsigned i = 0; i < ARRAY_SIZE(gone); i++)
+		if (bit(&m, gone[i].leaf, gone[i].subleaf, gone[i].reg, gone[i].bit))
+			fail_msg("%s is shown", gone[i].name);
+	assert_true(bit(&m, 1, 0, EDX, 26));
 }
 
 /* What Linux 6.1 looks at to decide on mitigations: none is left to turn on. */
@@ -327,6 +402,8 @@ int main(void)
 		cmocka_unit_test(test_shown_and_hidden),
 		cmocka_unit_test(test_features_follow),
 		cmocka_unit_test(test_no_mitigations),
+		cmocka_unit_test(test_intel_host),
+		cmocka_unit_test(test_no_xsave),
 		cmocka_unit_test(test_topology),
 		cmocka_unit_test(test_xsave_sizes),
 		cmocka_unit_test(test_frequencies),
