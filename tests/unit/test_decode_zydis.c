@@ -1,7 +1,7 @@
 /*
  * The decoder against Zydis, an independent one: byte strings made from the table's rows and random ones,
- * in 16, 32 and 64-bit code. Validity, length, mnemonic, operands (kind, size, register, address, value)
- * and flags must agree, but for the reasoned differences below.
+ * in 16, 32 and 64-bit code. Validity, length, mnemonic, operands (kind, size, register, address, value),
+ * flags and the attributes that Zydis knows must agree, but for the reasoned differences below.
  *
  * LODGE_DECODE_SEED and LODGE_DECODE_COUNT choose another and a longer run.
  */
@@ -71,6 +71,15 @@ static void __attribute__((format(printf, 2, 3))) mismatch(struct pair *p, const
 }
 
 /* ---- reasoned differences ---- */
+
+static bool name_is_in(const struct x86_insn *insn, const char *const *names, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		if (strcasecmp(insn->row->name, names[i]) == 0)
+			return true;
+	}
+	return false;
+}
 
 /* What Zydis decodes and the table leaves out: instruction sets that no guest of ours is shown. */
 static bool is_left_out(const struct pair *p)
@@ -143,11 +152,7 @@ static bool has_other_operands(const struct x86_insn *insn)
 {
 	static const char *const names[] = { "nop", "prefetchw", "ud0", "ud1", "fcom", "fcomp",
 		"fucom", "fucomp", "lar", "lsl", "clflush", "clflushopt", "clwb" };
-	for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-		if (strcasecmp(insn->row->name, names[i]) == 0)
-			return true;
-	}
-	return is_string(insn) || is_movsxd16(insn);
+	return name_is_in(insn, names, ARRAY_SIZE(names)) || is_string(insn) || is_movsxd16(insn);
 }
 
 /* Zydis 4.0 takes R13D for the base of [index*scale+disp32] if 67 and REX.B are there (SDM 2 2.2.1.2). */
@@ -164,11 +169,7 @@ static bool is_zydis_sib_bug(const struct pair *p)
 static bool has_other_flags(const struct x86_insn *insn)
 {
 	static const char *const names[] = { "vptest", "vtestps", "vtestpd", "vmcall" };
-	for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-		if (strcasecmp(insn->row->name, names[i]) == 0)
-			return true;
-	}
-	return insn->op[0].kind == X86_O_CR || insn->op[0].kind == X86_O_DR ||
+	return name_is_in(insn, names, ARRAY_SIZE(names)) || insn->op[0].kind == X86_O_CR || insn->op[0].kind == X86_O_DR ||
 	       insn->op[1].kind == X86_O_CR || insn->op[1].kind == X86_O_DR;
 }
 
@@ -328,6 +329,70 @@ static void compare_flags(struct pair *p)
 		mismatch(p, "flags: writes %x, undefined %x, ours %x %x", written, f->undefined, out, undef);
 }
 
+/*
+ * What the row says of operand 0: read, written, or both. A conditional write keeps the old value, so it
+ * is RMW with us; so is a scalar that is merged into its register, which Zydis does not count as reading,
+ * and BSF and BSR, which leave the destination alone if the source is 0.
+ */
+static void compare_access(struct pair *p)
+{
+	uint32_t attr = p->ours.row->attr;
+	const ZydisDecodedOperand *op = &p->op[0];
+	static const char *const scans[] = { "bsf", "bsr" };
+	bool memory = p->ours.op[0].kind == X86_O_MEM;
+	bool merges = p->ours.op[0].kind == X86_O_VEC || name_is_in(&p->ours, scans, ARRAY_SIZE(scans));
+	bool conditional = op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE;
+	bool writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+	bool reads = op->actions & ZYDIS_OPERAND_ACTION_MASK_READ || conditional;
+	if (!p->ours.operand_count || op->visibility == ZYDIS_OPERAND_VISIBILITY_HIDDEN ||
+		attr & X86_A_X87 || has_other_operands(&p->ours) || (memory && !p->ours.op[0].size))
+		return;
+	if (attr & X86_A_RMW ? !(writes && (reads || merges)) : reads && writes)
+		mismatch(p, "operand 0: read %d, written %d", reads, writes);
+	if (memory && !!(attr & X86_A_WRITES_MEM) != (writes && !reads))
+		mismatch(p, "memory operand 0: read %d, written %d", reads, writes);
+}
+
+/* ALIGN and MXCSR follow from the exception class (SDM 2, 2.4; tables 2-17 and on). */
+static void compare_class(struct pair *p)
+{
+	static const char *const unaligned[] = { "movups", "movupd", "movdqu", "lddqu", "pcmpestrm",
+		"pcmpestri", "pcmpistrm", "pcmpistri" };
+	uint32_t attr = p->ours.row->attr;
+	ZydisExceptionClass class = p->zydis.meta.exception_class;
+	bool mxcsr = class == ZYDIS_EXCEPTION_CLASS_SSE2 || class == ZYDIS_EXCEPTION_CLASS_SSE3 ||
+		     class == ZYDIS_EXCEPTION_CLASS_AVX2 || class == ZYDIS_EXCEPTION_CLASS_AVX3 ||
+		     class == ZYDIS_EXCEPTION_CLASS_AVX11;
+	bool align = class == ZYDIS_EXCEPTION_CLASS_SSE1 || class == ZYDIS_EXCEPTION_CLASS_SSE2 ||
+		     class == ZYDIS_EXCEPTION_CLASS_SSE4 || class == ZYDIS_EXCEPTION_CLASS_AVX1;
+	bool memory16 = false;
+	if (class == ZYDIS_EXCEPTION_CLASS_NONE)
+		return;
+	for (unsigned i = 0; i < p->ours.operand_count; i++)
+		memory16 |= p->ours.op[i].kind == X86_O_MEM && p->ours.op[i].size >= 16;
+	align &= !name_is_in(&p->ours, unaligned, ARRAY_SIZE(unaligned));
+	if (mxcsr != !!(attr & X86_A_MXCSR))
+		mismatch(p, "MXCSR: %d", mxcsr);
+	if (memory16 && align != !!(attr & X86_A_ALIGN))
+		mismatch(p, "ALIGN: %d", align);
+}
+
+/* Not #GP but #UD first (CLAC, STAC, MONITOR, MWAIT, XSETBV), or unknown to Zydis (LGDT). */
+static void compare_rules(struct pair *p)
+{
+	static const char *const others[] = { "clac", "stac", "monitor", "mwait", "xsetbv", "lgdt" };
+	uint32_t attr = p->ours.row->attr;
+	ZydisInstructionAttributes theirs = p->zydis.attributes;
+	bool privileged = theirs & ZYDIS_ATTRIB_IS_PRIVILEGED;
+	bool reps = theirs & (ZYDIS_ATTRIB_ACCEPTS_REP | ZYDIS_ATTRIB_ACCEPTS_REPE);
+	if (privileged != !!(attr & X86_A_CPL0) && !name_is_in(&p->ours, others, ARRAY_SIZE(others)))
+		mismatch(p, "privileged: %d", privileged);
+	if (!(theirs & ZYDIS_ATTRIB_ACCEPTS_LOCK) != !(attr & X86_A_LOCK) && p->ours.op[0].kind == X86_O_MEM)
+		mismatch(p, "LOCK: %d", !!(theirs & ZYDIS_ATTRIB_ACCEPTS_LOCK));
+	if (reps != !!(attr & X86_A_REP))
+		mismatch(p, "REP: %d", reps);
+}
+
 static void compare(struct oracle *o, const uint8_t *bytes, unsigned mode, bool real)
 {
 	struct pair p = { .oracle = o, .bytes = bytes, .mode = mode, .real = real };
@@ -358,6 +423,9 @@ static void compare(struct oracle *o, const uint8_t *bytes, unsigned mode, bool 
 	compare_mnemonic(&p);
 	compare_operands(&p);
 	compare_flags(&p);
+	compare_access(&p);
+	compare_class(&p);
+	compare_rules(&p);
 }
 
 /* ---- runs ---- */
