@@ -14,9 +14,9 @@
 
 #include "base/util.h"
 
-#define CR0_DEFINED                                                                          \
-	(X86_CR0_PE | X86_CR0_MP | X86_CR0_EM | X86_CR0_TS | X86_CR0_NE | X86_CR0_WP | X86_CR0_AM | \
-		X86_CR0_NW | X86_CR0_CD | X86_CR0_PG)
+#define CR0_DEFINED                                                                    \
+	(X86_CR0_PE | X86_CR0_MP | X86_CR0_EM | X86_CR0_TS | X86_CR0_NE | X86_CR0_WP | \
+		X86_CR0_AM | X86_CR0_NW | X86_CR0_CD | X86_CR0_PG)
 #define CR3_NOFLUSH BIT(63)
 #define CR3_PCID    BIT_MASK(11, 0)
 
@@ -99,21 +99,21 @@ static uint64_t cr4_allowed(const struct x86_cpu *cpu)
 		uint32_t bit;
 		uint16_t feature;
 	} bits[] = {
-		{ X86_CR4_TSD, X86_F_TSC },
-		{ X86_CR4_DE, X86_F_BASE },
-		{ X86_CR4_PSE, X86_F_PSE },
-		{ X86_CR4_PAE, X86_F_PAE },
-		{ X86_CR4_MCE, X86_F_MCE },
-		{ X86_CR4_PGE, X86_F_PGE },
-		{ X86_CR4_PCE, X86_F_BASE },
-		{ X86_CR4_OSFXSR, X86_F_FXSR },
-		{ X86_CR4_OSXMMEXCPT, X86_F_SSE },
-		{ X86_CR4_UMIP, X86_F_UMIP },
-		{ X86_CR4_FSGSBASE, X86_F_FSGSBASE },
-		{ X86_CR4_PCIDE, X86_F_PCID },
-		{ X86_CR4_OSXSAVE, X86_F_XSAVE },
-		{ X86_CR4_SMEP, X86_F_SMEP },
-		{ X86_CR4_SMAP, X86_F_SMAP },
+		{X86_CR4_TSD, X86_F_TSC},
+		{X86_CR4_DE, X86_F_BASE},
+		{X86_CR4_PSE, X86_F_PSE},
+		{X86_CR4_PAE, X86_F_PAE},
+		{X86_CR4_MCE, X86_F_MCE},
+		{X86_CR4_PGE, X86_F_PGE},
+		{X86_CR4_PCE, X86_F_BASE},
+		{X86_CR4_OSFXSR, X86_F_FXSR},
+		{X86_CR4_OSXMMEXCPT, X86_F_SSE},
+		{X86_CR4_UMIP, X86_F_UMIP},
+		{X86_CR4_FSGSBASE, X86_F_FSGSBASE},
+		{X86_CR4_PCIDE, X86_F_PCID},
+		{X86_CR4_OSXSAVE, X86_F_XSAVE},
+		{X86_CR4_SMEP, X86_F_SMEP},
+		{X86_CR4_SMAP, X86_F_SMAP},
 	};
 	uint64_t allowed = 0;
 

@@ -87,7 +87,7 @@ void x86_cpu_refresh(struct x86_cpu *cpu)
 	cpu->slow_path = (s->rflags & X86_TF) || x86_debug_armed(cpu);
 	cpu->watched = x86_debug_armed(cpu) && x86_debug_watches(cpu);
 	if (cpu->watched || (cpu->cpl == 3 && (s->rflags & X86_AC) && (s->cr0 & X86_CR0_AM)))
-		cpu->tlb_now = (struct x86_tlb_entry (*)[X86_TLB_SIZE])(uintptr_t)tlb_empty;
+		cpu->tlb_now = (struct x86_tlb_entry(*)[X86_TLB_SIZE])(uintptr_t)tlb_empty;
 	else
 		cpu->tlb_now = cpu->tlb[cpu->cpl == 3];
 }

@@ -36,23 +36,23 @@ enum cpuid_reg { EAX, EBX, ECX, EDX };
 	(KVM_CLOCKSOURCE | KVM_NOP_IO_DELAY | KVM_CLOCKSOURCE2 | KVM_CLOCKSOURCE_STABLE)
 
 /* IA32_ARCH_CAPABILITIES: each says that an attack does not work here. */
-#define ARCH_CAPABILITIES                                                                         \
-	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ |          \
-		BIT(4) /* SSB_NO */ | BIT(5) /* MDS_NO */ | BIT(6) /* PSCHANGE_MC_NO */ |          \
-		BIT(8) /* TAA_NO */ | BIT(13) /* SBDR_SSDP_NO */ | BIT(14) /* FBSDP_NO */ |        \
-		BIT(15) /* PSDP_NO */ | BIT(20) /* BHI_NO */ | BIT(24) /* PBRSB_NO */ |            \
+#define ARCH_CAPABILITIES                                                                   \
+	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ |   \
+		BIT(4) /* SSB_NO */ | BIT(5) /* MDS_NO */ | BIT(6) /* PSCHANGE_MC_NO */ |   \
+		BIT(8) /* TAA_NO */ | BIT(13) /* SBDR_SSDP_NO */ | BIT(14) /* FBSDP_NO */ | \
+		BIT(15) /* PSDP_NO */ | BIT(20) /* BHI_NO */ | BIT(24) /* PBRSB_NO */ |     \
 		BIT(26) /* GDS_NO */ | BIT(27) /* RFDS_NO */ | BIT(62) /* ITS_NO */)
 
 /* ---- features ---- */
 
 enum feature_need {
 	ALWAYS = 0,
-	ROWS = 1,     /* shown if the instruction table has a row of it */
-	HOST = 2,     /* shown if the host has it */
-	HIDDEN = 4,   /* not shown, but understood in a model made elsewhere */
-	DERIVED = 8,  /* second place of a bit: shown if the first one is */
-	AMD = 16,     /* AMD hosts only */
-	INTEL = 32,   /* all others */
+	ROWS = 1,    /* shown if the instruction table has a row of it */
+	HOST = 2,    /* shown if the host has it */
+	HIDDEN = 4,  /* not shown, but understood in a model made elsewhere */
+	DERIVED = 8, /* second place of a bit: shown if the first one is */
+	AMD = 16,    /* AMD hosts only */
+	INTEL = 32,  /* all others */
 };
 
 static const struct feature {
@@ -61,108 +61,74 @@ static const struct feature {
 	uint8_t reg, bit;
 	uint32_t leaf;
 } features[] = {
-	{ X86_F_FPU, ROWS, EDX, 0, 1 },
-	{ X86_F_BASE, ALWAYS, EDX, 2, 1 }, /* DE */
-	{ X86_F_PSE, ALWAYS, EDX, 3, 1 },
-	{ X86_F_TSC, ROWS, EDX, 4, 1 },
-	{ X86_F_MSR, ROWS, EDX, 5, 1 },
-	{ X86_F_PAE, ALWAYS, EDX, 6, 1 },
-	{ X86_F_MCE, ALWAYS, EDX, 7, 1 },
-	{ X86_F_CX8, ROWS, EDX, 8, 1 },
-	{ X86_F_APIC, ALWAYS, EDX, 9, 1 },
-	{ X86_F_SEP, ROWS, EDX, 11, 1 },
-	{ X86_F_MTRR, ALWAYS, EDX, 12, 1 },
-	{ X86_F_PGE, ALWAYS, EDX, 13, 1 },
-	{ X86_F_BASE, ALWAYS, EDX, 14, 1 }, /* MCA */
-	{ X86_F_CMOV, ROWS, EDX, 15, 1 },
-	{ X86_F_PAT, ALWAYS, EDX, 16, 1 },
-	{ X86_F_PSE36, ALWAYS, EDX, 17, 1 },
-	{ X86_F_CLFLUSH, ROWS, EDX, 19, 1 },
-	{ X86_F_MMX, ROWS | HOST, EDX, 23, 1 },
-	{ X86_F_FXSR, ROWS, EDX, 24, 1 },
-	{ X86_F_SSE, ROWS | HOST, EDX, 25, 1 },
-	{ X86_F_SSE2, ROWS | HOST, EDX, 26, 1 },
+	{X86_F_FPU, ROWS, EDX, 0, 1}, {X86_F_BASE, ALWAYS, EDX, 2, 1}, /* DE */
+	{X86_F_PSE, ALWAYS, EDX, 3, 1}, {X86_F_TSC, ROWS, EDX, 4, 1}, {X86_F_MSR, ROWS, EDX, 5, 1},
+	{X86_F_PAE, ALWAYS, EDX, 6, 1}, {X86_F_MCE, ALWAYS, EDX, 7, 1},
+	{X86_F_CX8, ROWS, EDX, 8, 1}, {X86_F_APIC, ALWAYS, EDX, 9, 1},
+	{X86_F_SEP, ROWS, EDX, 11, 1}, {X86_F_MTRR, ALWAYS, EDX, 12, 1},
+	{X86_F_PGE, ALWAYS, EDX, 13, 1}, {X86_F_BASE, ALWAYS, EDX, 14, 1}, /* MCA */
+	{X86_F_CMOV, ROWS, EDX, 15, 1}, {X86_F_PAT, ALWAYS, EDX, 16, 1},
+	{X86_F_PSE36, ALWAYS, EDX, 17, 1}, {X86_F_CLFLUSH, ROWS, EDX, 19, 1},
+	{X86_F_MMX, ROWS | HOST, EDX, 23, 1}, {X86_F_FXSR, ROWS, EDX, 24, 1},
+	{X86_F_SSE, ROWS | HOST, EDX, 25, 1}, {X86_F_SSE2, ROWS | HOST, EDX, 26, 1},
 
-	{ X86_F_SSE3, ROWS | HOST, ECX, 0, 1 },
-	{ X86_F_PCLMULQDQ, ROWS | HOST, ECX, 1, 1 },
-	{ X86_F_MONITOR, HIDDEN, ECX, 3, 1 },
-	{ X86_F_SSSE3, ROWS | HOST, ECX, 9, 1 },
-	{ X86_F_FMA, ROWS | HOST, ECX, 12, 1 },
-	{ X86_F_CX16, ROWS, ECX, 13, 1 },
-	{ X86_F_PCID, ALWAYS, ECX, 17, 1 },
-	{ X86_F_SSE41, ROWS | HOST, ECX, 19, 1 },
-	{ X86_F_SSE42, ROWS | HOST, ECX, 20, 1 },
-	{ X86_F_X2APIC, ALWAYS, ECX, 21, 1 },
-	{ X86_F_MOVBE, ROWS, ECX, 22, 1 },
-	{ X86_F_POPCNT, ROWS, ECX, 23, 1 },
-	{ X86_F_TSC_DEADLINE, ALWAYS, ECX, 24, 1 },
-	{ X86_F_AES, ROWS | HOST, ECX, 25, 1 },
-	{ X86_F_XSAVE, ROWS | HOST, ECX, 26, 1 },
-	{ X86_F_AVX, ROWS | HOST, ECX, 28, 1 },
-	{ X86_F_F16C, ROWS | HOST, ECX, 29, 1 },
-	{ X86_F_RDRAND, ROWS, ECX, 30, 1 },
-	{ X86_F_BASE, ALWAYS, ECX, 31, 1 }, /* hypervisor */
+	{X86_F_SSE3, ROWS | HOST, ECX, 0, 1}, {X86_F_PCLMULQDQ, ROWS | HOST, ECX, 1, 1},
+	{X86_F_MONITOR, HIDDEN, ECX, 3, 1}, {X86_F_SSSE3, ROWS | HOST, ECX, 9, 1},
+	{X86_F_FMA, ROWS | HOST, ECX, 12, 1}, {X86_F_CX16, ROWS, ECX, 13, 1},
+	{X86_F_PCID, ALWAYS, ECX, 17, 1}, {X86_F_SSE41, ROWS | HOST, ECX, 19, 1},
+	{X86_F_SSE42, ROWS | HOST, ECX, 20, 1}, {X86_F_X2APIC, ALWAYS, ECX, 21, 1},
+	{X86_F_MOVBE, ROWS, ECX, 22, 1}, {X86_F_POPCNT, ROWS, ECX, 23, 1},
+	{X86_F_TSC_DEADLINE, ALWAYS, ECX, 24, 1}, {X86_F_AES, ROWS | HOST, ECX, 25, 1},
+	{X86_F_XSAVE, ROWS | HOST, ECX, 26, 1}, {X86_F_AVX, ROWS | HOST, ECX, 28, 1},
+	{X86_F_F16C, ROWS | HOST, ECX, 29, 1}, {X86_F_RDRAND, ROWS, ECX, 30, 1},
+	{X86_F_BASE, ALWAYS, ECX, 31, 1}, /* hypervisor */
 
-	{ X86_F_FSGSBASE, ROWS, EBX, 0, 7 },
-	{ X86_F_BASE, ALWAYS, EBX, 1, 7 }, /* TSC_ADJUST */
-	{ X86_F_BMI1, ROWS, EBX, 3, 7 },
-	{ X86_F_AVX2, ROWS | HOST, EBX, 5, 7 },
-	{ X86_F_BASE, HOST, EBX, 6, 7 }, /* x87 data pointer updated on exceptions only */
-	{ X86_F_SMEP, HIDDEN, EBX, 7, 7 },
-	{ X86_F_BMI2, ROWS, EBX, 8, 7 },
-	{ X86_F_ERMS, ALWAYS, EBX, 9, 7 },
-	{ X86_F_INVPCID, ROWS, EBX, 10, 7 },
-	{ X86_F_BASE, HOST, EBX, 13, 7 }, /* x87 CS and DS deprecated */
-	{ X86_F_RDSEED, ROWS, EBX, 18, 7 },
-	{ X86_F_ADX, ROWS, EBX, 19, 7 },
-	{ X86_F_SMAP, HIDDEN, EBX, 20, 7 },
-	{ X86_F_CLFLUSHOPT, ROWS, EBX, 23, 7 },
-	{ X86_F_CLWB, ROWS, EBX, 24, 7 },
-	{ X86_F_SHA, ROWS | HOST, EBX, 29, 7 },
-	{ X86_F_UMIP, HIDDEN, ECX, 2, 7 },
-	{ X86_F_GFNI, ROWS | HOST, ECX, 8, 7 },
-	{ X86_F_VAES, ROWS | HOST, ECX, 9, 7 },
-	{ X86_F_VPCLMULQDQ, ROWS | HOST, ECX, 10, 7 },
-	{ X86_F_RDPID, ROWS, ECX, 22, 7 },
-	{ X86_F_MOVDIRI, ROWS, ECX, 27, 7 },
-	{ X86_F_MOVDIR64B, ROWS, ECX, 28, 7 },
-	{ X86_F_BASE, ALWAYS, EDX, 4, 7 }, /* FSRM */
-	{ X86_F_SERIALIZE, ROWS, EDX, 14, 7 },
-	{ X86_F_BASE, ALWAYS | INTEL, EDX, 26, 7 }, /* SPEC_CTRL: IBRS_ALL means to set it once */
-	{ X86_F_BASE, ALWAYS, EDX, 29, 7 },	    /* ARCH_CAPABILITIES */
+	{X86_F_FSGSBASE, ROWS, EBX, 0, 7}, {X86_F_BASE, ALWAYS, EBX, 1, 7}, /* TSC_ADJUST */
+	{X86_F_BMI1, ROWS, EBX, 3, 7}, {X86_F_AVX2, ROWS | HOST, EBX, 5, 7},
+	{X86_F_BASE, HOST, EBX, 6, 7}, /* x87 data pointer updated on exceptions only */
+	{X86_F_SMEP, HIDDEN, EBX, 7, 7}, {X86_F_BMI2, ROWS, EBX, 8, 7},
+	{X86_F_ERMS, ALWAYS, EBX, 9, 7}, {X86_F_INVPCID, ROWS, EBX, 10, 7},
+	{X86_F_BASE, HOST, EBX, 13, 7}, /* x87 CS and DS deprecated */
+	{X86_F_RDSEED, ROWS, EBX, 18, 7}, {X86_F_ADX, ROWS, EBX, 19, 7},
+	{X86_F_SMAP, HIDDEN, EBX, 20, 7}, {X86_F_CLFLUSHOPT, ROWS, EBX, 23, 7},
+	{X86_F_CLWB, ROWS, EBX, 24, 7}, {X86_F_SHA, ROWS | HOST, EBX, 29, 7},
+	{X86_F_UMIP, HIDDEN, ECX, 2, 7}, {X86_F_GFNI, ROWS | HOST, ECX, 8, 7},
+	{X86_F_VAES, ROWS | HOST, ECX, 9, 7}, {X86_F_VPCLMULQDQ, ROWS | HOST, ECX, 10, 7},
+	{X86_F_RDPID, ROWS, ECX, 22, 7}, {X86_F_MOVDIRI, ROWS, ECX, 27, 7},
+	{X86_F_MOVDIR64B, ROWS, ECX, 28, 7}, {X86_F_BASE, ALWAYS, EDX, 4, 7}, /* FSRM */
+	{X86_F_SERIALIZE, ROWS, EDX, 14, 7},
+	{X86_F_BASE, ALWAYS | INTEL, EDX, 26, 7}, /* SPEC_CTRL: IBRS_ALL means to set it once */
+	{X86_F_BASE, ALWAYS, EDX, 29, 7},	  /* ARCH_CAPABILITIES */
 
-	{ X86_F_LAHF64, ROWS, ECX, 0, 0x80000001 },
-	{ X86_F_ABM, ROWS, ECX, 5, 0x80000001 },
-	{ X86_F_SSE4A, ROWS | HOST, ECX, 6, 0x80000001 },
-	{ X86_F_3DNOWPREFETCH, ALWAYS, ECX, 8, 0x80000001 },
-	{ X86_F_BASE, ALWAYS | AMD, ECX, 22, 0x80000001 }, /* topology extensions */
-	{ X86_F_SYSCALL, ROWS, EDX, 11, 0x80000001 },
-	{ X86_F_NX, ALWAYS, EDX, 20, 0x80000001 },
-	{ X86_F_SSE, DERIVED | AMD, EDX, 22, 0x80000001 }, /* MMX extensions */
-	{ X86_F_PDPE1GB, ALWAYS, EDX, 26, 0x80000001 },
-	{ X86_F_RDTSCP, ROWS, EDX, 27, 0x80000001 },
-	{ X86_F_LM, ALWAYS, EDX, 29, 0x80000001 },
+	{X86_F_LAHF64, ROWS, ECX, 0, 0x80000001}, {X86_F_ABM, ROWS, ECX, 5, 0x80000001},
+	{X86_F_SSE4A, ROWS | HOST, ECX, 6, 0x80000001},
+	{X86_F_3DNOWPREFETCH, ALWAYS, ECX, 8, 0x80000001},
+	{X86_F_BASE, ALWAYS | AMD, ECX, 22, 0x80000001}, /* topology extensions */
+	{X86_F_SYSCALL, ROWS, EDX, 11, 0x80000001}, {X86_F_NX, ALWAYS, EDX, 20, 0x80000001},
+	{X86_F_SSE, DERIVED | AMD, EDX, 22, 0x80000001}, /* MMX extensions */
+	{X86_F_PDPE1GB, ALWAYS, EDX, 26, 0x80000001}, {X86_F_RDTSCP, ROWS, EDX, 27, 0x80000001},
+	{X86_F_LM, ALWAYS, EDX, 29, 0x80000001},
 
-	{ X86_F_BASE, ALWAYS, EDX, 8, 0x80000007 },	   /* invariant TSC */
-	{ X86_F_BASE, ALWAYS | AMD, EBX, 2, 0x80000008 },  /* FXRSTOR restores error pointers */
-	{ X86_F_BASE, ALWAYS, EBX, 26, 0x80000008 },	   /* SSB_NO */
-	{ X86_F_BASE, ALWAYS, EBX, 29, 0x80000008 },	   /* BTC_NO */
-	{ X86_F_BASE, ALWAYS | AMD, EAX, 0, 0x80000021 },  /* no nested data breakpoints */
-	{ X86_F_BASE, ALWAYS | AMD, EAX, 2, 0x80000021 },  /* LFENCE serializes */
-	{ X86_F_BASE, ALWAYS | AMD, EAX, 6, 0x80000021 },  /* null selectors clear the base */
-	{ X86_F_BASE, ALWAYS | AMD, EAX, 8, 0x80000021 },  /* automatic IBRS */
-	{ X86_F_BASE, ALWAYS | AMD, EAX, 29, 0x80000021 }, /* SRSO_NO */
-	{ X86_F_BASE, ALWAYS | AMD, ECX, 1, 0x80000021 },  /* TSA_SQ_NO */
-	{ X86_F_BASE, ALWAYS | AMD, ECX, 2, 0x80000021 },  /* TSA_L1_NO */
+	{X86_F_BASE, ALWAYS, EDX, 8, 0x80000007},	 /* invariant TSC */
+	{X86_F_BASE, ALWAYS | AMD, EBX, 2, 0x80000008},	 /* FXRSTOR restores error pointers */
+	{X86_F_BASE, ALWAYS, EBX, 26, 0x80000008},	 /* SSB_NO */
+	{X86_F_BASE, ALWAYS, EBX, 29, 0x80000008},	 /* BTC_NO */
+	{X86_F_BASE, ALWAYS | AMD, EAX, 0, 0x80000021},	 /* no nested data breakpoints */
+	{X86_F_BASE, ALWAYS | AMD, EAX, 2, 0x80000021},	 /* LFENCE serializes */
+	{X86_F_BASE, ALWAYS | AMD, EAX, 6, 0x80000021},	 /* null selectors clear the base */
+	{X86_F_BASE, ALWAYS | AMD, EAX, 8, 0x80000021},	 /* automatic IBRS */
+	{X86_F_BASE, ALWAYS | AMD, EAX, 29, 0x80000021}, /* SRSO_NO */
+	{X86_F_BASE, ALWAYS | AMD, ECX, 1, 0x80000021},	 /* TSA_SQ_NO */
+	{X86_F_BASE, ALWAYS | AMD, ECX, 2, 0x80000021},	 /* TSA_L1_NO */
 };
 
 /* Features with a subleaf: these alone have one. */
 static const struct feature subfeatures[] = {
-	{ X86_F_XSAVEOPT, ROWS, EAX, 0, 0xd },
-	{ X86_F_XSAVEC, ROWS, EAX, 1, 0xd },
-	{ X86_F_XGETBV1, ALWAYS, EAX, 2, 0xd },
-	{ X86_F_XSAVES, HIDDEN, EAX, 3, 0xd },
-	{ X86_F_AVX_VNNI, ROWS | HOST, EAX, 4, 7 },
+	{X86_F_XSAVEOPT, ROWS, EAX, 0, 0xd},
+	{X86_F_XSAVEC, ROWS, EAX, 1, 0xd},
+	{X86_F_XGETBV1, ALWAYS, EAX, 2, 0xd},
+	{X86_F_XSAVES, HIDDEN, EAX, 3, 0xd},
+	{X86_F_AVX_VNNI, ROWS | HOST, EAX, 4, 7},
 };
 
 static void feature_add(struct x86_feature_set *set, unsigned feature)
@@ -172,7 +138,7 @@ static void feature_add(struct x86_feature_set *set, unsigned feature)
 
 static struct x86_feature_set rows_features(void)
 {
-	struct x86_feature_set set = { 0 };
+	struct x86_feature_set set = {0};
 	for (unsigned i = 0; i < x86_row_count; i++)
 		feature_add(&set, x86_rows[i].feature);
 	return set;
@@ -198,8 +164,8 @@ static void host_cpuid(const struct builder *b, uint32_t leaf, uint32_t subleaf,
 		b->host(leaf, subleaf, regs);
 }
 
-static const struct x86_cpuid_leaf *model_find(const struct x86_cpuid_model *model, uint32_t leaf,
-	uint32_t subleaf)
+static const struct x86_cpuid_leaf *model_find(
+	const struct x86_cpuid_model *model, uint32_t leaf, uint32_t subleaf)
 {
 	for (unsigned i = 0; i < model->count; i++) {
 		const struct x86_cpuid_leaf *l = &model->leaf[i];
@@ -210,7 +176,8 @@ static const struct x86_cpuid_leaf *model_find(const struct x86_cpuid_model *mod
 }
 
 /* The leaf, added as zeros if it is not there yet. The models made here never fill the array. */
-static struct x86_cpuid_leaf *leaf_get(struct builder *b, uint32_t leaf, uint32_t subleaf, bool indexed)
+static struct x86_cpuid_leaf *leaf_get(
+	struct builder *b, uint32_t leaf, uint32_t subleaf, bool indexed)
 {
 	struct x86_cpuid_model *model = b->model;
 	const struct x86_cpuid_leaf *old = model_find(model, leaf, subleaf);
@@ -220,7 +187,7 @@ static struct x86_cpuid_leaf *leaf_get(struct builder *b, uint32_t leaf, uint32_
 	if (model->count == X86_CPUID_LEAVES_MAX)
 		return &model->leaf[model->count - 1];
 	l = &model->leaf[model->count++];
-	*l = (struct x86_cpuid_leaf){ .leaf = leaf, .subleaf = subleaf, .indexed = indexed };
+	*l = (struct x86_cpuid_leaf){.leaf = leaf, .subleaf = subleaf, .indexed = indexed};
 	return l;
 }
 
@@ -452,12 +419,11 @@ static void add_kvm(struct builder *b)
 	leaf_get(b, 0x40000001, 0, false)->eax = KVM_FEATURES;
 }
 
-void x86_cpuid_from_host(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz,
-	x86_cpuid_host *host)
+void x86_cpuid_from_host(
+	struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz, x86_cpuid_host *host)
 {
 	struct builder b = {
-		.model = model, .rows = rows_features(), .host = host, .cpus = MAX(cpus, 1u)
-	};
+		.model = model, .rows = rows_features(), .host = host, .cpus = MAX(cpus, 1u)};
 
 	while (1u << b.core_bits < b.cpus)
 		b.core_bits++;
@@ -511,7 +477,7 @@ static void derive_from(struct x86_cpuid_model *model, const struct feature *f, 
 	const struct x86_cpuid_leaf *l = model_find(model, f->leaf, subleaf);
 	if (!l || (f->need & DERIVED))
 		return;
-	const uint32_t regs[] = { l->eax, l->ebx, l->ecx, l->edx };
+	const uint32_t regs[] = {l->eax, l->ebx, l->ecx, l->edx};
 	if (regs[f->reg] >> f->bit & 1)
 		feature_add(&model->features, f->feature);
 }

@@ -32,7 +32,7 @@ static enum breakpoint_kind bp_kind(const struct x86_cpu *cpu, unsigned i)
 
 static unsigned bp_bytes(const struct x86_cpu *cpu, unsigned i)
 {
-	static const uint8_t bytes[] = { 1, 2, 8, 4 };
+	static const uint8_t bytes[] = {1, 2, 8, 4};
 	return bytes[cpu->s.dr[7] >> (18 + 4 * i) & 3];
 }
 
@@ -72,7 +72,8 @@ void x86_watch_io(struct x86_cpu *cpu, uint16_t port, unsigned size)
 	if (!x86_debug_armed(cpu) || !(cpu->s.cr4 & X86_CR4_DE))
 		return;
 	for (unsigned i = 0; i < 4; i++)
-		if (bp_enabled(cpu, i) && bp_kind(cpu, i) == BP_IO && bp_overlaps(cpu, i, port, size))
+		if (bp_enabled(cpu, i) && bp_kind(cpu, i) == BP_IO &&
+			bp_overlaps(cpu, i, port, size))
 			cpu->watch_hit |= (uint8_t)(1u << i);
 }
 

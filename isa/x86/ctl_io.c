@@ -48,7 +48,8 @@ enum x86_status sem_out_dx(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 /* ---- strings ---- */
 
-static void advance(struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_reg reg, unsigned size)
+static void advance(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_reg reg, unsigned size)
 {
 	const uint64_t by = cpu->s.rflags & X86_DF ? -(uint64_t)size : size;
 	x86_gpr_write(cpu, reg, insn->asize, cpu->s.reg[reg] + by);
@@ -84,8 +85,8 @@ static enum x86_status outs_once(struct x86_cpu *cpu, const struct x86_insn *ins
 	return X86_OK;
 }
 
-static enum x86_status repeat(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size,
-	x86_semantic *once)
+static enum x86_status repeat(
+	struct x86_cpu *cpu, const struct x86_insn *insn, unsigned size, x86_semantic *once)
 {
 	/* In the one-at-a-time path each iteration is a place to trap. */
 	unsigned budget = cpu->slow_path ? 1 : REP_BYTES_MAX / size;

@@ -19,11 +19,11 @@
 #include <string.h>
 
 #define EFER_AIBRSE	 BIT(21)
-#define SPEC_CTRL_MASK	 0x87ull /* IBRS, STIBP, SSBD, PSFD */
-#define DEBUGCTL_MASK	 0x3ull	 /* LBR, BTF: stored only */
+#define SPEC_CTRL_MASK	 0x87ull				/* IBRS, STIBP, SSBD, PSFD */
+#define DEBUGCTL_MASK	 0x3ull					/* LBR, BTF: stored only */
 #define MTRRCAP		 (X86_MTRR_VARIABLE | BIT(8) | BIT(10)) /* fixed ranges, write-combining */
-#define MTRR_TYPES	 0x73u /* valid types: 0, 1, 4, 5, 6 */
-#define PAT_TYPES	 0xf3u /* and 7 */
+#define MTRR_TYPES	 0x73u					/* valid types: 0, 1, 4, 5, 6 */
+#define PAT_TYPES	 0xf3u					/* and 7 */
 #define UCODE_REVISION	 0xffffffffull /* no erratum is worked around for lack of an update */
 #define K7_COUNTERS	 8
 #define LASTBRANCH_COUNT 4
@@ -51,7 +51,7 @@ enum msr_rule {
 	RULE_ANY,
 	RULE_CANONICAL,
 	RULE_32,
-	RULE_PAT,	/* each byte a memory type of the PAT */
+	RULE_PAT,	 /* each byte a memory type of the PAT */
 	RULE_MTRR_FIXED, /* each byte a memory type of the MTRRs */
 	RULE_MTRR_DEFAULT,
 	RULE_SPEC_CTRL,
@@ -59,7 +59,10 @@ enum msr_rule {
 	RULE_SEGMENT, /* a segment's base: canonical, and something derived from it */
 };
 
-#define KEPT(index, field, rule)     { index, rule, offsetof(struct x86_state, field) }
+#define KEPT(index, field, rule)                               \
+	{                                                      \
+		index, rule, offsetof(struct x86_state, field) \
+	}
 
 static const struct kept_msr {
 	uint32_t index;
@@ -162,41 +165,41 @@ static const struct constant_msr {
 	uint32_t vendor; /* enum constant_vendor */
 	uint64_t value;
 } constant[] = {
-	{ X86_MSR_PLATFORM_ID, ON_ANY, 0 },
-	{ X86_MSR_EBL_CR_POWERON, ON_ANY, 0 },
-	{ X86_MSR_UCODE_WRITE, ON_ANY, 0 },
-	{ X86_MSR_UCODE_REV, ON_ANY, UCODE_REVISION << 32 | UCODE_REVISION },
-	{ X86_MSR_MISC_FEATURES_ENABLES, ON_ANY, 0 },
-	{ X86_MSR_PERF_STATUS, ON_ANY, 0 },
-	{ X86_MSR_PERF_CTL, ON_ANY, 0 },
-	{ X86_MSR_AMD_SYSCFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_HWCR, ON_AMD, BIT(24) }, /* the TSC counts at the P0 frequency */
-	{ X86_MSR_AMD_TOP_MEM, ON_AMD, 0 },
-	{ X86_MSR_AMD_TOP_MEM2, ON_AMD, 0 },
-	{ X86_MSR_AMD_NB_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_PATCH_LOADER, ON_AMD, 0 },
-	{ X86_MSR_AMD_INT_PENDING, ON_AMD, 0 },
-	{ X86_MSR_AMD_MMIO_CONF_BASE, ON_AMD, 0 },
-	{ X86_MSR_AMD_PSTATE_LIMIT, ON_AMD, 0 },
-	{ X86_MSR_AMD_PSTATE_CTL, ON_AMD, 0 },
-	{ X86_MSR_AMD_PSTATE_STATUS, ON_AMD, 0 },
-	{ X86_MSR_AMD_PSTATE0, ON_AMD, 0 },
-	{ X86_MSR_AMD_VM_CR, ON_AMD, BIT(4) | BIT(3) }, /* SVM disabled, and locked so */
-	{ X86_MSR_AMD_OSVW_LENGTH, ON_AMD, 0 },
-	{ X86_MSR_AMD_OSVW_STATUS, ON_AMD, 0 },
-	{ X86_MSR_AMD_CPUID_7, ON_AMD, 0 },
-	{ X86_MSR_AMD_CPUID_1, ON_AMD, 0 },
-	{ X86_MSR_AMD_CPUID_EXT, ON_AMD, 0 },
-	{ X86_MSR_AMD_LS_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_IC_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_DC_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_BU_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_FP_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_DE_CFG, ON_AMD, BIT(1) }, /* LFENCE is serializing */
-	{ X86_MSR_AMD_BU_CFG2, ON_AMD, 0 },
-	{ X86_MSR_AMD_CU_CFG3, ON_AMD, 0 },
-	{ X86_MSR_AMD_EX_CFG, ON_AMD, 0 },
-	{ X86_MSR_AMD_LS_CFG2, ON_AMD, 0 },
+	{X86_MSR_PLATFORM_ID, ON_ANY, 0},
+	{X86_MSR_EBL_CR_POWERON, ON_ANY, 0},
+	{X86_MSR_UCODE_WRITE, ON_ANY, 0},
+	{X86_MSR_UCODE_REV, ON_ANY, UCODE_REVISION << 32 | UCODE_REVISION},
+	{X86_MSR_MISC_FEATURES_ENABLES, ON_ANY, 0},
+	{X86_MSR_PERF_STATUS, ON_ANY, 0},
+	{X86_MSR_PERF_CTL, ON_ANY, 0},
+	{X86_MSR_AMD_SYSCFG, ON_AMD, 0},
+	{X86_MSR_AMD_HWCR, ON_AMD, BIT(24)}, /* the TSC counts at the P0 frequency */
+	{X86_MSR_AMD_TOP_MEM, ON_AMD, 0},
+	{X86_MSR_AMD_TOP_MEM2, ON_AMD, 0},
+	{X86_MSR_AMD_NB_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_PATCH_LOADER, ON_AMD, 0},
+	{X86_MSR_AMD_INT_PENDING, ON_AMD, 0},
+	{X86_MSR_AMD_MMIO_CONF_BASE, ON_AMD, 0},
+	{X86_MSR_AMD_PSTATE_LIMIT, ON_AMD, 0},
+	{X86_MSR_AMD_PSTATE_CTL, ON_AMD, 0},
+	{X86_MSR_AMD_PSTATE_STATUS, ON_AMD, 0},
+	{X86_MSR_AMD_PSTATE0, ON_AMD, 0},
+	{X86_MSR_AMD_VM_CR, ON_AMD, BIT(4) | BIT(3)}, /* SVM disabled, and locked so */
+	{X86_MSR_AMD_OSVW_LENGTH, ON_AMD, 0},
+	{X86_MSR_AMD_OSVW_STATUS, ON_AMD, 0},
+	{X86_MSR_AMD_CPUID_7, ON_AMD, 0},
+	{X86_MSR_AMD_CPUID_1, ON_AMD, 0},
+	{X86_MSR_AMD_CPUID_EXT, ON_AMD, 0},
+	{X86_MSR_AMD_LS_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_IC_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_DC_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_BU_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_FP_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_DE_CFG, ON_AMD, BIT(1)}, /* LFENCE is serializing */
+	{X86_MSR_AMD_BU_CFG2, ON_AMD, 0},
+	{X86_MSR_AMD_CU_CFG3, ON_AMD, 0},
+	{X86_MSR_AMD_EX_CFG, ON_AMD, 0},
+	{X86_MSR_AMD_LS_CFG2, ON_AMD, 0},
 };
 
 static bool is_amd(const struct x86_cpu *cpu)
@@ -307,7 +310,8 @@ enum x86_status x86_read_msr(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_
 		*ret_value = cpu->s.msr.xss;
 		return X86_OK;
 	default:
-		if (constant_find(cpu, index, ret_value) || cpu->env->msr_read(cpu, index, ret_value))
+		if (constant_find(cpu, index, ret_value) ||
+			cpu->env->msr_read(cpu, index, ret_value))
 			return X86_OK;
 		return x86_gp(cpu, 0);
 	}

@@ -126,9 +126,8 @@ enum invpcid_type { INVPCID_ADDRESS, INVPCID_CONTEXT, INVPCID_ALL, INVPCID_ALL_L
 
 enum x86_status sem_invpcid(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
-	const uint64_t type =
-		x86_gpr_read(cpu, insn->op[0].reg, insn->mode == 64 ? 8 : 4);
-	uint64_t descriptor[2] = { 0 };
+	const uint64_t type = x86_gpr_read(cpu, insn->op[0].reg, insn->mode == 64 ? 8 : 4);
+	uint64_t descriptor[2] = {0};
 
 	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), 16, descriptor));
 	const uint64_t pcid = descriptor[0];

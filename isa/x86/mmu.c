@@ -65,7 +65,8 @@ static uint64_t entry_read(const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes)
 /* Bits that must be zero in a present entry whose next lower level covers 1 << shift bytes. */
 static uint64_t entry_reserved(const struct x86_cpu *cpu, unsigned shift, bool large)
 {
-	uint64_t mask = cpu->long_mode ? BIT_MASK(51, cpu->phys_bits) : BIT_MASK(62, cpu->phys_bits);
+	uint64_t mask =
+		cpu->long_mode ? BIT_MASK(51, cpu->phys_bits) : BIT_MASK(62, cpu->phys_bits);
 
 	if (!(cpu->s.msr.efer & X86_EFER_NXE))
 		mask |= PTE_NX;
@@ -97,7 +98,7 @@ static gpa_t leaf_address(const struct walk *walk, uint64_t entry, gva_t linear)
 static enum walk_result walk_root(const struct x86_cpu *cpu, struct walk *walk, gva_t linear,
 	gpa_t *ret_base, unsigned *ret_shift)
 {
-	*walk = (struct walk){ .write = true, .user = true, .exec = true, .entry_bytes = 8 };
+	*walk = (struct walk){.write = true, .user = true, .exec = true, .entry_bytes = 8};
 	*ret_base = (uint32_t)cpu->s.cr3 & PTE_ADDR;
 	if (cpu->long_mode) {
 		*ret_base = cpu->s.cr3 & PTE_ADDR;
@@ -125,7 +126,8 @@ static enum walk_result walk_tables(const struct x86_cpu *cpu, struct walk *walk
 	const bool wide = walk->entry_bytes == 8;
 	const unsigned index_bits = wide ? 9 : 10;
 	for (;; shift -= index_bits) {
-		const gpa_t at = base + (linear >> shift & (BIT(index_bits) - 1)) * walk->entry_bytes;
+		const gpa_t at =
+			base + (linear >> shift & (BIT(index_bits) - 1)) * walk->entry_bytes;
 		const uint64_t entry = entry_read(cpu, at, walk->entry_bytes);
 		if (!(entry & PTE_P))
 			return WALK_NOT_PRESENT;
@@ -155,8 +157,8 @@ static enum walk_result walk_tables(const struct x86_cpu *cpu, struct walk *walk
 
 /* ---- rights ---- */
 
-static bool walk_permits(const struct x86_cpu *cpu, const struct walk *walk, enum x86_access access,
-	bool user)
+static bool walk_permits(
+	const struct x86_cpu *cpu, const struct walk *walk, enum x86_access access, bool user)
 {
 	if (user && !walk->user)
 		return false;
@@ -170,8 +172,8 @@ static bool walk_permits(const struct x86_cpu *cpu, const struct walk *walk, enu
 	return true;
 }
 
-static enum x86_status page_fault(struct x86_cpu *cpu, gva_t linear, enum x86_access access,
-	bool user, uint32_t error)
+static enum x86_status page_fault(
+	struct x86_cpu *cpu, gva_t linear, enum x86_access access, bool user, uint32_t error)
 {
 	const bool nx = (cpu->s.cr4 & X86_CR4_PAE) && (cpu->s.msr.efer & X86_EFER_NXE);
 
@@ -187,8 +189,8 @@ static enum x86_status page_fault(struct x86_cpu *cpu, gva_t linear, enum x86_ac
 }
 
 /* Set bits of an entry that still is what the walk read. false: it is not, walk again. */
-static bool entry_set(const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes, uint64_t entry,
-	uint64_t bits)
+static bool entry_set(
+	const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes, uint64_t entry, uint64_t bits)
 {
 	if ((entry & bits) == bits)
 		return true;
@@ -199,8 +201,8 @@ static bool entry_set(const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes, uint
 		return __atomic_compare_exchange_n((uint64_t *)host, &entry, entry | bits, false,
 			__ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	uint32_t narrow = (uint32_t)entry;
-	return __atomic_compare_exchange_n((uint32_t *)host, &narrow, narrow | (uint32_t)bits, false,
-		__ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	return __atomic_compare_exchange_n((uint32_t *)host, &narrow, narrow | (uint32_t)bits,
+		false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
 
 static bool walk_set_accessed(const struct x86_cpu *cpu, const struct walk *walk, bool dirty)
@@ -208,7 +210,8 @@ static bool walk_set_accessed(const struct x86_cpu *cpu, const struct walk *walk
 	for (unsigned i = 0; i < walk->depth; i++) {
 		const bool leaf = i + 1 == walk->depth;
 		const uint64_t bits = PTE_A | (leaf && dirty ? PTE_D : 0);
-		if (!entry_set(cpu, walk->level[i].gpa, walk->entry_bytes, walk->level[i].entry, bits))
+		if (!entry_set(
+			    cpu, walk->level[i].gpa, walk->entry_bytes, walk->level[i].entry, bits))
 			return false;
 	}
 	return true;
@@ -259,13 +262,13 @@ static void tlb_fill(struct x86_cpu *cpu, const struct walk *walk, gva_t linear,
 		cpu->tlb_large[large_class(walk->shift)] |= large_bit(walk->shift, linear);
 }
 
-enum x86_status x86_translate(struct x86_cpu *cpu, gva_t linear, enum x86_access access, bool user,
-	gpa_t *ret_gpa)
+enum x86_status x86_translate(
+	struct x86_cpu *cpu, gva_t linear, enum x86_access access, bool user, gpa_t *ret_gpa)
 {
 	struct walk walk;
 
 	if (!(cpu->s.cr0 & X86_CR0_PG)) {
-		walk = (struct walk){ .gpa = (uint32_t)linear, .shift = GUEST_PAGE_SHIFT };
+		walk = (struct walk){.gpa = (uint32_t)linear, .shift = GUEST_PAGE_SHIFT};
 		tlb_fill(cpu, &walk, linear, access, user);
 		*ret_gpa = walk.gpa;
 		return X86_OK;

@@ -25,13 +25,12 @@
 static void reset_segments(struct x86_state *s)
 {
 	for (unsigned i = 0; i < 6; i++)
-		s->seg[i] = (struct x86_segment){ .limit = 0xffff, .attr = ATTR_DATA };
+		s->seg[i] = (struct x86_segment){.limit = 0xffff, .attr = ATTR_DATA};
 	s->seg[X86_CS] = (struct x86_segment){
-		.base = 0xffff0000, .limit = 0xffff, .selector = 0xf000, .attr = ATTR_CODE
-	};
-	s->ldtr = (struct x86_segment){ .limit = 0xffff, .attr = ATTR_LDT };
-	s->tr = (struct x86_segment){ .limit = 0xffff, .attr = ATTR_TR };
-	s->gdtr = s->idtr = (struct x86_table_register){ .limit = 0xffff };
+		.base = 0xffff0000, .limit = 0xffff, .selector = 0xf000, .attr = ATTR_CODE};
+	s->ldtr = (struct x86_segment){.limit = 0xffff, .attr = ATTR_LDT};
+	s->tr = (struct x86_segment){.limit = 0xffff, .attr = ATTR_TR};
+	s->gdtr = s->idtr = (struct x86_table_register){.limit = 0xffff};
 }
 
 /* What RESET and INIT have in common; the rest of *s is zero. */

@@ -161,8 +161,8 @@ static enum x86_status deliver(struct x86_cpu *cpu)
 }
 
 /* The traps that follow a finished instruction, or a finished iteration of one. */
-static enum x86_status debug_trap(struct x86_cpu *cpu, const struct x86_insn *insn, bool single_step,
-	enum x86_status status)
+static enum x86_status debug_trap(
+	struct x86_cpu *cpu, const struct x86_insn *insn, bool single_step, enum x86_status status)
 {
 	uint64_t dr6 = cpu->watch_hit;
 

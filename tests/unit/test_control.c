@@ -34,14 +34,14 @@ static void expect_ud(struct test_cpu *t, enum x86_status status)
 
 /* ---- the transition matrix ---- */
 
-#define PE X86_CR0_PE
-#define PG X86_CR0_PG
-#define NW X86_CR0_NW
-#define CD X86_CR0_CD
-#define PAE X86_CR4_PAE
+#define PE    X86_CR0_PE
+#define PG    X86_CR0_PG
+#define NW    X86_CR0_NW
+#define CD    X86_CR0_CD
+#define PAE   X86_CR4_PAE
 #define PCIDE X86_CR4_PCIDE
-#define LME X86_EFER_LME
-#define LMA X86_EFER_LMA
+#define LME   X86_EFER_LME
+#define LMA   X86_EFER_LMA
 
 /* A mode to start from. */
 static const struct start {
@@ -49,19 +49,19 @@ static const struct start {
 	uint64_t cr0, cr3, cr4, efer;
 	unsigned bits; /* code size */
 } starts[] = {
-	{ "real", 0, 0, 0, 0, 16 },
-	{ "protected", PE, 0, 0, 0, 32 },
-	{ "paged", PE | PG, 0x1000, 0, 0, 32 },
-	{ "pae off", PE, 0x1000, PAE, 0, 32 },
-	{ "pae", PE | PG, 0x1000, PAE, 0, 32 },
-	{ "lme", PE, 0x1000, PAE, LME, 32 },
-	{ "lme no pae", PE, 0x1000, 0, LME, 32 },
-	{ "lme code64", PE, 0x1000, PAE, LME, 64 },
-	{ "compat", PE | PG, 0x1000, PAE, LME | LMA, 32 },
-	{ "long", PE | PG, 0x1000, PAE, LME | LMA, 64 },
-	{ "long pcid", PE | PG, 0x1005, PAE | PCIDE, LME | LMA, 64 },
-	{ "compat pcid", PE | PG, 0x1000, PAE | PCIDE, LME | LMA, 32 },
-	{ "long cr3 low bits", PE | PG, 0x1018, PAE, LME | LMA, 64 },
+	{"real", 0, 0, 0, 0, 16},
+	{"protected", PE, 0, 0, 0, 32},
+	{"paged", PE | PG, 0x1000, 0, 0, 32},
+	{"pae off", PE, 0x1000, PAE, 0, 32},
+	{"pae", PE | PG, 0x1000, PAE, 0, 32},
+	{"lme", PE, 0x1000, PAE, LME, 32},
+	{"lme no pae", PE, 0x1000, 0, LME, 32},
+	{"lme code64", PE, 0x1000, PAE, LME, 64},
+	{"compat", PE | PG, 0x1000, PAE, LME | LMA, 32},
+	{"long", PE | PG, 0x1000, PAE, LME | LMA, 64},
+	{"long pcid", PE | PG, 0x1005, PAE | PCIDE, LME | LMA, 64},
+	{"compat pcid", PE | PG, 0x1000, PAE | PCIDE, LME | LMA, 32},
+	{"long cr3 low bits", PE | PG, 0x1018, PAE, LME | LMA, 64},
 };
 
 enum target { TO_CR0, TO_CR3, TO_CR4, TO_EFER };
@@ -74,65 +74,65 @@ static const struct transition {
 	uint64_t efer; /* afterwards, if ok */
 } transitions[] = {
 	/* CR0 */
-	{ "real", TO_CR0, PE, true, 0 },
-	{ "real", TO_CR0, PG, false, 0 },
-	{ "real", TO_CR0, PE | PG, true, 0 },
-	{ "real", TO_CR0, NW, false, 0 },
-	{ "real", TO_CR0, NW | CD, true, 0 },
-	{ "real", TO_CR0, BIT(32) | PE, false, 0 },
-	{ "real", TO_CR0, BIT(63), false, 0 },
-	{ "real", TO_CR0, 0x1ff8ffc0, true, 0 }, /* reserved bits are dropped */
-	{ "protected", TO_CR0, 0, true, 0 },
-	{ "paged", TO_CR0, PE, true, 0 },
-	{ "paged", TO_CR0, PG, false, 0 },
-	{ "paged", TO_CR0, 0, true, 0 },
-	{ "pae off", TO_CR0, PE | PG, true, 0 },
-	{ "lme", TO_CR0, PE | PG, true, LME | LMA },
-	{ "lme no pae", TO_CR0, PE | PG, false, 0 },
-	{ "lme code64", TO_CR0, PE | PG, false, 0 },
-	{ "compat", TO_CR0, PE, true, LME },
-	{ "long", TO_CR0, PE, false, 0 },
-	{ "long", TO_CR0, PE | PG | X86_CR0_WP, true, LME | LMA },
-	{ "compat pcid", TO_CR0, PE, false, 0 },
+	{"real", TO_CR0, PE, true, 0},
+	{"real", TO_CR0, PG, false, 0},
+	{"real", TO_CR0, PE | PG, true, 0},
+	{"real", TO_CR0, NW, false, 0},
+	{"real", TO_CR0, NW | CD, true, 0},
+	{"real", TO_CR0, BIT(32) | PE, false, 0},
+	{"real", TO_CR0, BIT(63), false, 0},
+	{"real", TO_CR0, 0x1ff8ffc0, true, 0}, /* reserved bits are dropped */
+	{"protected", TO_CR0, 0, true, 0},
+	{"paged", TO_CR0, PE, true, 0},
+	{"paged", TO_CR0, PG, false, 0},
+	{"paged", TO_CR0, 0, true, 0},
+	{"pae off", TO_CR0, PE | PG, true, 0},
+	{"lme", TO_CR0, PE | PG, true, LME | LMA},
+	{"lme no pae", TO_CR0, PE | PG, false, 0},
+	{"lme code64", TO_CR0, PE | PG, false, 0},
+	{"compat", TO_CR0, PE, true, LME},
+	{"long", TO_CR0, PE, false, 0},
+	{"long", TO_CR0, PE | PG | X86_CR0_WP, true, LME | LMA},
+	{"compat pcid", TO_CR0, PE, false, 0},
 	/* CR3 */
-	{ "paged", TO_CR3, 0xfffff018, true, 0 },
-	{ "long", TO_CR3, BIT(TEST_PHYS_BITS) - 1, true, LME | LMA },
-	{ "long", TO_CR3, BIT(TEST_PHYS_BITS), false, 0 },
-	{ "long", TO_CR3, BIT(63) | 0x1000, false, 0 },
-	{ "long pcid", TO_CR3, BIT(63) | 0x1000, true, LME | LMA },
-	{ "long pcid", TO_CR3, BIT(62) | 0x1000, false, 0 },
+	{"paged", TO_CR3, 0xfffff018, true, 0},
+	{"long", TO_CR3, BIT(TEST_PHYS_BITS) - 1, true, LME | LMA},
+	{"long", TO_CR3, BIT(TEST_PHYS_BITS), false, 0},
+	{"long", TO_CR3, BIT(63) | 0x1000, false, 0},
+	{"long pcid", TO_CR3, BIT(63) | 0x1000, true, LME | LMA},
+	{"long pcid", TO_CR3, BIT(62) | 0x1000, false, 0},
 	/* CR4 */
-	{ "real", TO_CR4, PAE, true, 0 },
-	{ "real", TO_CR4, X86_CR4_LA57, false, 0 },
-	{ "real", TO_CR4, X86_CR4_VME, false, 0 },
-	{ "real", TO_CR4, X86_CR4_PKE, false, 0 },
-	{ "real", TO_CR4, BIT(13), false, 0 }, /* VMXE */
-	{ "real", TO_CR4, BIT(15), false, 0 },
-	{ "real", TO_CR4, BIT(23), false, 0 }, /* CET */
-	{ "real", TO_CR4, BIT(32), false, 0 },
-	{ "real", TO_CR4, X86_CR4_OSXSAVE | X86_CR4_OSFXSR | X86_CR4_FSGSBASE, true, 0 },
-	{ "real", TO_CR4, PCIDE, false, 0 },
-	{ "pae", TO_CR4, PAE | PCIDE, false, 0 },
-	{ "pae", TO_CR4, 0, true, 0 },
-	{ "long", TO_CR4, 0, false, 0 },
-	{ "compat", TO_CR4, 0, false, 0 },
-	{ "long", TO_CR4, PAE | PCIDE, true, LME | LMA },
-	{ "compat", TO_CR4, PAE | PCIDE, true, LME | LMA },
-	{ "long cr3 low bits", TO_CR4, PAE | PCIDE, false, 0 },
-	{ "long pcid", TO_CR4, PAE, true, LME | LMA },
-	{ "long pcid", TO_CR4, PAE | PCIDE | X86_CR4_PGE, true, LME | LMA },
+	{"real", TO_CR4, PAE, true, 0},
+	{"real", TO_CR4, X86_CR4_LA57, false, 0},
+	{"real", TO_CR4, X86_CR4_VME, false, 0},
+	{"real", TO_CR4, X86_CR4_PKE, false, 0},
+	{"real", TO_CR4, BIT(13), false, 0}, /* VMXE */
+	{"real", TO_CR4, BIT(15), false, 0},
+	{"real", TO_CR4, BIT(23), false, 0}, /* CET */
+	{"real", TO_CR4, BIT(32), false, 0},
+	{"real", TO_CR4, X86_CR4_OSXSAVE | X86_CR4_OSFXSR | X86_CR4_FSGSBASE, true, 0},
+	{"real", TO_CR4, PCIDE, false, 0},
+	{"pae", TO_CR4, PAE | PCIDE, false, 0},
+	{"pae", TO_CR4, 0, true, 0},
+	{"long", TO_CR4, 0, false, 0},
+	{"compat", TO_CR4, 0, false, 0},
+	{"long", TO_CR4, PAE | PCIDE, true, LME | LMA},
+	{"compat", TO_CR4, PAE | PCIDE, true, LME | LMA},
+	{"long cr3 low bits", TO_CR4, PAE | PCIDE, false, 0},
+	{"long pcid", TO_CR4, PAE, true, LME | LMA},
+	{"long pcid", TO_CR4, PAE | PCIDE | X86_CR4_PGE, true, LME | LMA},
 	/* EFER */
-	{ "real", TO_EFER, LME, true, LME },
-	{ "protected", TO_EFER, LME | X86_EFER_SCE | X86_EFER_NXE, true,
-		LME | X86_EFER_SCE | X86_EFER_NXE },
-	{ "protected", TO_EFER, LMA, true, 0 },	/* LMA cannot be written */
-	{ "paged", TO_EFER, LME, false, 0 },
-	{ "paged", TO_EFER, X86_EFER_NXE, true, X86_EFER_NXE },
-	{ "long", TO_EFER, 0, false, 0 },
-	{ "long", TO_EFER, LME, true, LME | LMA },
-	{ "real", TO_EFER, BIT(1), false, 0 },
-	{ "real", TO_EFER, BIT(12), false, 0 }, /* SVME */
-	{ "real", TO_EFER, BIT(63), false, 0 },
+	{"real", TO_EFER, LME, true, LME},
+	{"protected", TO_EFER, LME | X86_EFER_SCE | X86_EFER_NXE, true,
+		LME | X86_EFER_SCE | X86_EFER_NXE},
+	{"protected", TO_EFER, LMA, true, 0}, /* LMA cannot be written */
+	{"paged", TO_EFER, LME, false, 0},
+	{"paged", TO_EFER, X86_EFER_NXE, true, X86_EFER_NXE},
+	{"long", TO_EFER, 0, false, 0},
+	{"long", TO_EFER, LME, true, LME | LMA},
+	{"real", TO_EFER, BIT(1), false, 0},
+	{"real", TO_EFER, BIT(12), false, 0}, /* SVME */
+	{"real", TO_EFER, BIT(63), false, 0},
 };
 
 static const struct start *start_find(const char *name)
@@ -170,7 +170,7 @@ static uint64_t *target_reg(struct x86_state *s, enum target target)
 
 static enum x86_status target_write(struct x86_cpu *cpu, enum target target, uint64_t value)
 {
-	static const unsigned number[] = { 0, 3, 4 };
+	static const unsigned number[] = {0, 3, 4};
 	if (target == TO_EFER)
 		return x86_write_msr(cpu, X86_MSR_EFER, value);
 	return x86_write_cr(cpu, number[target], value);
@@ -212,9 +212,13 @@ static void test_cr4_features(void **state)
 		uint64_t bit;
 		unsigned feature;
 	} rows[] = {
-		{ X86_CR4_PGE, X86_F_PGE }, { X86_CR4_SMEP, X86_F_SMEP }, { X86_CR4_SMAP, X86_F_SMAP },
-		{ X86_CR4_UMIP, X86_F_UMIP }, { X86_CR4_FSGSBASE, X86_F_FSGSBASE },
-		{ X86_CR4_OSXSAVE, X86_F_XSAVE }, { X86_CR4_OSFXSR, X86_F_FXSR },
+		{X86_CR4_PGE, X86_F_PGE},
+		{X86_CR4_SMEP, X86_F_SMEP},
+		{X86_CR4_SMAP, X86_F_SMAP},
+		{X86_CR4_UMIP, X86_F_UMIP},
+		{X86_CR4_FSGSBASE, X86_F_FSGSBASE},
+		{X86_CR4_OSXSAVE, X86_F_XSAVE},
+		{X86_CR4_OSFXSR, X86_F_FXSR},
 	};
 	struct test_cpu *t = *state;
 
@@ -260,22 +264,22 @@ static void test_flushes(void **state)
 		uint64_t value;
 		bool local, global; /* dropped? */
 	} rows[] = {
-		{ TO_CR0, PE | PG | X86_CR0_TS, false, false },
-		{ TO_CR0, PE | PG | X86_CR0_WP, true, true },
-		{ TO_CR3, 0x1000, true, false },
-		{ TO_CR4, PAE | X86_CR4_PGE | X86_CR4_TSD, false, false },
-		{ TO_CR4, PAE, true, true },
-		{ TO_CR4, PAE | X86_CR4_PGE | X86_CR4_SMEP, true, true },
-		{ TO_CR4, PAE | X86_CR4_PGE | X86_CR4_SMAP, true, true },
-		{ TO_EFER, LME | X86_EFER_SCE, false, false },
-		{ TO_EFER, LME | X86_EFER_NXE, true, true },
+		{TO_CR0, PE | PG | X86_CR0_TS, false, false},
+		{TO_CR0, PE | PG | X86_CR0_WP, true, true},
+		{TO_CR3, 0x1000, true, false},
+		{TO_CR4, PAE | X86_CR4_PGE | X86_CR4_TSD, false, false},
+		{TO_CR4, PAE, true, true},
+		{TO_CR4, PAE | X86_CR4_PGE | X86_CR4_SMEP, true, true},
+		{TO_CR4, PAE | X86_CR4_PGE | X86_CR4_SMAP, true, true},
+		{TO_EFER, LME | X86_EFER_SCE, false, false},
+		{TO_EFER, LME | X86_EFER_NXE, true, true},
 	};
 	struct test_cpu *t = *state;
 	uint64_t *table = test_host(t, 0x1000);
 
 	table[0] = 0x2003;
 	table[0x1000 / 8] = 0x3003;
-	table[0x2000 / 8] = 0x83; /* 2M */
+	table[0x2000 / 8] = 0x83;		  /* 2M */
 	table[0x2000 / 8 + 1] = 0x200000 | 0x183; /* global */
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
 		gpa_t gpa;
@@ -284,7 +288,8 @@ static void test_flushes(void **state)
 		x86_tlb_flush(&t->cpu);
 		assert_int_equal(x86_translate(&t->cpu, 0x5000, X86_READ, false, &gpa), X86_OK);
 		assert_int_equal(x86_translate(&t->cpu, 0x206000, X86_READ, false, &gpa), X86_OK);
-		assert_int_not_equal(target_write(&t->cpu, rows[i].target, rows[i].value), X86_FAULT);
+		assert_int_not_equal(
+			target_write(&t->cpu, rows[i].target, rows[i].value), X86_FAULT);
 		assert_int_equal(!x86_tlb_host(&t->cpu, 0x5000, 1, X86_READ), rows[i].local);
 		assert_int_equal(!x86_tlb_host(&t->cpu, 0x206000, 1, X86_READ), rows[i].global);
 	}
@@ -392,41 +397,41 @@ static void test_msr_values(void **state)
 		uint64_t value;
 		bool ok;
 	} rows[] = {
-		{ X86_MSR_STAR, ~0ull, true },
-		{ X86_MSR_LSTAR, 0xffff800000000000, true },
-		{ X86_MSR_LSTAR, 0x800000000000, false },
-		{ X86_MSR_CSTAR, BIT(63), false },
-		{ X86_MSR_FS_BASE, 0x7fffffffffff, true },
-		{ X86_MSR_FS_BASE, 0x800000000000, false },
-		{ X86_MSR_GS_BASE, BIT(62), false },
-		{ X86_MSR_KERNEL_GS_BASE, 0xffff888000000000, true },
-		{ X86_MSR_KERNEL_GS_BASE, BIT(47), false },
-		{ X86_MSR_SYSENTER_EIP, BIT(47), false },
-		{ X86_MSR_SYSENTER_ESP, 0xffffffff80000000, true },
-		{ X86_MSR_TSC_AUX, 0xffffffff, true },
-		{ X86_MSR_TSC_AUX, BIT(32), false },
-		{ X86_MSR_PAT, 0x0007040600070406, true },
-		{ X86_MSR_PAT, 0x0007040600070402, false },
-		{ X86_MSR_PAT, 0x0807040600070406, false },
-		{ X86_MSR_MTRR_DEF_TYPE, 0xc06, true },
-		{ X86_MSR_MTRR_DEF_TYPE, 0xc02, false },
-		{ X86_MSR_MTRR_DEF_TYPE, 0x1c06, false },
-		{ X86_MSR_MTRR_FIX64K, 0x0606060606060606, true },
-		{ X86_MSR_MTRR_FIX4K + 7, 0x0706060606060606, false },
-		{ X86_MSR_MTRR_BASE0, 0x80000006, true },
-		{ X86_MSR_MTRR_BASE0, 0x80000003, false },
-		{ X86_MSR_MTRR_BASE0, BIT(TEST_PHYS_BITS), false },
-		{ X86_MSR_MTRR_BASE0 + 15, 0xff80000800, true },
-		{ X86_MSR_MTRR_BASE0 + 15, 0xff80000400, false },
-		{ X86_MSR_MTRR_BASE0 + 16, 0, false },
-		{ X86_MSR_TSC_ADJUST, 12345, true },
-		{ X86_MSR_DEBUGCTL, 3, true },
-		{ X86_MSR_DEBUGCTL, 4, false },
-		{ X86_MSR_ARCH_CAPABILITIES, 0, false },
-		{ X86_MSR_MTRRCAP, 0, false },
-		{ 0x4b564d00, 77, true },	/* the machine's */
-		{ 0x4b564d01, 77, false },	/* nobody's */
-		{ 0xdeadbeef, 0, false },
+		{X86_MSR_STAR, ~0ull, true},
+		{X86_MSR_LSTAR, 0xffff800000000000, true},
+		{X86_MSR_LSTAR, 0x800000000000, false},
+		{X86_MSR_CSTAR, BIT(63), false},
+		{X86_MSR_FS_BASE, 0x7fffffffffff, true},
+		{X86_MSR_FS_BASE, 0x800000000000, false},
+		{X86_MSR_GS_BASE, BIT(62), false},
+		{X86_MSR_KERNEL_GS_BASE, 0xffff888000000000, true},
+		{X86_MSR_KERNEL_GS_BASE, BIT(47), false},
+		{X86_MSR_SYSENTER_EIP, BIT(47), false},
+		{X86_MSR_SYSENTER_ESP, 0xffffffff80000000, true},
+		{X86_MSR_TSC_AUX, 0xffffffff, true},
+		{X86_MSR_TSC_AUX, BIT(32), false},
+		{X86_MSR_PAT, 0x0007040600070406, true},
+		{X86_MSR_PAT, 0x0007040600070402, false},
+		{X86_MSR_PAT, 0x0807040600070406, false},
+		{X86_MSR_MTRR_DEF_TYPE, 0xc06, true},
+		{X86_MSR_MTRR_DEF_TYPE, 0xc02, false},
+		{X86_MSR_MTRR_DEF_TYPE, 0x1c06, false},
+		{X86_MSR_MTRR_FIX64K, 0x0606060606060606, true},
+		{X86_MSR_MTRR_FIX4K + 7, 0x0706060606060606, false},
+		{X86_MSR_MTRR_BASE0, 0x80000006, true},
+		{X86_MSR_MTRR_BASE0, 0x80000003, false},
+		{X86_MSR_MTRR_BASE0, BIT(TEST_PHYS_BITS), false},
+		{X86_MSR_MTRR_BASE0 + 15, 0xff80000800, true},
+		{X86_MSR_MTRR_BASE0 + 15, 0xff80000400, false},
+		{X86_MSR_MTRR_BASE0 + 16, 0, false},
+		{X86_MSR_TSC_ADJUST, 12345, true},
+		{X86_MSR_DEBUGCTL, 3, true},
+		{X86_MSR_DEBUGCTL, 4, false},
+		{X86_MSR_ARCH_CAPABILITIES, 0, false},
+		{X86_MSR_MTRRCAP, 0, false},
+		{0x4b564d00, 77, true},	 /* the machine's */
+		{0x4b564d01, 77, false}, /* nobody's */
+		{0xdeadbeef, 0, false},
 	};
 	struct test_cpu *t = *state;
 	uint64_t value;
@@ -482,7 +487,7 @@ static void test_xcr0(void **state)
 			l = &t->model.leaf[i];
 	if (!l)
 		l = &t->model.leaf[t->model.count++];
-	*l = (struct x86_cpuid_leaf){ .leaf = 0xd, .indexed = true, .eax = 7 };
+	*l = (struct x86_cpuid_leaf){.leaf = 0xd, .indexed = true, .eax = 7};
 	expect_gp(t, x86_write_xcr0(&t->cpu, 0));
 	expect_gp(t, x86_write_xcr0(&t->cpu, 2));
 	expect_gp(t, x86_write_xcr0(&t->cpu, 5));
@@ -510,8 +515,11 @@ static void test_xcr0(void **state)
 
 static struct x86_insn insn_regs(unsigned kind0, unsigned reg0, unsigned kind1, unsigned reg1)
 {
-	return (struct x86_insn){ .mode = 32, .osize = 4, .asize = 4, .operand_count = 2,
-		.op = { { (uint8_t)kind0, (uint8_t)reg0, 4 }, { (uint8_t)kind1, (uint8_t)reg1, 4 } } };
+	return (struct x86_insn){.mode = 32,
+		.osize = 4,
+		.asize = 4,
+		.operand_count = 2,
+		.op = {{(uint8_t)kind0, (uint8_t)reg0, 4}, {(uint8_t)kind1, (uint8_t)reg1, 4}}};
 }
 
 static void test_debug_registers(void **state)
@@ -554,18 +562,18 @@ static void test_watch(void **state)
 		enum x86_access access;
 		bool hit;
 	} rows[] = {
-		{ 0, 1, 0x1000, 0x1000, 1, X86_WRITE, true },
-		{ 0, 1, 0x1000, 0x1000, 1, X86_READ, false },
-		{ 0, 3, 0x1000, 0x1000, 1, X86_READ, true },
-		{ 0, 3, 0x1000, 0x1000, 1, X86_EXEC, false },
-		{ 0, 3, 0x1000, 0xffe, 2, X86_READ, false },
-		{ 0, 3, 0x1000, 0xffe, 4, X86_READ, true },
-		{ 3, 3, 0x1003, 0x1000, 1, X86_READ, true }, /* low address bits do not count */
-		{ 3, 3, 0x1000, 0x1003, 8, X86_READ, true },
-		{ 3, 3, 0x1000, 0x1004, 8, X86_READ, false },
-		{ 2, 3, 0x1000, 0x1007, 1, X86_READ, true },
-		{ 1, 3, 0x1000, 0x1002, 1, X86_READ, false },
-		{ 0, 0, 0x1000, 0x1000, 1, X86_READ, false },
+		{0, 1, 0x1000, 0x1000, 1, X86_WRITE, true},
+		{0, 1, 0x1000, 0x1000, 1, X86_READ, false},
+		{0, 3, 0x1000, 0x1000, 1, X86_READ, true},
+		{0, 3, 0x1000, 0x1000, 1, X86_EXEC, false},
+		{0, 3, 0x1000, 0xffe, 2, X86_READ, false},
+		{0, 3, 0x1000, 0xffe, 4, X86_READ, true},
+		{3, 3, 0x1003, 0x1000, 1, X86_READ, true}, /* low address bits do not count */
+		{3, 3, 0x1000, 0x1003, 8, X86_READ, true},
+		{3, 3, 0x1000, 0x1004, 8, X86_READ, false},
+		{2, 3, 0x1000, 0x1007, 1, X86_READ, true},
+		{1, 3, 0x1000, 0x1002, 1, X86_READ, false},
+		{0, 0, 0x1000, 0x1000, 1, X86_READ, false},
 	};
 	struct test_cpu *t = *state;
 
@@ -603,7 +611,8 @@ static void test_io_permission(void **state)
 	uint8_t *tss = test_host(t, 0x3000);
 
 	test_protected(t, 32, 3);
-	s->tr = (struct x86_segment){ .base = 0x3000, .limit = 0x68 + 0x2000, .attr = X86_SEG_P | 11 };
+	s->tr = (struct x86_segment){
+		.base = 0x3000, .limit = 0x68 + 0x2000, .attr = X86_SEG_P | 11};
 	memset(tss, 0, 0x3000);
 	tss[0x66] = 0x68;
 	assert_int_equal(x86_check_io(&t->cpu, 0x3f8, 4), X86_OK);
@@ -642,16 +651,16 @@ static void test_invpcid(void **state)
 		uint64_t type, pcid, linear;
 		bool ok, pcide;
 	} rows[] = {
-		{ 0, 0, 0x5000, true, false },
-		{ 0, 1, 0x5000, false, false },
-		{ 0, 1, 0x5000, true, true },
-		{ 0, 0, BIT(47), false, true },
-		{ 1, 0xfff, BIT(47), true, true },
-		{ 1, 0x1000, 0, false, true },
-		{ 2, 5, 0, true, false },
-		{ 3, 5, 0, true, false },
-		{ 4, 0, 0, false, true },
-		{ BIT(32), 0, 0, false, true },
+		{0, 0, 0x5000, true, false},
+		{0, 1, 0x5000, false, false},
+		{0, 1, 0x5000, true, true},
+		{0, 0, BIT(47), false, true},
+		{1, 0xfff, BIT(47), true, true},
+		{1, 0x1000, 0, false, true},
+		{2, 5, 0, true, false},
+		{3, 5, 0, true, false},
+		{4, 0, 0, false, true},
+		{BIT(32), 0, 0, false, true},
 	};
 	struct test_cpu *t = *state;
 	struct x86_insn insn = insn_regs(X86_O_GPR, X86_RAX, X86_O_MEM, 0);

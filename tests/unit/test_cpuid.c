@@ -10,7 +10,8 @@
 
 enum reg { EAX, EBX, ECX, EDX };
 
-static void query(const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
+static void query(
+	const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 {
 	x86_cpuid_query(m, 0, 0, X86_XCR0_X87, 0, leaf, subleaf, regs);
 }
@@ -19,17 +20,18 @@ static void query(const struct x86_cpuid_model *m, uint32_t leaf, uint32_t suble
  * Not inlined: gcc 12.2 turns `(x >> n & 1) != (y >> m & 1)`, once it sees both sides, into a wrong branch
  * (its combine pass loses the second operand beside BT).
  */
-static __attribute__((noinline)) bool bit(const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, unsigned reg,
-	unsigned n)
+static __attribute__((noinline)) bool bit(
+	const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, unsigned reg, unsigned n)
 {
 	uint32_t regs[4];
 	query(m, leaf, subleaf, regs);
 	return regs[reg] >> n & 1;
 }
 
-static __attribute__((noinline)) bool host_bit(uint32_t leaf, uint32_t subleaf, unsigned reg, unsigned n)
+static __attribute__((noinline)) bool host_bit(
+	uint32_t leaf, uint32_t subleaf, unsigned reg, unsigned n)
 {
-	uint32_t regs[4] = { 0 };
+	uint32_t regs[4] = {0};
 	__get_cpuid_count(leaf, subleaf, &regs[0], &regs[1], &regs[2], &regs[3]);
 	return regs[reg] >> n & 1;
 }
@@ -50,90 +52,90 @@ struct expected {
 
 /* Without these a stock 64-bit kernel and its programs are slow or do not start. */
 static const struct expected shown[] = {
-	{ "fpu", 1, 0, EDX, 0, false },
-	{ "pse", 1, 0, EDX, 3, false },
-	{ "tsc", 1, 0, EDX, 4, false },
-	{ "msr", 1, 0, EDX, 5, false },
-	{ "pae", 1, 0, EDX, 6, false },
-	{ "cx8", 1, 0, EDX, 8, false },
-	{ "apic", 1, 0, EDX, 9, false },
-	{ "sep", 1, 0, EDX, 11, false },
-	{ "mtrr", 1, 0, EDX, 12, false },
-	{ "pge", 1, 0, EDX, 13, false },
-	{ "cmov", 1, 0, EDX, 15, false },
-	{ "pat", 1, 0, EDX, 16, false },
-	{ "clflush", 1, 0, EDX, 19, false },
-	{ "mmx", 1, 0, EDX, 23, true },
-	{ "fxsr", 1, 0, EDX, 24, false },
-	{ "sse", 1, 0, EDX, 25, true },
-	{ "sse2", 1, 0, EDX, 26, true },
-	{ "sse3", 1, 0, ECX, 0, true },
-	{ "pclmulqdq", 1, 0, ECX, 1, true },
-	{ "ssse3", 1, 0, ECX, 9, true },
-	{ "fma", 1, 0, ECX, 12, true },
-	{ "cx16", 1, 0, ECX, 13, false },
-	{ "pcid", 1, 0, ECX, 17, false },
-	{ "sse4.1", 1, 0, ECX, 19, true },
-	{ "sse4.2", 1, 0, ECX, 20, true },
-	{ "x2apic", 1, 0, ECX, 21, false },
-	{ "movbe", 1, 0, ECX, 22, false },
-	{ "popcnt", 1, 0, ECX, 23, false },
-	{ "tsc_deadline", 1, 0, ECX, 24, false },
-	{ "aes", 1, 0, ECX, 25, true },
-	{ "xsave", 1, 0, ECX, 26, true },
-	{ "avx", 1, 0, ECX, 28, true },
-	{ "f16c", 1, 0, ECX, 29, true },
-	{ "rdrand", 1, 0, ECX, 30, false },
-	{ "hypervisor", 1, 0, ECX, 31, false },
-	{ "arat", 6, 0, EAX, 2, false },
-	{ "fsgsbase", 7, 0, EBX, 0, false },
-	{ "tsc_adjust", 7, 0, EBX, 1, false },
-	{ "bmi1", 7, 0, EBX, 3, false },
-	{ "avx2", 7, 0, EBX, 5, true },
-	{ "bmi2", 7, 0, EBX, 8, false },
-	{ "erms", 7, 0, EBX, 9, false },
-	{ "invpcid", 7, 0, EBX, 10, false },
-	{ "rdseed", 7, 0, EBX, 18, false },
-	{ "adx", 7, 0, EBX, 19, false },
-	{ "clflushopt", 7, 0, EBX, 23, false },
-	{ "sha", 7, 0, EBX, 29, true },
-	{ "fsrm", 7, 0, EDX, 4, false },
-	{ "arch_capabilities", 7, 0, EDX, 29, false },
-	{ "xsaveopt", 0xd, 1, EAX, 0, false },
-	{ "xsavec", 0xd, 1, EAX, 1, false },
-	{ "xgetbv1", 0xd, 1, EAX, 2, false },
-	{ "lahf", 0x80000001, 0, ECX, 0, false },
-	{ "lzcnt", 0x80000001, 0, ECX, 5, false },
-	{ "prefetchw", 0x80000001, 0, ECX, 8, false },
-	{ "syscall", 0x80000001, 0, EDX, 11, false },
-	{ "nx", 0x80000001, 0, EDX, 20, false },
-	{ "1g pages", 0x80000001, 0, EDX, 26, false },
-	{ "rdtscp", 0x80000001, 0, EDX, 27, false },
-	{ "lm", 0x80000001, 0, EDX, 29, false },
-	{ "invariant tsc", 0x80000007, 0, EDX, 8, false },
+	{"fpu", 1, 0, EDX, 0, false},
+	{"pse", 1, 0, EDX, 3, false},
+	{"tsc", 1, 0, EDX, 4, false},
+	{"msr", 1, 0, EDX, 5, false},
+	{"pae", 1, 0, EDX, 6, false},
+	{"cx8", 1, 0, EDX, 8, false},
+	{"apic", 1, 0, EDX, 9, false},
+	{"sep", 1, 0, EDX, 11, false},
+	{"mtrr", 1, 0, EDX, 12, false},
+	{"pge", 1, 0, EDX, 13, false},
+	{"cmov", 1, 0, EDX, 15, false},
+	{"pat", 1, 0, EDX, 16, false},
+	{"clflush", 1, 0, EDX, 19, false},
+	{"mmx", 1, 0, EDX, 23, true},
+	{"fxsr", 1, 0, EDX, 24, false},
+	{"sse", 1, 0, EDX, 25, true},
+	{"sse2", 1, 0, EDX, 26, true},
+	{"sse3", 1, 0, ECX, 0, true},
+	{"pclmulqdq", 1, 0, ECX, 1, true},
+	{"ssse3", 1, 0, ECX, 9, true},
+	{"fma", 1, 0, ECX, 12, true},
+	{"cx16", 1, 0, ECX, 13, false},
+	{"pcid", 1, 0, ECX, 17, false},
+	{"sse4.1", 1, 0, ECX, 19, true},
+	{"sse4.2", 1, 0, ECX, 20, true},
+	{"x2apic", 1, 0, ECX, 21, false},
+	{"movbe", 1, 0, ECX, 22, false},
+	{"popcnt", 1, 0, ECX, 23, false},
+	{"tsc_deadline", 1, 0, ECX, 24, false},
+	{"aes", 1, 0, ECX, 25, true},
+	{"xsave", 1, 0, ECX, 26, true},
+	{"avx", 1, 0, ECX, 28, true},
+	{"f16c", 1, 0, ECX, 29, true},
+	{"rdrand", 1, 0, ECX, 30, false},
+	{"hypervisor", 1, 0, ECX, 31, false},
+	{"arat", 6, 0, EAX, 2, false},
+	{"fsgsbase", 7, 0, EBX, 0, false},
+	{"tsc_adjust", 7, 0, EBX, 1, false},
+	{"bmi1", 7, 0, EBX, 3, false},
+	{"avx2", 7, 0, EBX, 5, true},
+	{"bmi2", 7, 0, EBX, 8, false},
+	{"erms", 7, 0, EBX, 9, false},
+	{"invpcid", 7, 0, EBX, 10, false},
+	{"rdseed", 7, 0, EBX, 18, false},
+	{"adx", 7, 0, EBX, 19, false},
+	{"clflushopt", 7, 0, EBX, 23, false},
+	{"sha", 7, 0, EBX, 29, true},
+	{"fsrm", 7, 0, EDX, 4, false},
+	{"arch_capabilities", 7, 0, EDX, 29, false},
+	{"xsaveopt", 0xd, 1, EAX, 0, false},
+	{"xsavec", 0xd, 1, EAX, 1, false},
+	{"xgetbv1", 0xd, 1, EAX, 2, false},
+	{"lahf", 0x80000001, 0, ECX, 0, false},
+	{"lzcnt", 0x80000001, 0, ECX, 5, false},
+	{"prefetchw", 0x80000001, 0, ECX, 8, false},
+	{"syscall", 0x80000001, 0, EDX, 11, false},
+	{"nx", 0x80000001, 0, EDX, 20, false},
+	{"1g pages", 0x80000001, 0, EDX, 26, false},
+	{"rdtscp", 0x80000001, 0, EDX, 27, false},
+	{"lm", 0x80000001, 0, EDX, 29, false},
+	{"invariant tsc", 0x80000007, 0, EDX, 8, false},
 };
 
 static const struct expected hidden[] = {
-	{ "vme", 1, 0, EDX, 1, false },
-	{ "monitor", 1, 0, ECX, 3, false },
-	{ "vmx", 1, 0, ECX, 5, false },
-	{ "osxsave", 1, 0, ECX, 27, false },
-	{ "hle", 7, 0, EBX, 4, false },
-	{ "smep", 7, 0, EBX, 7, false },
-	{ "rtm", 7, 0, EBX, 11, false },
-	{ "avx512f", 7, 0, EBX, 16, false },
-	{ "smap", 7, 0, EBX, 20, false },
-	{ "umip", 7, 0, ECX, 2, false },
-	{ "pku", 7, 0, ECX, 3, false },
-	{ "cet-ss", 7, 0, ECX, 7, false },
-	{ "la57", 7, 0, ECX, 16, false },
-	{ "cet-ibt", 7, 0, EDX, 20, false },
-	{ "amx", 7, 0, EDX, 24, false },
-	{ "xsaves", 0xd, 1, EAX, 3, false },
-	{ "svm", 0x80000001, 0, ECX, 2, false },
-	{ "amd perfctr", 0x80000001, 0, ECX, 23, false },
-	{ "mwaitx", 0x80000001, 0, ECX, 29, false },
-	{ "sme", 0x8000001f, 0, EAX, 0, false },
+	{"vme", 1, 0, EDX, 1, false},
+	{"monitor", 1, 0, ECX, 3, false},
+	{"vmx", 1, 0, ECX, 5, false},
+	{"osxsave", 1, 0, ECX, 27, false},
+	{"hle", 7, 0, EBX, 4, false},
+	{"smep", 7, 0, EBX, 7, false},
+	{"rtm", 7, 0, EBX, 11, false},
+	{"avx512f", 7, 0, EBX, 16, false},
+	{"smap", 7, 0, EBX, 20, false},
+	{"umip", 7, 0, ECX, 2, false},
+	{"pku", 7, 0, ECX, 3, false},
+	{"cet-ss", 7, 0, ECX, 7, false},
+	{"la57", 7, 0, ECX, 16, false},
+	{"cet-ibt", 7, 0, EDX, 20, false},
+	{"amx", 7, 0, EDX, 24, false},
+	{"xsaves", 0xd, 1, EAX, 3, false},
+	{"svm", 0x80000001, 0, ECX, 2, false},
+	{"amd perfctr", 0x80000001, 0, ECX, 23, false},
+	{"mwaitx", 0x80000001, 0, ECX, 29, false},
+	{"sme", 0x8000001f, 0, EAX, 0, false},
 };
 
 static void test_shown_and_hidden(void **state)
@@ -146,7 +148,8 @@ static void test_shown_and_hidden(void **state)
 		const struct expected *e = &shown[i];
 		const bool want = !e->vector || host_bit(e->leaf, e->subleaf, e->reg, e->bit);
 		if (bit(&m, e->leaf, e->subleaf, e->reg, e->bit) != want) {
-			print_error("%s is %s\n", e->name, want ? "missing" : "shown, unlike the host");
+			print_error(
+				"%s is %s\n", e->name, want ? "missing" : "shown, unlike the host");
 			wrong++;
 		}
 	}
@@ -187,16 +190,16 @@ static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 	static const struct {
 		uint32_t leaf, subleaf, regs[4];
 	} rows[] = {
-		{ 0, 0, { 0x16, 0x756e6547, 0x6c65746e, 0x49656e69 } },
-		{ 1, 0, { 0x50654, 0, 0x7ffefbff, 0xbfebfbff } },
-		{ 2, 0, { 0x76036301, 0xf0b5ff, 0, 0xc30000 } },
-		{ 4, 0, { 0x7c004121, 0x1c0003f, 0x3f, 0 } },
-		{ 4, 1, { 0x7c004122, 0x1c0003f, 0x3f, 0 } },
-		{ 4, 2, { 0x7c004143, 0x3c0003f, 0x3ff, 0 } },
-		{ 4, 3, { 0x7c0fc163, 0x280003f, 0x87ff, 4 } },
-		{ 7, 0, { 0, 0xd39ffffb, 0x8, 0xbc000000 } },
-		{ 0x80000000, 0, { 0x80000008, 0, 0, 0 } },
-		{ 0x80000001, 0, { 0, 0, 0x121, 0x2c100800 } },
+		{0, 0, {0x16, 0x756e6547, 0x6c65746e, 0x49656e69}},
+		{1, 0, {0x50654, 0, 0x7ffefbff, 0xbfebfbff}},
+		{2, 0, {0x76036301, 0xf0b5ff, 0, 0xc30000}},
+		{4, 0, {0x7c004121, 0x1c0003f, 0x3f, 0}},
+		{4, 1, {0x7c004122, 0x1c0003f, 0x3f, 0}},
+		{4, 2, {0x7c004143, 0x3c0003f, 0x3ff, 0}},
+		{4, 3, {0x7c0fc163, 0x280003f, 0x87ff, 4}},
+		{7, 0, {0, 0xd39ffffb, 0x8, 0xbc000000}},
+		{0x80000000, 0, {0x80000008, 0, 0, 0}},
+		{0x80000001, 0, {0, 0, 0x121, 0x2c100800}},
 	};
 
 	memset(regs, 0, 16);
@@ -243,10 +246,14 @@ static void old_host(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 static void test_no_xsave(void **state)
 {
 	static const struct expected gone[] = {
-		{ "xsave", 1, 0, ECX, 26, false }, { "avx", 1, 0, ECX, 28, false },
-		{ "fma", 1, 0, ECX, 12, false }, { "f16c", 1, 0, ECX, 29, false },
-		{ "avx2", 7, 0, EBX, 5, false }, { "vaes", 7, 0, ECX, 9, false },
-		{ "xsavec", 0xd, 1, EAX, 1, false }, { "xcr0", 0xd, 0, EAX, 0, false },
+		{"xsave", 1, 0, ECX, 26, false},
+		{"avx", 1, 0, ECX, 28, false},
+		{"fma", 1, 0, ECX, 12, false},
+		{"f16c", 1, 0, ECX, 29, false},
+		{"avx2", 7, 0, EBX, 5, false},
+		{"vaes", 7, 0, ECX, 9, false},
+		{"xsavec", 0xd, 1, EAX, 1, false},
+		{"xcr0", 0xd, 0, EAX, 0, false},
 	};
 	struct x86_cpuid_model m;
 
@@ -264,7 +271,7 @@ static void test_no_mitigations(void **state)
 
 	x86_cpuid_default(&m, 1, TSC_HZ);
 	const uint64_t caps = x86_cpuid_arch_capabilities(&m);
-	const unsigned no[] = { 0, 1, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62 };
+	const unsigned no[] = {0, 1, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62};
 	for (unsigned i = 0; i < ARRAY_SIZE(no); i++)
 		assert_true(caps >> no[i] & 1);
 	/* RSBA, TSX_CTRL, RRSBA, FB_CLEAR and GDS_CTRL would ask for more work. */
@@ -281,7 +288,7 @@ static void test_no_mitigations(void **state)
 
 static void test_topology(void **state)
 {
-	static const unsigned cpus[] = { 1, 2, 3, 4, 16, 17, 64 };
+	static const unsigned cpus[] = {1, 2, 3, 4, 16, 17, 64};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(cpus); i++) {
 		struct x86_cpuid_model m;
@@ -340,8 +347,8 @@ static void test_xsave_sizes(void **state)
 /* Leaf 0x15 gives back the rate it was made from, in the 32-bit arithmetic that Linux uses. */
 static void test_frequencies(void **state)
 {
-	static const uint64_t rates[] = { 1000000000, 1999999000, 2000000000, 2000200000, 2595123456,
-		3000000000, 3693061000, 4200000000, 5700000000, 900000000, 1900000 };
+	static const uint64_t rates[] = {1000000000, 1999999000, 2000000000, 2000200000, 2595123456,
+		3000000000, 3693061000, 4200000000, 5700000000, 900000000, 1900000};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rates); i++) {
 		struct x86_cpuid_model m;
@@ -388,8 +395,8 @@ static void test_identity(void **state)
 	query(&m, 0x80000008, 0, r);
 	assert_true((r[EAX] & 0xff) == m.phys_bits && (r[EAX] >> 8 & 0xff) == 48);
 	/* Unknown and out of range. */
-	const uint32_t nothing[] = { 3, 0xa, 0x17, 0x20, 0x40000002, 0x80000020, 0x80000022,
-		0xc0000000, 0xffffffff };
+	const uint32_t nothing[] = {
+		3, 0xa, 0x17, 0x20, 0x40000002, 0x80000020, 0x80000022, 0xc0000000, 0xffffffff};
 	for (unsigned i = 0; i < ARRAY_SIZE(nothing); i++) {
 		query(&m, nothing[i], 0, r);
 		assert_true(!(r[EAX] | r[EBX] | r[ECX] | r[EDX]));

@@ -25,13 +25,13 @@ static const struct shape {
 	unsigned shift;
 	const char *name;
 } shapes[] = {
-	{ PAGING_32, 12, "32-bit 4K" },
-	{ PAGING_32, 22, "32-bit 4M" },
-	{ PAGING_PAE, 12, "PAE 4K" },
-	{ PAGING_PAE, 21, "PAE 2M" },
-	{ PAGING_4LEVEL, 12, "4-level 4K" },
-	{ PAGING_4LEVEL, 21, "4-level 2M" },
-	{ PAGING_4LEVEL, 30, "4-level 1G" },
+	{PAGING_32, 12, "32-bit 4K"},
+	{PAGING_32, 22, "32-bit 4M"},
+	{PAGING_PAE, 12, "PAE 4K"},
+	{PAGING_PAE, 21, "PAE 2M"},
+	{PAGING_4LEVEL, 12, "4-level 4K"},
+	{PAGING_4LEVEL, 21, "4-level 2M"},
+	{PAGING_4LEVEL, 30, "4-level 1G"},
 };
 
 static int setup(void **state)
@@ -86,8 +86,8 @@ static unsigned next_shift(const struct shape *shape, unsigned shift)
 }
 
 /* Map linear to gpa: `upper` in all upper entries (PAE's top ones have no rights), `leaf` in the last. */
-static void map(struct test_cpu *t, const struct shape *shape, gva_t linear, gpa_t gpa, uint64_t upper,
-	uint64_t leaf)
+static void map(struct test_cpu *t, const struct shape *shape, gva_t linear, gpa_t gpa,
+	uint64_t upper, uint64_t leaf)
 {
 	for (unsigned s = top_shift(shape->paging); s; s = next_shift(shape, s)) {
 		const gpa_t at = entry_gpa(shape, linear, s);
@@ -137,8 +137,8 @@ static void touch(struct test_cpu *t, gva_t linear, enum x86_access access, bool
 	assert_int_equal(x86_translate(&t->cpu, linear, access, user, &gpa), X86_OK);
 }
 
-static void expect_fault(struct test_cpu *t, gva_t linear, enum x86_access access, bool user,
-	uint32_t error)
+static void expect_fault(
+	struct test_cpu *t, gva_t linear, enum x86_access access, bool user, uint32_t error)
 {
 	gpa_t gpa;
 	assert_int_equal(x86_translate(&t->cpu, linear, access, user, &gpa), X86_FAULT);
@@ -157,7 +157,8 @@ static void test_addresses(void **state)
 
 	for (unsigned i = 0; i < ARRAY_SIZE(shapes); i++) {
 		const struct shape *shape = &shapes[i];
-		const gva_t linear = shape->paging == PAGING_4LEVEL ? 0xffff923456789abcull : 0xb4567abc;
+		const gva_t linear =
+			shape->paging == PAGING_4LEVEL ? 0xffff923456789abcull : 0xb4567abc;
 		const gpa_t page = shape->shift > 22 ? 0 : 0x1400000;
 		gpa_t gpa = 0;
 
@@ -168,7 +169,8 @@ static void test_addresses(void **state)
 		assert_true(gpa == page + (linear & (BIT(shape->shift) - 1)));
 		if (gpa < TEST_RAM_BYTES) {
 			assert_true(in_tlb(t, linear, X86_READ, false));
-			assert_ptr_equal(x86_tlb_host(&t->cpu, linear, 4, X86_READ), test_host(t, gpa));
+			assert_ptr_equal(
+				x86_tlb_host(&t->cpu, linear, 4, X86_READ), test_host(t, gpa));
 		}
 		gpa = 0;
 		assert_true(x86_translate_debug(&t->cpu, linear, &gpa));
@@ -240,21 +242,21 @@ static void test_reserved_bits(void **state)
 		bool nxe;
 	} rows[] = {
 		/* shape, level, first and last bit that are reserved there */
-		{ 1, 22, 21, 21, true },
-		{ 2, 21, TEST_PHYS_BITS, 62, true },
-		{ 2, 12, TEST_PHYS_BITS, 63, false },
-		{ 3, 21, 13, 20, true },
-		{ 3, 21, TEST_PHYS_BITS, 63, false },
-		{ 4, 39, 7, 7, true },
-		{ 4, 39, TEST_PHYS_BITS, 51, true },
-		{ 4, 30, TEST_PHYS_BITS, 51, true },
-		{ 4, 21, TEST_PHYS_BITS, 51, true },
-		{ 4, 12, TEST_PHYS_BITS, 51, true },
-		{ 4, 39, 63, 63, false },
-		{ 4, 12, 63, 63, false },
-		{ 5, 21, 13, 20, true },
-		{ 6, 30, 13, 29, true },
-		{ 6, 30, 63, 63, false },
+		{1, 22, 21, 21, true},
+		{2, 21, TEST_PHYS_BITS, 62, true},
+		{2, 12, TEST_PHYS_BITS, 63, false},
+		{3, 21, 13, 20, true},
+		{3, 21, TEST_PHYS_BITS, 63, false},
+		{4, 39, 7, 7, true},
+		{4, 39, TEST_PHYS_BITS, 51, true},
+		{4, 30, TEST_PHYS_BITS, 51, true},
+		{4, 21, TEST_PHYS_BITS, 51, true},
+		{4, 12, TEST_PHYS_BITS, 51, true},
+		{4, 39, 63, 63, false},
+		{4, 12, 63, 63, false},
+		{5, 21, 13, 20, true},
+		{6, 30, 13, 29, true},
+		{6, 30, 63, 63, false},
 	};
 	struct test_cpu *t = *state;
 
@@ -271,8 +273,8 @@ static void test_reserved_bits(void **state)
 			touch(t, linear, X86_READ, false);
 			x86_tlb_flush(&t->cpu);
 			entry_put(t, shape, at, entry_get(t, shape, at) | BIT(bit));
-			expect_fault(t, linear, X86_READ, true,
-				X86_PFEC_P | X86_PFEC_RSVD | X86_PFEC_U);
+			expect_fault(
+				t, linear, X86_READ, true, X86_PFEC_P | X86_PFEC_RSVD | X86_PFEC_U);
 			expect_fault(t, linear, X86_WRITE, false,
 				X86_PFEC_P | X86_PFEC_RSVD | X86_PFEC_W);
 		}
@@ -291,7 +293,7 @@ static void test_reserved_bits(void **state)
 /* ---- rights ---- */
 
 struct rights {
-	uint64_t upper, leaf; /* P | W | U | NX */
+	uint64_t upper, leaf;			    /* P | W | U | NX */
 	bool wp, smep, smap, ac, nxe, user, system; /* system: by the processor, at CPL 3 */
 	enum x86_access access;
 };
@@ -323,7 +325,7 @@ static int rights_oracle(const struct rights *r)
 
 static struct rights rights_make(unsigned n, bool has_nx)
 {
-	struct rights r = { .upper = P, .leaf = P };
+	struct rights r = {.upper = P, .leaf = P};
 	r.upper |= (n & 1 ? W : 0) | (n & 2 ? U : 0);
 	r.leaf |= (n & 4 ? W : 0) | (n & 8 ? U : 0);
 	r.wp = n & 16;
@@ -497,7 +499,8 @@ static void test_tables_in_rom(void **state)
 
 	paging_on(t, shape);
 	map(t, shape, 0x5000, 0x200000, P | W, P | W);
-	memcpy(test_host(t, TEST_ROM_BASE), test_host(t, entry_gpa(shape, 0, 12) & GUEST_PAGE_MASK), 4096);
+	memcpy(test_host(t, TEST_ROM_BASE), test_host(t, entry_gpa(shape, 0, 12) & GUEST_PAGE_MASK),
+		4096);
 	entry_put(t, shape, entry_gpa(shape, 0, 21), TEST_ROM_BASE | P | W);
 	assert_int_equal(x86_translate(&t->cpu, 0x5000, X86_WRITE, false, &gpa), X86_OK);
 	assert_true(gpa == 0x200000);
@@ -530,7 +533,8 @@ static void test_tables_apart(void **state)
 		x86_tlb_flush(&t->cpu);
 		touch(t, 0x5000, (enum x86_access)(n % 3), n / 3);
 		for (unsigned m = 0; m < 6; m++)
-			assert_int_equal(in_tlb(t, 0x5000, (enum x86_access)(m % 3), m / 3), m == n);
+			assert_int_equal(
+				in_tlb(t, 0x5000, (enum x86_access)(m % 3), m / 3), m == n);
 	}
 }
 
@@ -633,7 +637,7 @@ static void test_pdptes(void **state)
 {
 	struct test_cpu *t = *state;
 	const struct shape *shape = &shapes[2];
-	const uint64_t reserved[] = { BIT(1), BIT(2), BIT(5), BIT(8), BIT(TEST_PHYS_BITS), BIT(63) };
+	const uint64_t reserved[] = {BIT(1), BIT(2), BIT(5), BIT(8), BIT(TEST_PHYS_BITS), BIT(63)};
 	uint64_t *table = test_host(t, ROOT + 0x20);
 
 	paging_on(t, shape);

@@ -22,7 +22,7 @@ static int setup(void **state)
 	s->seg[X86_CS].base = 0;
 	s->reg[X86_RIP] = CODE;
 	s->reg[X86_RSP] = STACK;
-	s->idtr = (struct x86_table_register){ .limit = 0x3ff };
+	s->idtr = (struct x86_table_register){.limit = 0x3ff};
 	x86_cpu_refresh(&t->cpu);
 	*state = t;
 	return 0;
@@ -42,7 +42,8 @@ static void code_at(struct test_cpu *t, unsigned at, const char *bytes, unsigned
 #define CODE_AT(t, at, bytes) code_at(t, at, bytes, sizeof(bytes) - 1)
 
 /* An exception was delivered in real mode, with this return address. */
-static void expect_delivered(struct test_cpu *t, enum x86_status status, unsigned vector, unsigned ip)
+static void expect_delivered(
+	struct test_cpu *t, enum x86_status status, unsigned vector, unsigned ip)
 {
 	uint16_t frame[3];
 
@@ -137,8 +138,10 @@ static void test_page_crossing(void **state)
 	assert_int_equal(t->cpu.fault.vector, X86_PF_EXC);
 	assert_true(t->cpu.fault.address == 0x8000);
 	/* An undefined opcode is known without the second page. */
-	CODE_AT(t, 0x7ffe, "\x0f\xff");
+	CODE_AT(t, 0x7ffe, "\x0f\x04");
 	t->cpu.s.reg[X86_RIP] = 0x7ffe;
+	assert_int_equal(x86_fetch(&t->cpu, &insn), X86_FAULT);
+	assert_int_equal(t->cpu.fault.vector, X86_UD);
 	/* Both pages there, and not neighbours in memory. */
 	paging(t, 0);
 	((uint32_t *)test_host(t, 0x21000))[8] = 0x30003;
@@ -160,32 +163,32 @@ static void test_availability(void **state)
 		uint16_t fsw;
 		int vector; /* -1: none */
 	} rows[] = {
-		{ X86_A_X87, 0, 0, 1, 0, -1 },
-		{ X86_A_X87, X86_CR0_EM, 0, 1, 0, X86_NM },
-		{ X86_A_X87, X86_CR0_TS, 0, 1, 0, X86_NM },
-		{ X86_A_X87, 0, 0, 1, 0x80, X86_MF },
-		{ X86_A_X87 | X86_A_NOWAIT, 0, 0, 1, 0x80, -1 },
-		{ X86_A_X87 | X86_A_NOWAIT, X86_CR0_TS, 0, 1, 0x80, X86_NM },
-		{ X86_A_MMX, X86_CR0_EM | X86_CR0_TS, 0, 1, 0, X86_UD },
-		{ X86_A_MMX, X86_CR0_TS, 0, 1, 0x80, X86_NM },
-		{ X86_A_MMX, 0, 0, 1, 0x80, X86_MF },
-		{ X86_A_SSE, 0, 0, 1, 0, X86_UD },
-		{ X86_A_SSE, 0, X86_CR4_OSFXSR, 1, 0x80, -1 },
-		{ X86_A_SSE, X86_CR0_EM, X86_CR4_OSFXSR, 1, 0, X86_UD },
-		{ X86_A_SSE, X86_CR0_TS, X86_CR4_OSFXSR, 1, 0, X86_NM },
-		{ X86_A_SSE, X86_CR0_TS, 0, 1, 0, X86_UD },
-		{ X86_A_SSE | X86_A_MMX, 0, X86_CR4_OSFXSR, 1, 0x80, X86_MF },
-		{ X86_A_AVX, 0, X86_CR4_OSFXSR, 7, 0, X86_UD },
-		{ X86_A_AVX, 0, X86_CR4_OSXSAVE, 3, 0, X86_UD },
-		{ X86_A_AVX, 0, X86_CR4_OSXSAVE, 7, 0, -1 },
-		{ X86_A_AVX, X86_CR0_EM, X86_CR4_OSXSAVE, 7, 0, -1 },
-		{ X86_A_AVX, X86_CR0_TS, X86_CR4_OSXSAVE, 7, 0, X86_NM },
+		{X86_A_X87, 0, 0, 1, 0, -1},
+		{X86_A_X87, X86_CR0_EM, 0, 1, 0, X86_NM},
+		{X86_A_X87, X86_CR0_TS, 0, 1, 0, X86_NM},
+		{X86_A_X87, 0, 0, 1, 0x80, X86_MF},
+		{X86_A_X87 | X86_A_NOWAIT, 0, 0, 1, 0x80, -1},
+		{X86_A_X87 | X86_A_NOWAIT, X86_CR0_TS, 0, 1, 0x80, X86_NM},
+		{X86_A_MMX, X86_CR0_EM | X86_CR0_TS, 0, 1, 0, X86_UD},
+		{X86_A_MMX, X86_CR0_TS, 0, 1, 0x80, X86_NM},
+		{X86_A_MMX, 0, 0, 1, 0x80, X86_MF},
+		{X86_A_SSE, 0, 0, 1, 0, X86_UD},
+		{X86_A_SSE, 0, X86_CR4_OSFXSR, 1, 0x80, -1},
+		{X86_A_SSE, X86_CR0_EM, X86_CR4_OSFXSR, 1, 0, X86_UD},
+		{X86_A_SSE, X86_CR0_TS, X86_CR4_OSFXSR, 1, 0, X86_NM},
+		{X86_A_SSE, X86_CR0_TS, 0, 1, 0, X86_UD},
+		{X86_A_SSE | X86_A_MMX, 0, X86_CR4_OSFXSR, 1, 0x80, X86_MF},
+		{X86_A_AVX, 0, X86_CR4_OSFXSR, 7, 0, X86_UD},
+		{X86_A_AVX, 0, X86_CR4_OSXSAVE, 3, 0, X86_UD},
+		{X86_A_AVX, 0, X86_CR4_OSXSAVE, 7, 0, -1},
+		{X86_A_AVX, X86_CR0_EM, X86_CR4_OSXSAVE, 7, 0, -1},
+		{X86_A_AVX, X86_CR0_TS, X86_CR4_OSXSAVE, 7, 0, X86_NM},
 	};
 	struct test_cpu *t = *state;
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++) {
-		const struct x86_row row = { .attr = rows[i].attr };
-		const struct x86_insn insn = { .row = &row };
+		const struct x86_row row = {.attr = rows[i].attr};
+		const struct x86_insn insn = {.row = &row};
 		t->cpu.s.cr0 = rows[i].cr0;
 		t->cpu.s.cr4 = rows[i].cr4;
 		t->cpu.s.xcr0 = rows[i].xcr0;
@@ -195,8 +198,8 @@ static void test_availability(void **state)
 		if (vector != rows[i].vector)
 			fail_msg("row %u: %d", i, vector);
 	}
-	const struct x86_row privileged = { .attr = X86_A_CPL0 };
-	const struct x86_insn insn = { .row = &privileged };
+	const struct x86_row privileged = {.attr = X86_A_CPL0};
+	const struct x86_insn insn = {.row = &privileged};
 	assert_int_equal(x86_check_row(&t->cpu, &insn), X86_OK);
 	test_protected(t, 32, 3);
 	assert_int_equal(x86_check_row(&t->cpu, &insn), X86_FAULT);
@@ -312,7 +315,8 @@ static void test_data_breakpoint(void **state)
 {
 	struct test_cpu *t = *state;
 
-	CODE_AT(t, CODE, "\xa3\x00\x50\xa1\x02\x50\x50"); /* mov [5000],ax; mov ax,[5002]; push ax */
+	CODE_AT(t, CODE,
+		"\xa3\x00\x50\xa1\x02\x50\x50"); /* mov [5000],ax; mov ax,[5002]; push ax */
 	t->cpu.s.dr[1] = 0x5001;
 	debug_on(t, 0x04 | 1u << 20); /* one byte, writes */
 	expect_delivered(t, x86_step(&t->cpu), X86_DB, CODE + 3);

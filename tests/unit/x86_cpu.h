@@ -49,9 +49,7 @@ static uint64_t test_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
 	return ~0ull;
 }
 
-static void test_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size, uint64_t value)
-{
-}
+static void test_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size, uint64_t value) {}
 
 static uint32_t test_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size)
 {
@@ -110,9 +108,7 @@ static void test_hypercall(struct x86_cpu *cpu)
 	cpu->s.reg[X86_RAX] = 42;
 }
 
-static void test_nothing(struct x86_cpu *cpu)
-{
-}
+static void test_nothing(struct x86_cpu *cpu) {}
 
 static const struct x86_env_ops test_env = {
 	.mmio_read = test_mmio_read,
@@ -140,15 +136,16 @@ static inline void test_feature(struct test_cpu *t, unsigned feature, bool on)
 static inline struct test_cpu *test_cpu_new(void)
 {
 	struct test_cpu *t = calloc(1, sizeof(*t));
-	struct error err = { 0 };
+	struct error err = {0};
 
 	assert_non_null(t);
 	assert_int_equal(memory_create(&t->memory), 0);
 	assert_int_equal(memory_add_ram(t->memory, 0, TEST_RAM_BYTES, 0, "low", &err), 0);
 	assert_int_equal(memory_add_ram(t->memory, TEST_ROM_BASE, TEST_ROM_BYTES, MEMORY_READONLY,
-				 "rom", &err), 0);
-	assert_int_equal(memory_add_ram(t->memory, TEST_HIGH_BASE, TEST_HIGH_BYTES, 0, "high", &err),
+				 "rom", &err),
 		0);
+	assert_int_equal(
+		memory_add_ram(t->memory, TEST_HIGH_BASE, TEST_HIGH_BYTES, 0, "high", &err), 0);
 	x86_cpuid_default(&t->model, 1, 2500000000ull);
 	t->model.phys_bits = TEST_PHYS_BITS;
 	assert_int_equal(x86_cpu_init(&t->cpu, t->memory, &t->model, &test_env, t), 0);
@@ -174,9 +171,9 @@ static inline void *test_host(struct test_cpu *t, gpa_t gpa)
 /* A flat segment of the given attributes. */
 static inline struct x86_segment test_segment(uint16_t attr, unsigned dpl)
 {
-	return (struct x86_segment){ .limit = 0xffffffff,
+	return (struct x86_segment){.limit = 0xffffffff,
 		.selector = (uint16_t)(8 | dpl),
-		.attr = (uint16_t)(attr | dpl << X86_SEG_DPL_SHIFT) };
+		.attr = (uint16_t)(attr | dpl << X86_SEG_DPL_SHIFT)};
 }
 
 /* Protected mode at this privilege, paging off. bits: 16, 32, or 64 (which needs EFER.LMA). */
@@ -189,7 +186,8 @@ static inline void test_protected(struct test_cpu *t, unsigned bits, unsigned cp
 	s->cr0 |= X86_CR0_PE;
 	for (unsigned i = 0; i < 6; i++)
 		s->seg[i] = test_segment(data | (bits == 16 ? 0 : X86_SEG_DB), cpl);
-	s->seg[X86_CS] = test_segment(data | X86_SEG_CODE | width | (bits == 64 ? X86_SEG_L : 0), cpl);
+	s->seg[X86_CS] =
+		test_segment(data | X86_SEG_CODE | width | (bits == 64 ? X86_SEG_L : 0), cpl);
 	x86_cpu_refresh(&t->cpu);
 }
 
