@@ -64,9 +64,18 @@ static inline int64_t get_signed(struct decoder *d, unsigned size)
 enum prefix_class { NOT_PREFIX, SEGMENT, SEGMENT64, OPSIZE, ADDRSIZE, LOCK, REPNE, REP, REX };
 
 static const uint8_t prefix_classes[256] = {
-	[0x26] = SEGMENT, [0x2e] = SEGMENT, [0x36] = SEGMENT, [0x3e] = SEGMENT,
-	[0x64] = SEGMENT64, [0x65] = SEGMENT64, [0x66] = OPSIZE, [0x67] = ADDRSIZE,
-	[0xf0] = LOCK, [0xf2] = REPNE, [0xf3] = REP, [0x40 ... 0x4f] = REX,
+	[0x26] = SEGMENT,
+	[0x2e] = SEGMENT,
+	[0x36] = SEGMENT,
+	[0x3e] = SEGMENT,
+	[0x64] = SEGMENT64,
+	[0x65] = SEGMENT64,
+	[0x66] = OPSIZE,
+	[0x67] = ADDRSIZE,
+	[0xf0] = LOCK,
+	[0xf2] = REPNE,
+	[0xf3] = REP,
+	[0x40 ... 0x4f] = REX,
 };
 
 static void legacy_prefix(struct decoder *d, uint8_t byte)
@@ -118,7 +127,7 @@ static uint8_t take_prefixes(struct decoder *d)
 static void context_of_legacy(struct decoder *d)
 {
 	const struct x86_insn *insn = d->insn;
-	d->context |= insn->prefix & X86_P_REP     ? X86_C_F3
+	d->context |= insn->prefix & X86_P_REP	    ? X86_C_F3
 		      : insn->prefix & X86_P_REPNE  ? X86_C_F2
 		      : insn->prefix & X86_P_OPSIZE ? X86_C_66
 						    : X86_C_NP;
@@ -128,9 +137,10 @@ static void context_of_legacy(struct decoder *d)
 /* The bytes after C4 or C5. Returns false: #UD. */
 static bool vex_prefix(struct decoder *d, bool three)
 {
-	static const uint16_t pp_context[4] = { X86_C_NP, X86_C_66, X86_C_F3, X86_C_F2 };
+	static const uint16_t pp_context[4] = {X86_C_NP, X86_C_66, X86_C_F3, X86_C_F2};
 	struct x86_insn *insn = d->insn;
-	if (insn->prefix & (X86_P_REX | X86_P_OPSIZE | X86_P_REP | X86_P_REPNE | X86_P_LOCK) || d->real)
+	if (insn->prefix & (X86_P_REX | X86_P_OPSIZE | X86_P_REP | X86_P_REPNE | X86_P_LOCK) ||
+		d->real)
 		return false;
 	insn->prefix |= X86_P_VEX;
 	uint8_t first = get8(d), last = first, map = 1, rex = ~first >> 5 & 4;
@@ -226,9 +236,11 @@ static const struct x86_form *find_form(struct decoder *d)
 
 /* ---- sizes ---- */
 
-static unsigned operand_size(const struct x86_insn *insn, const struct x86_form *form, uint32_t attr)
+static unsigned operand_size(
+	const struct x86_insn *insn, const struct x86_form *form, uint32_t attr)
 {
-	bool wide = insn->rex & 8, toggled = insn->prefix & X86_P_OPSIZE && !(form->flags & X86_FORM_66);
+	bool wide = insn->rex & 8,
+	     toggled = insn->prefix & X86_P_OPSIZE && !(form->flags & X86_FORM_66);
 	if (insn->mode == 64) {
 		if (wide || attr & X86_A_F64)
 			return 8;
@@ -279,9 +291,14 @@ static void take_memory16(struct decoder *d, unsigned mod, unsigned rm)
 	static const struct {
 		uint8_t base, index;
 	} forms[8] = {
-		{ X86_RBX, X86_RSI },  { X86_RBX, X86_RDI },  { X86_RBP, X86_RSI },
-		{ X86_RBP, X86_RDI },  { X86_RSI, X86_ZERO }, { X86_RDI, X86_ZERO },
-		{ X86_RBP, X86_ZERO }, { X86_RBX, X86_ZERO },
+		{X86_RBX, X86_RSI},
+		{X86_RBX, X86_RDI},
+		{X86_RBP, X86_RSI},
+		{X86_RBP, X86_RDI},
+		{X86_RSI, X86_ZERO},
+		{X86_RDI, X86_ZERO},
+		{X86_RBP, X86_ZERO},
+		{X86_RBX, X86_ZERO},
 	};
 	struct x86_insn *insn = d->insn;
 	insn->base = forms[rm].base;
@@ -340,7 +357,8 @@ static bool take_memory(struct decoder *d, bool vsib)
 
 static void byte_register(const struct x86_insn *insn, struct x86_operand *op)
 {
-	if (op->size == 1 && op->reg >= 4 && op->reg < 8 && !(insn->prefix & (X86_P_REX | X86_P_VEX))) {
+	if (op->size == 1 && op->reg >= 4 && op->reg < 8 &&
+		!(insn->prefix & (X86_P_REX | X86_P_VEX))) {
 		op->kind = X86_O_GPR8H;
 		op->reg -= 4;
 	}
@@ -424,7 +442,9 @@ static bool set_register_operand(struct decoder *d, const struct x86_form_operan
 	unsigned modrm_reg = insn->modrm >> 3 & 7, reg = modrm_reg | (insn->rex & 4) << 1;
 	switch (from->where) {
 	case X86_W_GPR_REG: set_gpr(insn, op, reg); return true;
-	case X86_W_GPR_OPCODE: set_gpr(insn, op, (insn->opcode & 7) | (insn->rex & 1) << 3); return true;
+	case X86_W_GPR_OPCODE:
+		set_gpr(insn, op, (insn->opcode & 7) | (insn->rex & 1) << 3);
+		return true;
 	case X86_W_GPR_VVVV: set_reg(op, X86_O_GPR, vvvv_register(d)); return true;
 	case X86_W_GPR_FIXED: set_reg(op, X86_O_GPR, from->reg); return true;
 	case X86_W_GPR_FIXED_HIGH: set_reg(op, X86_O_GPR8H, from->reg); return true;
@@ -460,8 +480,8 @@ static void take_is4(struct decoder *d, struct x86_operand *op)
 	set_reg(op, X86_O_VEC, d->insn->imm >> 4 & (d->insn->mode == 64 ? 15 : 7));
 }
 
-static bool set_operand(struct decoder *d, const struct x86_form_operand *from, struct x86_operand *op,
-	unsigned number, unsigned *immediates)
+static bool set_operand(struct decoder *d, const struct x86_form_operand *from,
+	struct x86_operand *op, unsigned number, unsigned *immediates)
 {
 	struct x86_insn *insn = d->insn;
 	op->size = size_of(insn, from->size);
@@ -546,10 +566,13 @@ static bool decode_form(struct decoder *d)
 enum x86_decode_result x86_decode(struct x86_insn *insn, const uint8_t *bytes, unsigned avail,
 	unsigned mode, bool real, const struct x86_feature_set *features)
 {
-	*insn = (struct x86_insn){ .mode = mode, .base = X86_ZERO, .index = X86_ZERO, .vl = 16 };
-	struct decoder d = { .insn = insn, .features = features, .bytes = bytes,
-		.end = MIN(avail, (unsigned)X86_INSN_BYTES_MAX), .real = real,
-		.seg_override = X86_SEG_NONE };
+	*insn = (struct x86_insn){.mode = mode, .base = X86_ZERO, .index = X86_ZERO, .vl = 16};
+	struct decoder d = {.insn = insn,
+		.features = features,
+		.bytes = bytes,
+		.end = MIN(avail, (unsigned)X86_INSN_BYTES_MAX),
+		.real = real,
+		.seg_override = X86_SEG_NONE};
 	bool ok = decode_form(&d);
 	insn->len = MAX(d.pos, 1u);
 	/* Bytes that could not be had matter only if it was not #UD before. */

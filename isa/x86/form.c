@@ -16,8 +16,15 @@
 
 #define X86_C_PREFIXES (X86_C_NP | X86_C_66 | X86_C_F3 | X86_C_F2)
 
-enum { RANK_EXACT = 128, RANK_RANGE = 64, RANK_DIGIT = 32, RANK_PREFIX = 8, RANK_W = 4, RANK_L = 2,
-	RANK_OPCODE = 1 };
+enum {
+	RANK_EXACT = 128,
+	RANK_RANGE = 64,
+	RANK_DIGIT = 32,
+	RANK_PREFIX = 8,
+	RANK_W = 4,
+	RANK_L = 2,
+	RANK_OPCODE = 1
+};
 
 /* ---- encoding ---- */
 
@@ -50,12 +57,23 @@ static int form_vex_field(struct x86_form *form, const char *field)
 		char kind;
 		uint8_t value;
 	} fields[] = {
-		{ "VEX", 0, 0 },      { "LIG", 0, 0 },	    { "WIG", 0, 0 },
-		{ "128", 'l', 0 },    { "LZ", 'l', 0 },	    { "L0", 'l', 0 },
-		{ "256", 'l', 1 },    { "L1", 'l', 1 },	    { "W0", 'w', 0 },
-		{ "W1", 'w', 1 },     { "NP", 'p', X86_C_NP }, { "66", 'p', X86_C_66 },
-		{ "F3", 'p', X86_C_F3 }, { "F2", 'p', X86_C_F2 }, { "0F", 'm', 1 },
-		{ "0F38", 'm', 2 },   { "0F3A", 'm', 3 },
+		{"VEX", 0, 0},
+		{"LIG", 0, 0},
+		{"WIG", 0, 0},
+		{"128", 'l', 0},
+		{"LZ", 'l', 0},
+		{"L0", 'l', 0},
+		{"256", 'l', 1},
+		{"L1", 'l', 1},
+		{"W0", 'w', 0},
+		{"W1", 'w', 1},
+		{"NP", 'p', X86_C_NP},
+		{"66", 'p', X86_C_66},
+		{"F3", 'p', X86_C_F3},
+		{"F2", 'p', X86_C_F2},
+		{"0F", 'm', 1},
+		{"0F38", 'm', 2},
+		{"0F3A", 'm', 3},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(fields); i++) {
 		if (strcmp(field, fields[i].name) != 0)
@@ -176,13 +194,31 @@ static int form_size(const char *suffix)
 		char name[4];
 		uint8_t code;
 	} sizes[] = {
-		{ "", 0 },	    { "b", 1 },		  { "w", 2 },	      { "d", 4 },
-		{ "q", 8 },	    { "v", X86_S_OSIZE }, { "z", X86_S_Z },   { "y", X86_S_Y },
-		{ "p", X86_S_FARPTR }, { "s", X86_S_DESCRIPTOR }, { "dq", X86_S_VL }, { "ps", X86_S_VL },
-		{ "pd", X86_S_VL }, { "x", X86_S_VL },	  { "o", 16 },	      { "qq", 32 },
-		{ "ss", 4 },	    { "sd", 8 },	  { "t", 10 },	      { "h", X86_S_VL2 },
-		{ "f", X86_S_VL4 }, { "e", X86_S_VL8 },	  { "n", X86_S_NATURAL }, { "m", 0 },
-		{ "a", X86_S_PAIR },
+		{"", 0},
+		{"b", 1},
+		{"w", 2},
+		{"d", 4},
+		{"q", 8},
+		{"v", X86_S_OSIZE},
+		{"z", X86_S_Z},
+		{"y", X86_S_Y},
+		{"p", X86_S_FARPTR},
+		{"s", X86_S_DESCRIPTOR},
+		{"dq", X86_S_VL},
+		{"ps", X86_S_VL},
+		{"pd", X86_S_VL},
+		{"x", X86_S_VL},
+		{"o", 16},
+		{"qq", 32},
+		{"ss", 4},
+		{"sd", 8},
+		{"t", 10},
+		{"h", X86_S_VL2},
+		{"f", X86_S_VL4},
+		{"e", X86_S_VL8},
+		{"n", X86_S_NATURAL},
+		{"m", 0},
+		{"a", X86_S_PAIR},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
 		if (strcmp(suffix, sizes[i].name) == 0)
@@ -194,17 +230,17 @@ static int form_size(const char *suffix)
 /* AL, CX, eDX, rSI...: returns false if the text is not one. */
 static bool operand_fixed_gpr(struct x86_form_operand *op, const char *t)
 {
-	static const char names[8][3] = { "AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI" };
+	static const char names[8][3] = {"AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI"};
 	uint8_t size = *t == 'e' ? X86_S_Z : *t == 'r' ? X86_S_OSIZE : 2;
 	const char *name = size == 2 ? t : t + 1;
 	for (unsigned i = 0; i < 8; i++) {
 		if (strcmp(name, names[i]) == 0) {
-			*op = (struct x86_form_operand){ X86_W_GPR_FIXED, 0, size, i };
+			*op = (struct x86_form_operand){X86_W_GPR_FIXED, 0, size, i};
 			return true;
 		}
 		if (i < 4 && t[0] == names[i][0] && (t[1] == 'L' || t[1] == 'H') && !t[2]) {
 			uint8_t where = t[1] == 'L' ? X86_W_GPR_FIXED : X86_W_GPR_FIXED_HIGH;
-			*op = (struct x86_form_operand){ where, 0, 1, i };
+			*op = (struct x86_form_operand){where, 0, 1, i};
 			return true;
 		}
 	}
@@ -213,21 +249,21 @@ static bool operand_fixed_gpr(struct x86_form_operand *op, const char *t)
 
 static bool operand_fixed(struct x86_form_operand *op, const char *t)
 {
-	static const char segs[6][3] = { "ES", "CS", "SS", "DS", "FS", "GS" };
+	static const char segs[6][3] = {"ES", "CS", "SS", "DS", "FS", "GS"};
 	for (unsigned i = 0; i < 6; i++) {
 		if (strcmp(t, segs[i]) == 0) {
-			*op = (struct x86_form_operand){ X86_W_SEG_FIXED, 0, 2, i };
+			*op = (struct x86_form_operand){X86_W_SEG_FIXED, 0, 2, i};
 			return true;
 		}
 	}
 	if (strcmp(t, "1") == 0)
-		*op = (struct x86_form_operand){ X86_W_ONE, 0, 1, 0 };
+		*op = (struct x86_form_operand){X86_W_ONE, 0, 1, 0};
 	else if (strcmp(t, "ST0") == 0)
-		*op = (struct x86_form_operand){ X86_W_ST_FIXED, 0, 10, 0 };
+		*op = (struct x86_form_operand){X86_W_ST_FIXED, 0, 10, 0};
 	else if (strcmp(t, "STi") == 0)
-		*op = (struct x86_form_operand){ X86_W_ST_RM, 0, 10, 0 };
+		*op = (struct x86_form_operand){X86_W_ST_RM, 0, 10, 0};
 	else if (strcmp(t, "XMM0") == 0)
-		*op = (struct x86_form_operand){ X86_W_VEC_FIXED, 0, 16, 0 };
+		*op = (struct x86_form_operand){X86_W_VEC_FIXED, 0, 16, 0};
 	else
 		return operand_fixed_gpr(op, t);
 	return true;
@@ -239,29 +275,29 @@ static const struct operand_letter {
 	uint8_t where, rm_where;
 	uint16_t deny;
 } operand_letters[] = {
-	{ 'A', X86_W_FAR, 0, 0 },
-	{ 'B', X86_W_GPR_VVVV, 0, 0 },
-	{ 'C', X86_W_CR, 0, 0 },
-	{ 'D', X86_W_DR, 0, 0 },
-	{ 'E', X86_W_EA, X86_W_GPR_RM, 0 },
-	{ 'G', X86_W_GPR_REG, 0, 0 },
-	{ 'H', X86_W_VEC_VVVV, 0, 0 },
-	{ 'I', X86_W_IMM, 0, 0 },
-	{ 'J', X86_W_REL, 0, 0 },
-	{ 'L', X86_W_VEC_IS4, 0, 0 },
-	{ 'M', X86_W_EA, 0, X86_C_REG },
-	{ 'N', X86_W_MMX_RM, 0, X86_C_MEM },
-	{ 'O', X86_W_MOFFS, 0, 0 },
-	{ 'P', X86_W_MMX_REG, 0, 0 },
-	{ 'Q', X86_W_EA, X86_W_MMX_RM, 0 },
-	{ 'R', X86_W_GPR_RM, 0, X86_C_MEM },
-	{ 'S', X86_W_SEG_REG, 0, 0 },
-	{ 'U', X86_W_VEC_RM, 0, X86_C_MEM },
-	{ 'V', X86_W_VEC_REG, 0, 0 },
-	{ 'W', X86_W_EA, X86_W_VEC_RM, 0 },
-	{ 'X', X86_W_X, 0, 0 },
-	{ 'Y', X86_W_Y, 0, 0 },
-	{ 'Z', X86_W_GPR_OPCODE, 0, 0 },
+	{'A', X86_W_FAR, 0, 0},
+	{'B', X86_W_GPR_VVVV, 0, 0},
+	{'C', X86_W_CR, 0, 0},
+	{'D', X86_W_DR, 0, 0},
+	{'E', X86_W_EA, X86_W_GPR_RM, 0},
+	{'G', X86_W_GPR_REG, 0, 0},
+	{'H', X86_W_VEC_VVVV, 0, 0},
+	{'I', X86_W_IMM, 0, 0},
+	{'J', X86_W_REL, 0, 0},
+	{'L', X86_W_VEC_IS4, 0, 0},
+	{'M', X86_W_EA, 0, X86_C_REG},
+	{'N', X86_W_MMX_RM, 0, X86_C_MEM},
+	{'O', X86_W_MOFFS, 0, 0},
+	{'P', X86_W_MMX_REG, 0, 0},
+	{'Q', X86_W_EA, X86_W_MMX_RM, 0},
+	{'R', X86_W_GPR_RM, 0, X86_C_MEM},
+	{'S', X86_W_SEG_REG, 0, 0},
+	{'U', X86_W_VEC_RM, 0, X86_C_MEM},
+	{'V', X86_W_VEC_REG, 0, 0},
+	{'W', X86_W_EA, X86_W_VEC_RM, 0},
+	{'X', X86_W_X, 0, 0},
+	{'Y', X86_W_Y, 0, 0},
+	{'Z', X86_W_GPR_OPCODE, 0, 0},
 };
 
 static int operand_lettered(struct x86_form *form, struct x86_form_operand *op, const char *t)
@@ -274,7 +310,7 @@ static int operand_lettered(struct x86_form *form, struct x86_form_operand *op, 
 		const struct operand_letter *l = &operand_letters[i];
 		if (l->letter != t[0])
 			continue;
-		*op = (struct x86_form_operand){ l->where, l->rm_where, size, 0 };
+		*op = (struct x86_form_operand){l->where, l->rm_where, size, 0};
 		if (l->where == X86_W_IMM && is_signed)
 			op->where = X86_W_IMM_SIGNED;
 		if (l->where == X86_W_GPR_VVVV || l->where == X86_W_VEC_VVVV)
@@ -312,8 +348,9 @@ static int form_operands(struct x86_form *form, const char *text)
 
 int x86_form_parse(const struct x86_row *row, struct x86_form *ret_form)
 {
-	*ret_form = (struct x86_form){ .feature = row->feature };
-	if (form_encoding(ret_form, row->encoding) < 0 || form_operands(ret_form, row->operands) < 0)
+	*ret_form = (struct x86_form){.feature = row->feature};
+	if (form_encoding(ret_form, row->encoding) < 0 ||
+		form_operands(ret_form, row->operands) < 0)
 		return -EINVAL;
 	if (row->attr & X86_A_NO64)
 		ret_form->deny |= X86_C_MODE64;

@@ -40,30 +40,30 @@ static const struct mnemonic {
 	enum choice choice;
 	const char *by_size[3];
 } mnemonics[] = {
-	{ "cbw", BY_OSIZE, { "cbw", "cwde", "cdqe" } },
-	{ "cwd", BY_OSIZE, { "cwd", "cdq", "cqo" } },
-	{ "pusha", BY_OSIZE, { "pusha", "pushad", "pushad" } },
-	{ "popa", BY_OSIZE, { "popa", "popad", "popad" } },
-	{ "pushf", BY_OSIZE, { "pushf", "pushfd", "pushfq" } },
-	{ "popf", BY_OSIZE, { "popf", "popfd", "popfq" } },
-	{ "iret", BY_OSIZE, { "iret", "iretd", "iretq" } },
-	{ "jrcxz", BY_ASIZE, { "jcxz", "jecxz", "jrcxz" } },
-	{ "jcxz", BY_ASIZE, { "jcxz", "jecxz", "jrcxz" } },
-	{ "fxsave", BY_WIDE, { "fxsave", "fxsave", "fxsave64" } },
-	{ "fxrstor", BY_WIDE, { "fxrstor", "fxrstor", "fxrstor64" } },
-	{ "xsave", BY_WIDE, { "xsave", "xsave", "xsave64" } },
-	{ "xsaveopt", BY_WIDE, { "xsaveopt", "xsaveopt", "xsaveopt64" } },
-	{ "xsavec", BY_WIDE, { "xsavec", "xsavec", "xsavec64" } },
-	{ "xsaves", BY_WIDE, { "xsaves", "xsaves", "xsaves64" } },
-	{ "xrstor", BY_WIDE, { "xrstor", "xrstor", "xrstor64" } },
-	{ "xrstors", BY_WIDE, { "xrstors", "xrstors", "xrstors64" } },
-	{ "movs", BY_OSIZE, { "movsw", "movsd", "movsq" } },
-	{ "cmps", BY_OSIZE, { "cmpsw", "cmpsd", "cmpsq" } },
-	{ "stos", BY_OSIZE, { "stosw", "stosd", "stosq" } },
-	{ "lods", BY_OSIZE, { "lodsw", "lodsd", "lodsq" } },
-	{ "scas", BY_OSIZE, { "scasw", "scasd", "scasq" } },
-	{ "ins", BY_OSIZE, { "insw", "insd", "insd" } },
-	{ "outs", BY_OSIZE, { "outsw", "outsd", "outsd" } },
+	{"cbw", BY_OSIZE, {"cbw", "cwde", "cdqe"}},
+	{"cwd", BY_OSIZE, {"cwd", "cdq", "cqo"}},
+	{"pusha", BY_OSIZE, {"pusha", "pushad", "pushad"}},
+	{"popa", BY_OSIZE, {"popa", "popad", "popad"}},
+	{"pushf", BY_OSIZE, {"pushf", "pushfd", "pushfq"}},
+	{"popf", BY_OSIZE, {"popf", "popfd", "popfq"}},
+	{"iret", BY_OSIZE, {"iret", "iretd", "iretq"}},
+	{"jrcxz", BY_ASIZE, {"jcxz", "jecxz", "jrcxz"}},
+	{"jcxz", BY_ASIZE, {"jcxz", "jecxz", "jrcxz"}},
+	{"fxsave", BY_WIDE, {"fxsave", "fxsave", "fxsave64"}},
+	{"fxrstor", BY_WIDE, {"fxrstor", "fxrstor", "fxrstor64"}},
+	{"xsave", BY_WIDE, {"xsave", "xsave", "xsave64"}},
+	{"xsaveopt", BY_WIDE, {"xsaveopt", "xsaveopt", "xsaveopt64"}},
+	{"xsavec", BY_WIDE, {"xsavec", "xsavec", "xsavec64"}},
+	{"xsaves", BY_WIDE, {"xsaves", "xsaves", "xsaves64"}},
+	{"xrstor", BY_WIDE, {"xrstor", "xrstor", "xrstor64"}},
+	{"xrstors", BY_WIDE, {"xrstors", "xrstors", "xrstors64"}},
+	{"movs", BY_OSIZE, {"movsw", "movsd", "movsq"}},
+	{"cmps", BY_OSIZE, {"cmpsw", "cmpsd", "cmpsq"}},
+	{"stos", BY_OSIZE, {"stosw", "stosd", "stosq"}},
+	{"lods", BY_OSIZE, {"lodsw", "lodsd", "lodsq"}},
+	{"scas", BY_OSIZE, {"scasw", "scasd", "scasq"}},
+	{"ins", BY_OSIZE, {"insw", "insd", "insd"}},
+	{"outs", BY_OSIZE, {"outsw", "outsd", "outsd"}},
 };
 
 static const char *mnemonic_by_size(const struct x86_insn *insn, const struct mnemonic *m)
@@ -110,7 +110,7 @@ static void put_prefixes(struct text *t, const struct x86_insn *insn)
 
 static void put_gpr(struct text *t, unsigned reg, unsigned size)
 {
-	static const char *const names[] = { "ax", "cx", "dx", "bx", "sp", "bp", "si", "di" };
+	static const char *const names[] = {"ax", "cx", "dx", "bx", "sp", "bp", "si", "di"};
 	if (reg == X86_RIP)
 		put(t, size == 8 ? "rip" : "eip");
 	else if (reg >= X86_R8)
@@ -141,10 +141,11 @@ static void put_displacement(struct text *t, const struct x86_insn *insn, bool a
 {
 	int64_t disp = insn->disp;
 	if (!alone && disp)
-		put(t, "%c0x%llx", disp < 0 ? '-' : '+', (unsigned long long)(disp < 0 ? -disp : disp));
+		put(t, "%c0x%llx", disp < 0 ? '-' : '+',
+			(unsigned long long)(disp < 0 ? -disp : disp));
 	else if (alone)
-		put(t, "0x%llx", (unsigned long long)((uint64_t)disp &
-				   (~0ull >> (64 - insn->asize * 8))));
+		put(t, "0x%llx",
+			(unsigned long long)((uint64_t)disp & (~0ull >> (64 - insn->asize * 8))));
 }
 
 static void put_address(struct text *t, const struct x86_insn *insn, const struct x86_operand *op)
@@ -168,14 +169,19 @@ static void put_address(struct text *t, const struct x86_insn *insn, const struc
 
 static void put_memory(struct text *t, const struct x86_insn *insn, const struct x86_operand *op)
 {
-	static const char *const segs[] = { "es:", "cs:", "ss:", "ds:", "fs:", "gs:" };
+	static const char *const segs[] = {"es:", "cs:", "ss:", "ds:", "fs:", "gs:"};
 	static const struct {
 		uint8_t size;
 		const char *name;
 	} sizes[] = {
-		{ 1, "byte ptr " },   { 2, "word ptr " },     { 4, "dword ptr " },
-		{ 6, "fword ptr " },  { 8, "qword ptr " },    { 10, "tbyte ptr " },
-		{ 16, "xmmword ptr " }, { 32, "ymmword ptr " },
+		{1, "byte ptr "},
+		{2, "word ptr "},
+		{4, "dword ptr "},
+		{6, "fword ptr "},
+		{8, "qword ptr "},
+		{10, "tbyte ptr "},
+		{16, "xmmword ptr "},
+		{32, "ymmword ptr "},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(sizes); i++) {
 		if (sizes[i].size == op->size)
@@ -198,7 +204,8 @@ static void put_immediate(struct text *t, const struct x86_insn *insn, const str
 	put(t, "0x%llx", (unsigned long long)value);
 }
 
-static void put_target(struct text *t, const struct x86_insn *insn, const struct x86_operand *op, uint64_t rip)
+static void put_target(
+	struct text *t, const struct x86_insn *insn, const struct x86_operand *op, uint64_t rip)
 {
 	uint64_t target = rip + insn->len + insn->imm;
 	if (op->size < 8)
@@ -206,7 +213,8 @@ static void put_target(struct text *t, const struct x86_insn *insn, const struct
 	put(t, "0x%llx", (unsigned long long)target);
 }
 
-static void put_operand(struct text *t, const struct x86_insn *insn, const struct x86_operand *op, uint64_t rip)
+static void put_operand(
+	struct text *t, const struct x86_insn *insn, const struct x86_operand *op, uint64_t rip)
 {
 	static const char segs[] = "ecsdfg";
 	switch (op->kind) {
@@ -228,7 +236,7 @@ static void put_operand(struct text *t, const struct x86_insn *insn, const struc
 
 char *x86_format(const struct x86_insn *insn, uint64_t rip, char *buf, size_t size)
 {
-	struct text t = { .buf = buf, .size = size };
+	struct text t = {.buf = buf, .size = size};
 	if (size)
 		buf[0] = 0;
 	if (!insn->row) {

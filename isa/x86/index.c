@@ -21,7 +21,7 @@ enum {
 
 static struct x86_form index_forms[ROWS + 1];
 static uint16_t index_list[ROWS * 8 + 8];
-static struct x86_index index_built = { .forms = index_forms, .list = index_list, .bad_row = -1 };
+static struct x86_index index_built = {.forms = index_forms, .list = index_list, .bad_row = -1};
 static pthread_once_t index_once = PTHREAD_ONCE_INIT;
 
 /* Does the form belong to this ModRM.reg? */

@@ -15,32 +15,75 @@ enum { X86_MAP_BASE, X86_MAP_0F, X86_MAP_0F38, X86_MAP_0F3A, X86_MAP_VEX, X86_MA
 
 /* What an instruction looks like before its form is known; a form denies some of these bits. */
 enum x86_form_context {
-	X86_C_NP = 1, X86_C_66 = 2, X86_C_F3 = 4, X86_C_F2 = 8, /* exactly one of the four */
-	X86_C_W0 = 16, X86_C_W1 = 32, X86_C_L0 = 64, X86_C_L1 = 128,
-	X86_C_MODE64 = 256, X86_C_MODE32 = 512, X86_C_REAL = 1024, X86_C_MEM = 2048, X86_C_REG = 4096,
+	X86_C_NP = 1,
+	X86_C_66 = 2,
+	X86_C_F3 = 4,
+	X86_C_F2 = 8, /* exactly one of the four */
+	X86_C_W0 = 16,
+	X86_C_W1 = 32,
+	X86_C_L0 = 64,
+	X86_C_L1 = 128,
+	X86_C_MODE64 = 256,
+	X86_C_MODE32 = 512,
+	X86_C_REAL = 1024,
+	X86_C_MEM = 2048,
+	X86_C_REG = 4096,
 	X86_C_B1 = 8192, /* REX.B */
 };
 
 enum x86_form_flags {
 	X86_FORM_MODRM = 1,
-	X86_FORM_VVVV = 2,	  /* has an operand in VEX.vvvv */
-	X86_FORM_66 = 4,	  /* 66 selects it, so it is not the operand size */
-	X86_FORM_IGNORE_MOD = 8,  /* MOV to and from CR, DR */
+	X86_FORM_VVVV = 2,	 /* has an operand in VEX.vvvv */
+	X86_FORM_66 = 4,	 /* 66 selects it, so it is not the operand size */
+	X86_FORM_IGNORE_MOD = 8, /* MOV to and from CR, DR */
 };
 
 /* Where an operand comes from. */
 enum x86_where {
-	X86_W_GPR_REG, X86_W_GPR_RM, X86_W_GPR_OPCODE, X86_W_GPR_VVVV, X86_W_GPR_FIXED, X86_W_EA,
+	X86_W_GPR_REG,
+	X86_W_GPR_RM,
+	X86_W_GPR_OPCODE,
+	X86_W_GPR_VVVV,
+	X86_W_GPR_FIXED,
+	X86_W_EA,
 	X86_W_GPR_FIXED_HIGH,
-	X86_W_SEG_REG, X86_W_SEG_FIXED, X86_W_CR, X86_W_DR, X86_W_MMX_REG, X86_W_MMX_RM, X86_W_VEC_REG,
-	X86_W_VEC_RM, X86_W_VEC_VVVV, X86_W_VEC_IS4, X86_W_VEC_FIXED, X86_W_ST_FIXED, X86_W_ST_RM,
-	X86_W_IMM, X86_W_IMM_SIGNED, X86_W_ONE, X86_W_REL, X86_W_FAR, X86_W_MOFFS, X86_W_X, X86_W_Y,
+	X86_W_SEG_REG,
+	X86_W_SEG_FIXED,
+	X86_W_CR,
+	X86_W_DR,
+	X86_W_MMX_REG,
+	X86_W_MMX_RM,
+	X86_W_VEC_REG,
+	X86_W_VEC_RM,
+	X86_W_VEC_VVVV,
+	X86_W_VEC_IS4,
+	X86_W_VEC_FIXED,
+	X86_W_ST_FIXED,
+	X86_W_ST_RM,
+	X86_W_IMM,
+	X86_W_IMM_SIGNED,
+	X86_W_ONE,
+	X86_W_REL,
+	X86_W_FAR,
+	X86_W_MOFFS,
+	X86_W_X,
+	X86_W_Y,
 };
 
 /* Size codes; those up to X86_S_FIXED_MAX are the size itself. */
 enum x86_size_code {
-	X86_S_FIXED_MAX = 64, X86_S_OSIZE, X86_S_Z, X86_S_Y, X86_S_FARPTR, X86_S_DESCRIPTOR, X86_S_VL,
-	X86_S_VL2, X86_S_VL4, X86_S_VL8, X86_S_NATURAL, X86_S_PAIR,
+	X86_S_FIXED_MAX = 64,
+	X86_S_OSIZE,
+	X86_S_Z,
+	X86_S_Y,
+	X86_S_FARPTR,
+	X86_S_DESCRIPTOR,
+	X86_S_VL,
+	X86_S_VL2,
+	X86_S_VL4,
+	X86_S_VL8,
+	X86_S_NATURAL,
+	X86_S_PAIR,
 };
 
 struct x86_form_operand {

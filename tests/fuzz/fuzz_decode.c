@@ -8,18 +8,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MUST(condition)          \
-	do {                     \
+#define MUST(condition)           \
+	do {                      \
 		if (!(condition)) \
-			abort(); \
+			abort();  \
 	} while (0)
 
 static void check_operand(const struct x86_operand *op)
 {
 	static const uint8_t limits[] = {
-		[X86_O_GPR] = 16, [X86_O_GPR8H] = 4, [X86_O_MEM] = 16, [X86_O_IMM] = 2, [X86_O_REL] = 1,
-		[X86_O_FAR] = 1,  [X86_O_SEG] = 6,   [X86_O_CR] = 9,   [X86_O_DR] = 8,	[X86_O_MMX] = 8,
-		[X86_O_VEC] = 16, [X86_O_ST] = 8,
+		[X86_O_GPR] = 16,
+		[X86_O_GPR8H] = 4,
+		[X86_O_MEM] = 16,
+		[X86_O_IMM] = 2,
+		[X86_O_REL] = 1,
+		[X86_O_FAR] = 1,
+		[X86_O_SEG] = 6,
+		[X86_O_CR] = 9,
+		[X86_O_DR] = 8,
+		[X86_O_MMX] = 8,
+		[X86_O_VEC] = 16,
+		[X86_O_ST] = 8,
 	};
 	MUST(op->kind != X86_O_NONE && op->kind < sizeof(limits));
 	MUST(op->reg < limits[op->kind]);
@@ -54,13 +63,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static const uint8_t modes[] = { 16, 32, 64, 64 };
+	static const uint8_t modes[] = {16, 32, 64, 64};
 	struct x86_insn insn, again;
 	if (size < 1)
 		return 0;
 	unsigned mode = modes[data[0] & 3], avail = size > 64 ? 63 : (unsigned)size - 1;
 	bool real = mode == 16 && data[0] & 4;
-	struct x86_feature_set none = { 0 }, *features = data[0] & 8 ? &none : NULL;
+	struct x86_feature_set none = {0}, *features = data[0] & 8 ? &none : NULL;
 	/* An exact copy, so that the sanitizer sees a byte too many. */
 	uint8_t *bytes = malloc(avail ? avail : 1);
 	MUST(bytes);
@@ -73,7 +82,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		MUST(x86_decode(&again, bytes, insn.len, mode, real, features) == X86_DECODE_OK);
 		MUST(memcmp(&insn, &again, sizeof(insn)) == 0);
 		for (unsigned n = 0; n < insn.len; n++)
-			MUST(x86_decode(&again, bytes, n, mode, real, features) == X86_DECODE_TRUNCATED);
+			MUST(x86_decode(&again, bytes, n, mode, real, features) ==
+				X86_DECODE_TRUNCATED);
 	}
 	free(bytes);
 	return 0;

@@ -58,14 +58,15 @@ static inline unsigned encode_mode(const struct x86_form *form, struct rng *rng)
 /* Prefixes that do not change which row it is: segment, address size. */
 static inline void encode_free_prefixes(struct encoding *e, struct rng *rng)
 {
-	static const uint8_t segs[] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65 };
+	static const uint8_t segs[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
 	if (rng_rare(rng, 4))
 		encode_byte(e, segs[rng_below(rng, 6)]);
 	if (rng_rare(rng, 6))
 		encode_byte(e, 0x67);
 }
 
-static inline void encode_mandatory(struct encoding *e, const struct x86_form *form, struct rng *rng)
+static inline void encode_mandatory(
+	struct encoding *e, const struct x86_form *form, struct rng *rng)
 {
 	bool opsize_free = !(form->deny & X86_C_66) || (form->deny & X86_C_NP);
 	if (form->flags & X86_FORM_66 || (opsize_free && rng_rare(rng, 4)))
@@ -76,10 +77,10 @@ static inline void encode_mandatory(struct encoding *e, const struct x86_form *f
 		encode_byte(e, 0xf2);
 }
 
-static inline void encode_legacy(struct encoding *e, const struct x86_form *form, unsigned mode,
-	struct rng *rng)
+static inline void encode_legacy(
+	struct encoding *e, const struct x86_form *form, unsigned mode, struct rng *rng)
 {
-	static const uint8_t second[] = { 0, 0, 0x38, 0x3a };
+	static const uint8_t second[] = {0, 0, 0x38, 0x3a};
 	encode_mandatory(e, form, rng);
 	unsigned rex = rng_below(rng, 16);
 	if (form->deny & X86_C_W1)
@@ -97,11 +98,13 @@ static inline void encode_legacy(struct encoding *e, const struct x86_form *form
 }
 
 /* Three-byte VEX, or two bytes when they suffice and chance will have it. */
-static inline void encode_vex(struct encoding *e, const struct x86_form *form, unsigned mode,
-	struct rng *rng)
+static inline void encode_vex(
+	struct encoding *e, const struct x86_form *form, unsigned mode, struct rng *rng)
 {
-	unsigned pp = !(form->deny & X86_C_NP) ? 0 : !(form->deny & X86_C_66) ? 1 :
-		      !(form->deny & X86_C_F3) ? 2 : 3;
+	unsigned pp = !(form->deny & X86_C_NP)	 ? 0
+		      : !(form->deny & X86_C_66) ? 1
+		      : !(form->deny & X86_C_F3) ? 2
+						 : 3;
 	bool w = form->deny & X86_C_W0 ? true : form->deny & X86_C_W1 ? false : rng_rare(rng, 2);
 	bool l = form->deny & X86_C_L0 ? true : form->deny & X86_C_L1 ? false : rng_rare(rng, 2);
 	unsigned vvvv = form->flags & X86_FORM_VVVV ? rng_below(rng, mode == 64 ? 16 : 8) : 0;
@@ -131,10 +134,10 @@ static inline void encode_modrm(struct encoding *e, const struct x86_form *form,
 }
 
 /* Bytes that should decode to the form in that mode, followed by random ones. */
-static inline void encode_form(struct encoding *e, const struct x86_form *form, unsigned mode,
-	struct rng *rng)
+static inline void encode_form(
+	struct encoding *e, const struct x86_form *form, unsigned mode, struct rng *rng)
 {
-	*e = (struct encoding){ 0 };
+	*e = (struct encoding){0};
 	encode_free_prefixes(e, rng);
 	if (form->map >= X86_MAP_VEX)
 		encode_vex(e, form, mode, rng);

@@ -47,7 +47,8 @@ struct pair {
 static void __attribute__((format(printf, 2, 3))) mismatch(struct pair *p, const char *format, ...)
 {
 	struct oracle *o = p->oracle;
-	unsigned key = p->ours.row ? (unsigned)(p->ours.row - x86_rows) : x86_row_count + p->zydis.mnemonic;
+	unsigned key = p->ours.row ? (unsigned)(p->ours.row - x86_rows)
+				   : x86_row_count + p->zydis.mnemonic;
 	va_list args;
 	o->mismatches++;
 	if (o->reported[key]++ || o->reports++ >= REPORTS_MAX)
@@ -57,7 +58,8 @@ static void __attribute__((format(printf, 2, 3))) mismatch(struct pair *p, const
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
 	printf("%u-bit%s", p->mode, p->real ? " real" : "");
-	for (unsigned i = 0; i < MAX(p->ours.len, p->zydis_ok ? p->zydis.length : 0); i++)
+	unsigned length = MAX(p->ours.len, p->zydis_ok ? p->zydis.length : 0u);
+	for (unsigned i = 0; i < length; i++)
 		printf(" %02x", p->bytes[i]);
 	printf(": %s", text);
 	if (p->ours.row) {
@@ -85,16 +87,44 @@ static bool name_is_in(const struct x86_insn *insn, const char *const *names, un
 static bool is_left_out(const struct pair *p)
 {
 	static const uint16_t sets[] = {
-		ZYDIS_ISA_EXT_AMD3DNOW, ZYDIS_ISA_EXT_AMD_INVLPGB, ZYDIS_ISA_EXT_AVX512EVEX,
-		ZYDIS_ISA_EXT_AVX512VEX, ZYDIS_ISA_EXT_CET, ZYDIS_ISA_EXT_CLZERO, ZYDIS_ISA_EXT_ENQCMD,
-		ZYDIS_ISA_EXT_FMA4, ZYDIS_ISA_EXT_HRESET, ZYDIS_ISA_EXT_KNC, ZYDIS_ISA_EXT_KNCE,
-		ZYDIS_ISA_EXT_KNCV, ZYDIS_ISA_EXT_KEYLOCKER, ZYDIS_ISA_EXT_KEYLOCKER_WIDE,
-		ZYDIS_ISA_EXT_MCOMMIT, ZYDIS_ISA_EXT_MONITORX, ZYDIS_ISA_EXT_MOVDIR, ZYDIS_ISA_EXT_PADLOCK,
-		ZYDIS_ISA_EXT_PCONFIG, ZYDIS_ISA_EXT_PKU, ZYDIS_ISA_EXT_RDPRU, ZYDIS_ISA_EXT_RTM,
-		ZYDIS_ISA_EXT_SGX, ZYDIS_ISA_EXT_SGX_ENCLV, ZYDIS_ISA_EXT_SMX, ZYDIS_ISA_EXT_SNP,
-		ZYDIS_ISA_EXT_SSE4A, ZYDIS_ISA_EXT_SVM, ZYDIS_ISA_EXT_TDX, ZYDIS_ISA_EXT_TSX_LDTRK,
-		ZYDIS_ISA_EXT_UINTR, ZYDIS_ISA_EXT_VMFUNC, ZYDIS_ISA_EXT_VTX, ZYDIS_ISA_EXT_WAITPKG,
-		ZYDIS_ISA_EXT_XOP, ZYDIS_ISA_EXT_AMX_TILE, ZYDIS_ISA_EXT_AMX_INT8, ZYDIS_ISA_EXT_AMX_BF16,
+		ZYDIS_ISA_EXT_AMD3DNOW,
+		ZYDIS_ISA_EXT_AMD_INVLPGB,
+		ZYDIS_ISA_EXT_AVX512EVEX,
+		ZYDIS_ISA_EXT_AVX512VEX,
+		ZYDIS_ISA_EXT_CET,
+		ZYDIS_ISA_EXT_CLZERO,
+		ZYDIS_ISA_EXT_ENQCMD,
+		ZYDIS_ISA_EXT_FMA4,
+		ZYDIS_ISA_EXT_HRESET,
+		ZYDIS_ISA_EXT_KNC,
+		ZYDIS_ISA_EXT_KNCE,
+		ZYDIS_ISA_EXT_KNCV,
+		ZYDIS_ISA_EXT_KEYLOCKER,
+		ZYDIS_ISA_EXT_KEYLOCKER_WIDE,
+		ZYDIS_ISA_EXT_MCOMMIT,
+		ZYDIS_ISA_EXT_MONITORX,
+		ZYDIS_ISA_EXT_MOVDIR,
+		ZYDIS_ISA_EXT_PADLOCK,
+		ZYDIS_ISA_EXT_PCONFIG,
+		ZYDIS_ISA_EXT_PKU,
+		ZYDIS_ISA_EXT_RDPRU,
+		ZYDIS_ISA_EXT_RTM,
+		ZYDIS_ISA_EXT_SGX,
+		ZYDIS_ISA_EXT_SGX_ENCLV,
+		ZYDIS_ISA_EXT_SMX,
+		ZYDIS_ISA_EXT_SNP,
+		ZYDIS_ISA_EXT_SSE4A,
+		ZYDIS_ISA_EXT_SVM,
+		ZYDIS_ISA_EXT_TDX,
+		ZYDIS_ISA_EXT_TSX_LDTRK,
+		ZYDIS_ISA_EXT_UINTR,
+		ZYDIS_ISA_EXT_VMFUNC,
+		ZYDIS_ISA_EXT_VTX,
+		ZYDIS_ISA_EXT_WAITPKG,
+		ZYDIS_ISA_EXT_XOP,
+		ZYDIS_ISA_EXT_AMX_TILE,
+		ZYDIS_ISA_EXT_AMX_INT8,
+		ZYDIS_ISA_EXT_AMX_BF16,
 		ZYDIS_ISA_EXT_PT,
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(sets); i++) {
@@ -107,8 +137,7 @@ static bool is_left_out(const struct pair *p)
 /* SYSENTER and SYSEXIT raise #GP, not #UD, in real mode (SDM 2): their semantics do. */
 static bool is_missed(const struct pair *p)
 {
-	return p->real &&
-	       (p->ours.fn == x86_sysenter || p->ours.fn == x86_sysexit);
+	return p->real && (p->ours.fn == x86_sysenter || p->ours.fn == x86_sysexit);
 }
 
 /*
@@ -118,10 +147,19 @@ static bool is_missed(const struct pair *p)
 static bool same_mnemonic(const char *ours, const char *theirs)
 {
 	static const char *const pairs[][2] = {
-		{ "retf", "ret" },	      { "fstp", "fstpnce" },	   { "feni", "feni8087_nop" },
-		{ "fdisi", "fdisi8087_nop" }, { "fsetpm", "fsetpm287_nop" }, { "prefetchw", "nop" },
-		{ "prefetchw", "prefetch" },  { "prefetchw", "prefetchwt1" }, { "nop", "prefetchnta" },	   { "nop", "prefetcht0" },
-		{ "nop", "prefetcht1" },      { "nop", "prefetcht2" },	   { "nop", "prefetchwt1" },
+		{"retf", "ret"},
+		{"fstp", "fstpnce"},
+		{"feni", "feni8087_nop"},
+		{"fdisi", "fdisi8087_nop"},
+		{"fsetpm", "fsetpm287_nop"},
+		{"prefetchw", "nop"},
+		{"prefetchw", "prefetch"},
+		{"prefetchw", "prefetchwt1"},
+		{"nop", "prefetchnta"},
+		{"nop", "prefetcht0"},
+		{"nop", "prefetcht1"},
+		{"nop", "prefetcht2"},
+		{"nop", "prefetchwt1"},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(pairs); i++) {
 		if (strcmp(ours, pairs[i][0]) == 0 && strcmp(theirs, pairs[i][1]) == 0)
@@ -144,14 +182,15 @@ static bool is_movsxd16(const struct x86_insn *insn)
 /* F3 49 90 is an exchange with R8, as processors do it; Zydis names it PAUSE. */
 static bool is_exchange_r8(const struct pair *p)
 {
-	return p->ours.opcode == 0x90 && p->ours.rex & 1 && p->zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE;
+	return p->ours.opcode == 0x90 && p->ours.rex & 1 &&
+	       p->zydis.mnemonic == ZYDIS_MNEMONIC_PAUSE;
 }
 
 /* Rows whose operands are not worth naming as Zydis does: the operands of hints and UD0, UD1, fences. */
 static bool has_other_operands(const struct x86_insn *insn)
 {
-	static const char *const names[] = { "nop", "prefetchw", "ud0", "ud1", "fcom", "fcomp",
-		"fucom", "fucomp", "lar", "lsl", "clflush", "clflushopt", "clwb" };
+	static const char *const names[] = {"nop", "prefetchw", "ud0", "ud1", "fcom", "fcomp",
+		"fucom", "fucomp", "lar", "lsl", "clflush", "clflushopt", "clwb"};
 	return name_is_in(insn, names, ARRAY_SIZE(names)) || is_string(insn) || is_movsxd16(insn);
 }
 
@@ -168,9 +207,10 @@ static bool is_zydis_sib_bug(const struct pair *p)
  */
 static bool has_other_flags(const struct x86_insn *insn)
 {
-	static const char *const names[] = { "vptest", "vtestps", "vtestpd", "vmcall" };
-	return name_is_in(insn, names, ARRAY_SIZE(names)) || insn->op[0].kind == X86_O_CR || insn->op[0].kind == X86_O_DR ||
-	       insn->op[1].kind == X86_O_CR || insn->op[1].kind == X86_O_DR;
+	static const char *const names[] = {"vptest", "vtestps", "vtestpd", "vmcall"};
+	return name_is_in(insn, names, ARRAY_SIZE(names)) || insn->op[0].kind == X86_O_CR ||
+	       insn->op[0].kind == X86_O_DR || insn->op[1].kind == X86_O_CR ||
+	       insn->op[1].kind == X86_O_DR;
 }
 
 /* ---- operands ---- */
@@ -184,10 +224,11 @@ static unsigned zydis_reg_number(ZydisRegister reg)
 	return (unsigned)ZydisRegisterGetId(reg);
 }
 
-static bool memory_agrees(struct pair *p, const struct x86_operand *ours, const ZydisDecodedOperand *op)
+static bool memory_agrees(
+	struct pair *p, const struct x86_operand *ours, const ZydisDecodedOperand *op)
 {
-	static const ZydisRegister segs[] = { ZYDIS_REGISTER_ES, ZYDIS_REGISTER_CS, ZYDIS_REGISTER_SS,
-		ZYDIS_REGISTER_DS, ZYDIS_REGISTER_FS, ZYDIS_REGISTER_GS };
+	static const ZydisRegister segs[] = {ZYDIS_REGISTER_ES, ZYDIS_REGISTER_CS,
+		ZYDIS_REGISTER_SS, ZYDIS_REGISTER_DS, ZYDIS_REGISTER_FS, ZYDIS_REGISTER_GS};
 	const struct x86_insn *insn = &p->ours;
 	if (is_zydis_sib_bug(p))
 		return true;
@@ -211,7 +252,9 @@ static bool register_agrees(struct pair *p, const struct x86_operand *ours, Zydi
 		if (reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH)
 			return ours->kind == X86_O_GPR8H && ours->reg == reg - ZYDIS_REGISTER_AH;
 		return ours->kind == X86_O_GPR && ours->size == 1 &&
-		       ours->reg == (reg < ZYDIS_REGISTER_AH ? id : id - (reg > ZYDIS_REGISTER_BH ? 4 : 0));
+		       ours->reg == (reg < ZYDIS_REGISTER_AH
+						    ? id
+						    : id - (reg > ZYDIS_REGISTER_BH ? 4 : 0));
 	case ZYDIS_REGCLASS_GPR16:
 		return ours->kind == X86_O_GPR && ours->reg == id && ours->size == 2;
 	case ZYDIS_REGCLASS_GPR32:
@@ -220,8 +263,10 @@ static bool register_agrees(struct pair *p, const struct x86_operand *ours, Zydi
 		return ours->kind == X86_O_GPR && ours->reg == id && ours->size == 8;
 	case ZYDIS_REGCLASS_X87: return ours->kind == X86_O_ST && ours->reg == id;
 	case ZYDIS_REGCLASS_MMX: return ours->kind == X86_O_MMX && ours->reg == id;
-	case ZYDIS_REGCLASS_XMM: return ours->kind == X86_O_VEC && ours->reg == id && ours->size <= 16;
-	case ZYDIS_REGCLASS_YMM: return ours->kind == X86_O_VEC && ours->reg == id && ours->size == 32;
+	case ZYDIS_REGCLASS_XMM:
+		return ours->kind == X86_O_VEC && ours->reg == id && ours->size <= 16;
+	case ZYDIS_REGCLASS_YMM:
+		return ours->kind == X86_O_VEC && ours->reg == id && ours->size == 32;
 	case ZYDIS_REGCLASS_SEGMENT: return ours->kind == X86_O_SEG && ours->reg == id;
 	case ZYDIS_REGCLASS_CONTROL: return ours->kind == X86_O_CR && ours->reg == id;
 	case ZYDIS_REGCLASS_DEBUG: return ours->kind == X86_O_DR && ours->reg == id;
@@ -229,7 +274,8 @@ static bool register_agrees(struct pair *p, const struct x86_operand *ours, Zydi
 	}
 }
 
-static bool immediate_agrees(struct pair *p, const struct x86_operand *ours, const ZydisDecodedOperand *op)
+static bool immediate_agrees(
+	struct pair *p, const struct x86_operand *ours, const ZydisDecodedOperand *op)
 {
 	uint64_t mask = ours->size && ours->size < 8 ? (1ull << ours->size * 8) - 1 : ~0ull;
 	if (op->imm.is_relative)
@@ -245,18 +291,21 @@ static void compare_operand(struct pair *p, unsigned i, const ZydisDecodedOperan
 	case ZYDIS_OPERAND_TYPE_REGISTER:
 		if (!register_agrees(p, ours, op->reg.value))
 			mismatch(p, "operand %u: register %s, ours kind %u reg %u size %u", i,
-				ZydisRegisterGetString(op->reg.value), ours->kind, ours->reg, ours->size);
+				ZydisRegisterGetString(op->reg.value), ours->kind, ours->reg,
+				ours->size);
 		break;
 	case ZYDIS_OPERAND_TYPE_MEMORY:
 		if (ours->kind != X86_O_MEM || !memory_agrees(p, ours, op))
 			mismatch(p, "operand %u: other memory", i);
 		else if (ours->size && op->size != ours->size * 8)
-			mismatch(p, "operand %u: memory of %u bytes, ours %u", i, op->size / 8, ours->size);
+			mismatch(p, "operand %u: memory of %u bytes, ours %u", i, op->size / 8,
+				ours->size);
 		break;
 	case ZYDIS_OPERAND_TYPE_IMMEDIATE:
 		if (!immediate_agrees(p, ours, op))
 			mismatch(p, "operand %u: immediate %llx, ours %llx", i,
-				(unsigned long long)op->imm.value.u, (unsigned long long)p->ours.imm);
+				(unsigned long long)op->imm.value.u,
+				(unsigned long long)p->ours.imm);
 		break;
 	case ZYDIS_OPERAND_TYPE_POINTER:
 		if (ours->kind != X86_O_FAR || op->ptr.offset != (uint32_t)p->ours.imm ||
@@ -303,7 +352,7 @@ static void compare_mnemonic(struct pair *p)
 	const char *theirs = ZydisMnemonicGetString(p->zydis.mnemonic);
 	char buf[160], *name = buf;
 	x86_format(&p->ours, 0, buf, sizeof(buf));
-	static const char *const prefixes[] = { "lock ", "rep ", "repe ", "repne " };
+	static const char *const prefixes[] = {"lock ", "rep ", "repe ", "repne "};
 	for (unsigned i = 0; i < ARRAY_SIZE(prefixes); i++) {
 		if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0)
 			name += strlen(prefixes[i]);
@@ -317,16 +366,18 @@ static void compare_mnemonic(struct pair *p)
 static void compare_flags(struct pair *p)
 {
 	const struct x86_row *row = p->ours.row;
-	const ZydisAccessedFlags none = { 0 }, *f = p->zydis.cpu_flags ? p->zydis.cpu_flags : &none;
+	const ZydisAccessedFlags none = {0}, *f = p->zydis.cpu_flags ? p->zydis.cpu_flags : &none;
 	uint32_t all = X86_FLAGS_ARITH | X86_DF;
 	if (has_other_flags(&p->ours))
 		return;
 	uint32_t in = x86_flags_mask(row->flags_in), out = x86_flags_mask(row->flags_out);
-	uint32_t undef = x86_flags_mask(row->flags_undef), written = f->modified | f->set_0 | f->set_1;
+	uint32_t undef = x86_flags_mask(row->flags_undef),
+		 written = f->modified | f->set_0 | f->set_1;
 	if (f->tested & ~in & all)
 		mismatch(p, "flags: reads %x, ours %x", f->tested, in);
 	if (((written | f->undefined) ^ (out | undef)) & all)
-		mismatch(p, "flags: writes %x, undefined %x, ours %x %x", written, f->undefined, out, undef);
+		mismatch(p, "flags: writes %x, undefined %x, ours %x %x", written, f->undefined,
+			out, undef);
 }
 
 /*
@@ -338,9 +389,10 @@ static void compare_access(struct pair *p)
 {
 	uint32_t attr = p->ours.row->attr;
 	const ZydisDecodedOperand *op = &p->op[0];
-	static const char *const scans[] = { "bsf", "bsr" };
+	static const char *const scans[] = {"bsf", "bsr"};
 	bool memory = p->ours.op[0].kind == X86_O_MEM;
-	bool merges = p->ours.op[0].kind == X86_O_VEC || name_is_in(&p->ours, scans, ARRAY_SIZE(scans));
+	bool merges =
+		p->ours.op[0].kind == X86_O_VEC || name_is_in(&p->ours, scans, ARRAY_SIZE(scans));
 	bool conditional = op->actions & ZYDIS_OPERAND_ACTION_CONDWRITE;
 	bool writes = op->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
 	bool reads = op->actions & ZYDIS_OPERAND_ACTION_MASK_READ || conditional;
@@ -356,8 +408,8 @@ static void compare_access(struct pair *p)
 /* ALIGN and MXCSR follow from the exception class (SDM 2, 2.4; tables 2-17 and on). */
 static void compare_class(struct pair *p)
 {
-	static const char *const unaligned[] = { "movups", "movupd", "movdqu", "lddqu", "pcmpestrm",
-		"pcmpestri", "pcmpistrm", "pcmpistri" };
+	static const char *const unaligned[] = {"movups", "movupd", "movdqu", "lddqu", "pcmpestrm",
+		"pcmpestri", "pcmpistrm", "pcmpistri"};
 	uint32_t attr = p->ours.row->attr;
 	ZydisExceptionClass class = p->zydis.meta.exception_class;
 	bool mxcsr = class == ZYDIS_EXCEPTION_CLASS_SSE2 || class == ZYDIS_EXCEPTION_CLASS_SSE3 ||
@@ -380,14 +432,16 @@ static void compare_class(struct pair *p)
 /* Not #GP but #UD first (CLAC, STAC, MONITOR, MWAIT, XSETBV), or unknown to Zydis (LGDT). */
 static void compare_rules(struct pair *p)
 {
-	static const char *const others[] = { "clac", "stac", "monitor", "mwait", "xsetbv", "lgdt" };
+	static const char *const others[] = {"clac", "stac", "monitor", "mwait", "xsetbv", "lgdt"};
 	uint32_t attr = p->ours.row->attr;
 	ZydisInstructionAttributes theirs = p->zydis.attributes;
 	bool privileged = theirs & ZYDIS_ATTRIB_IS_PRIVILEGED;
 	bool reps = theirs & (ZYDIS_ATTRIB_ACCEPTS_REP | ZYDIS_ATTRIB_ACCEPTS_REPE);
-	if (privileged != !!(attr & X86_A_CPL0) && !name_is_in(&p->ours, others, ARRAY_SIZE(others)))
+	if (privileged != !!(attr & X86_A_CPL0) &&
+		!name_is_in(&p->ours, others, ARRAY_SIZE(others)))
 		mismatch(p, "privileged: %d", privileged);
-	if (!(theirs & ZYDIS_ATTRIB_ACCEPTS_LOCK) != !(attr & X86_A_LOCK) && p->ours.op[0].kind == X86_O_MEM)
+	if (!(theirs & ZYDIS_ATTRIB_ACCEPTS_LOCK) != !(attr & X86_A_LOCK) &&
+		p->ours.op[0].kind == X86_O_MEM)
 		mismatch(p, "LOCK: %d", !!(theirs & ZYDIS_ATTRIB_ACCEPTS_LOCK));
 	if (reps != !!(attr & X86_A_REP))
 		mismatch(p, "REP: %d", reps);
@@ -395,7 +449,7 @@ static void compare_rules(struct pair *p)
 
 static void compare(struct oracle *o, const uint8_t *bytes, unsigned mode, bool real)
 {
-	struct pair p = { .oracle = o, .bytes = bytes, .mode = mode, .real = real };
+	struct pair p = {.oracle = o, .bytes = bytes, .mode = mode, .real = real};
 	const ZydisDecoder *decoder = &o->decoder[real ? 3 : mode / 32];
 	unsigned avail = 16;
 	p.zydis_ok = ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, bytes, avail, &p.zydis, p.op));
@@ -432,9 +486,9 @@ static void compare(struct oracle *o, const uint8_t *bytes, unsigned mode, bool 
 
 static void oracle_mode(ZydisDecoder *decoder, ZydisMachineMode mode, ZydisStackWidth width)
 {
-	static const ZydisDecoderMode off[] = { ZYDIS_DECODER_MODE_MPX, ZYDIS_DECODER_MODE_CET,
+	static const ZydisDecoderMode off[] = {ZYDIS_DECODER_MODE_MPX, ZYDIS_DECODER_MODE_CET,
 		ZYDIS_DECODER_MODE_KNC, ZYDIS_DECODER_MODE_CLDEMOTE, ZYDIS_DECODER_MODE_WBNOINVD,
-		ZYDIS_DECODER_MODE_AMD_BRANCHES };
+		ZYDIS_DECODER_MODE_AMD_BRANCHES};
 	assert_true(ZYAN_SUCCESS(ZydisDecoderInit(decoder, mode, width)));
 	for (unsigned i = 0; i < ARRAY_SIZE(off); i++)
 		ZydisDecoderEnableMode(decoder, off[i], ZYAN_FALSE);
@@ -449,7 +503,7 @@ static uint64_t number_from(const char *variable, uint64_t otherwise)
 static void oracle_init(struct oracle *o)
 {
 	uint64_t seed = number_from("LODGE_DECODE_SEED", 20261121);
-	*o = (struct oracle){ .rng = { seed | 1 } };
+	*o = (struct oracle){.rng = {seed | 1}};
 	o->reported = calloc(x86_row_count + ZYDIS_MNEMONIC_MAX_VALUE + 1, sizeof(*o->reported));
 	assert_non_null(o->reported);
 	oracle_mode(&o->decoder[0], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
@@ -487,8 +541,8 @@ static void rows_agree(void **state)
 /* Random bytes, half of them behind something that leads to the crowded opcode maps. */
 static void random_bytes(struct rng *rng, uint8_t bytes[ENCODE_BYTES])
 {
-	static const uint8_t prefixes[] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
-		0x48, 0x41, 0x4f };
+	static const uint8_t prefixes[] = {
+		0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x48, 0x41, 0x4f};
 	unsigned at = 0;
 	for (unsigned i = 0; i < ENCODE_BYTES; i++)
 		bytes[i] = (uint8_t)rng_next(rng);
