@@ -150,6 +150,19 @@ static void test_cascade(void **state)
 	outb(bus, 0xa0, 0x20);
 	outb(bus, 0x20, 0x20);
 	assert_int_equal(pic_ack(f->pic), 0x33);
+	outb(bus, 0x20, 0x20);
+	/* The slave ends its own by itself: its second request needs no edge to reach the master. */
+	outb(bus, 0xa0, 0x11);
+	outb(bus, 0xa1, 0x38);
+	outb(bus, 0xa1, 0x02);
+	outb(bus, 0xa1, 0x03);
+	pic_set_irq(f->pic, 14, true);
+	pic_set_irq(f->pic, 15, true);
+	assert_int_equal(pic_ack(f->pic), 0x3e);
+	assert_false(f->intr.level);
+	outb(bus, 0x20, 0x20);
+	assert_true(f->intr.level);
+	assert_int_equal(pic_ack(f->pic), 0x3f);
 }
 
 static void test_edge_and_level(void **state)

@@ -160,6 +160,9 @@ static void test_update_interrupt(void **state)
 	/* Not acknowledged: no second edge. Disabled: the line falls. */
 	fake_time_run(&f->time, NS_PER_SEC);
 	assert_int_equal(f->irq.rises, 2);
+	assert_int_equal(rd(f, 0x0b), 0x12);
+	wr(f, 0x0b, 0x92); /* setting the clock disables it */
+	assert_int_equal(rd(f, 0x0b), 0x82);
 	wr(f, 0x0b, 0x02);
 	assert_false(f->irq.level);
 	assert_null(fake_time_next(&f->time));
