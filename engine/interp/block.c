@@ -52,47 +52,24 @@ struct interp_block *interp_cache_find(struct interp_cache *cache, uint64_t key,
 {
 	struct interp_block *block = cache->table[slot_of(key)];
 
-	if (!block || block->key != key || block->size_bytes > room)
-		return NULL;
-	return memcmp(block->bytes, host, block->size_bytes) == 0 ? block : NULL;
+	return interp_block_good(block, key, host, room) ? block : NULL;
 }
 
-static void *arena_take(struct interp_cache *cache, size_t bytes)
+static void arena_take(struct interp_cache *cache, size_t bytes)
 {
-	void *taken = cache->arena + cache->used;
-
-	cache->used += ALIGN_UP(bytes, 64);
-	return taken;
+	cache->used += ALIGN_UP(bytes, (size_t)64);
 }
 
 static void arena_make_room(struct interp_cache *cache)
 {
-	size_t largest = sizeof(struct interp_block) +
-			 INTERP_BLOCK_INSNS * sizeof(struct x86_insn) + INTERP_BLOCK_BYTES + 128;
+	size_t largest = ALIGN_UP(sizeof(struct interp_block) + (size_t)INTERP_BLOCK_BYTES, 64) +
+			 INTERP_BLOCK_INSNS * sizeof(struct x86_insn);
 
 	if (cache->arena_bytes - cache->used >= largest)
 		return;
 	memset(cache->table, 0, sizeof(cache->table));
 	cache->used = 0;
 	cache->flushes++;
-}
-
-/* Decode from the private copy `bytes`; returns the number of instructions, sets *ret_size. */
-static unsigned decode_run(struct x86_insn *insn, const uint8_t *bytes, unsigned avail, unsigned mode,
-	bool real, const struct x86_feature_set *features, unsigned *ret_size)
-{
-	unsigned count = 0, at = 0;
-
-	while (count < INTERP_BLOCK_INSNS && at < avail) {
-		if (x86_decode(&insn[count], bytes + at, avail - at, mode, real, features) !=
-			X86_DECODE_OK)
-			break;
-		at += insn[count].len;
-		if (insn[count++].row->attr & X86_A_END)
-			break;
-	}
-	*ret_size = at;
-	return count;
 }
 
 /* Rows whose availability depends on control registers or privilege. */
@@ -106,15 +83,29 @@ static bool may_store(const struct x86_insn *insn)
 	       (insn->row->attr & (X86_A_REP | X86_A_D64 | X86_A_STORES));
 }
 
-static void mark_insns(struct interp_block *block)
+static void mark_insn(struct x86_insn *insn)
 {
-	block->stores = block->checked = 0;
-	for (unsigned i = 0; i < block->insn_count; i++) {
-		if (may_store(&block->insn[i]))
-			block->stores |= 1u << i;
-		if (block->insn[i].row->attr & CHECKED_ATTRS)
-			block->checked |= 1u << i;
+	insn->engine = (uint8_t)((may_store(insn) ? INTERP_STORES : 0) |
+				 (insn->row->attr & CHECKED_ATTRS ? INTERP_CHECKED : 0));
+}
+
+/* Decode from the private copy `bytes`; returns the number of instructions, sets *ret_size. */
+static unsigned decode_run(struct x86_insn *insn, const uint8_t *bytes, unsigned avail, unsigned mode,
+	bool real, const struct x86_feature_set *features, unsigned *ret_size)
+{
+	unsigned count = 0, at = 0;
+
+	while (count < INTERP_BLOCK_INSNS && at < avail) {
+		if (x86_decode(&insn[count], bytes + at, avail - at, mode, real, features) !=
+			X86_DECODE_OK)
+			break;
+		at += insn[count].len;
+		mark_insn(&insn[count]);
+		if (insn[count++].row->attr & X86_A_END)
+			break;
 	}
+	*ret_size = at;
+	return count;
 }
 
 struct interp_block *interp_cache_decode(struct interp_cache *cache, uint64_t key, const uint8_t *host,
@@ -126,19 +117,20 @@ struct interp_block *interp_cache_decode(struct interp_cache *cache, uint64_t ke
 	/* Another vCPU may be writing here: decode what was copied, compare with memory on entry. */
 	memcpy(copy, host, avail);
 	arena_make_room(cache);
-	size_t mark = cache->used;
-	struct interp_block *block = (void *)(cache->arena + mark);
+	struct interp_block *block = (void *)(cache->arena + cache->used);
+	struct x86_insn *insn = (void *)((uint8_t *)block +
+					 ALIGN_UP(sizeof(*block) + (size_t)INTERP_BLOCK_BYTES, 64));
 
-	block->insn_count = (uint16_t)decode_run(block->insn, copy, avail, mode, real, features, &size);
-	if (!block->insn_count)
+	/* Decoded where they have room for sure, then moved up behind the bytes. */
+	unsigned count = decode_run(insn, copy, avail, mode, real, features, &size);
+	if (!count)
 		return NULL;
-	mark_insns(block);
-	block->key = key;
-	block->size_bytes = (uint16_t)size;
-	size_t head = sizeof(*block) + block->insn_count * sizeof(struct x86_insn);
-	arena_take(cache, head + size);
-	block->bytes = (uint8_t *)block + head;
+	size_t head = ALIGN_UP(sizeof(*block) + size, (size_t)64);
+	*block = (struct interp_block){ .key = key, .insn_count = (uint16_t)count,
+		.size_bytes = (uint16_t)size, .insn = (void *)((uint8_t *)block + head) };
+	memmove(block->insn, insn, count * sizeof(*insn));
 	memcpy(block->bytes, copy, size);
+	arena_take(cache, head + count * sizeof(*insn));
 	cache->table[slot_of(key)] = block;
 	cache->decoded++;
 	return block;

@@ -47,6 +47,7 @@ struct engine_vcpu {
 	struct engine_vm *vm;
 	struct engine_vcpu_config config;
 	struct interp_cache *cache;
+	struct interp_block *last; /* that ran before; NULL: none, or the arena was flushed since */
 	_Atomic uint32_t attention; /* enum attention */
 	bool in_guest;		    /* under vm->lock */
 	struct engine_counters counters;
@@ -276,66 +277,89 @@ static const uint8_t *code_host(struct x86_cpu *cpu, gva_t linear)
 	return x86_tlb_host(cpu, linear, 1, X86_EXEC);
 }
 
-static struct interp_block *find_block(struct engine_vcpu *v, const uint8_t **ret_host)
+/* In 16 and 32-bit code the whole block lies within CS's limit. */
+static inline bool within_limit(const struct x86_cpu *cpu, const struct interp_block *block)
+{
+	return cpu->mode == 64 ||
+	       cpu->s.reg[X86_RIP] + block->size_bytes - 1 <= cpu->s.seg[X86_CS].limit;
+}
+
+/* Not among the successors of the last block: look it up or decode it, and make it one. */
+static struct interp_block *find_slowly(struct engine_vcpu *v, uint64_t key, const uint8_t *host,
+	unsigned room)
+{
+	struct x86_cpu *cpu = &v->cpu;
+	struct interp_block *block = interp_cache_find(v->cache, key, host, room);
+
+	if (!block) {
+		uint64_t decoded, before, after;
+
+		interp_cache_counters(v->cache, &decoded, &before);
+		block = interp_cache_decode(v->cache, key, host, room, cpu->mode, cpu->real,
+			&cpu->features);
+		interp_cache_counters(v->cache, &decoded, &after);
+		if (before != after)
+			v->last = NULL;
+	}
+	if (block && v->last)
+		v->last->successor[v->last->turn++ & 1] = block;
+	return block;
+}
+
+static inline struct interp_block *find_block(struct engine_vcpu *v, const uint8_t **ret_host)
 {
 	struct x86_cpu *cpu = &v->cpu;
 	gva_t linear = linear_rip(cpu);
 	unsigned in_page = linear & ~GUEST_PAGE_MASK, room = GUEST_PAGE_SIZE - in_page;
 	const uint8_t *host = code_host(cpu, linear);
+	struct interp_block *block, *last = v->last;
 
 	if (unlikely(!host))
 		return NULL;
 	gpa_t gpa = cpu->tlb_now[X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)].gpa + in_page;
 	uint64_t key = interp_block_key(gpa, cpu->mode, cpu->real);
-	struct interp_block *block = interp_cache_find(v->cache, key, host, room);
-	if (unlikely(!block))
-		block = interp_cache_decode(v->cache, key, host, room, cpu->mode, cpu->real,
-			&cpu->features);
-	if (unlikely(block && cpu->mode != 64 &&
-		    cpu->s.reg[X86_RIP] + block->size_bytes - 1 > cpu->s.seg[X86_CS].limit))
+	if (likely(last && interp_block_good(last->successor[0], key, host, room)))
+		block = last->successor[0];
+	else if (last && interp_block_good(last->successor[1], key, host, room))
+		block = last->successor[1];
+	else
+		block = find_slowly(v, key, host, room);
+	if (unlikely(!block || !within_limit(cpu, block)))
 		return NULL;
+	v->last = block;
 	*ret_host = host;
 	return block;
-}
-
-/* The rest of the block after an instruction that may have stored: is it still what memory holds? */
-static inline bool block_intact(const struct interp_block *block, const uint8_t *host, unsigned done)
-{
-	return memcmp(block->bytes + done, host + done, block->size_bytes - done) == 0;
 }
 
 static enum x86_status run_block(struct engine_vcpu *v, const struct interp_block *block,
 	const uint8_t *host)
 {
 	struct x86_cpu *cpu = &v->cpu;
+	const struct x86_insn *insn = block->insn, *end = insn + block->insn_count;
 	const uint64_t start = cpu->s.reg[X86_RIP];
-	uint32_t stores = block->stores, checked = block->checked;
 	enum x86_status status = X86_OK;
-	unsigned i = 0, done = 0;
+	unsigned done = 0;
 
 	do {
-		const struct x86_insn *insn = &block->insn[i];
-		uint64_t rip = start + done;
-
-		cpu->s.reg[X86_RIP] = rip + insn->len;
-		if (unlikely(checked >> i & 1))
+		cpu->s.reg[X86_RIP] = start + done + insn->len;
+		if (unlikely(insn->engine & INTERP_CHECKED))
 			status = x86_check_row(cpu, insn);
 		if (likely(status == X86_OK))
 			status = insn->fn(cpu, insn);
 		if (unlikely(status != X86_OK)) {
 			if (status == X86_FAULT || status == X86_REPEAT)
-				cpu->s.reg[X86_RIP] = rip;
+				cpu->s.reg[X86_RIP] = start + done;
 			else
-				i++;
+				insn++;
 			break;
 		}
 		done += insn->len;
-		if (unlikely(stores >> i & 1) && unlikely(!block_intact(block, host, done))) {
-			i++;
+		if ((insn->engine & INTERP_STORES) && unlikely(!interp_block_intact(block, host, done))) {
+			insn++;
 			break;
 		}
-	} while (++i < block->insn_count);
-	cpu->instructions += i;
+	} while (++insn < end);
+	cpu->instructions += (uint64_t)(insn - block->insn);
 	return status;
 }
 

@@ -150,6 +150,7 @@ struct x86_insn {
 	uint8_t rex;	 /* W R X B in bits 3..0 (from REX or VEX) */
 	uint8_t vl;	 /* vector length in bytes: 16 or 32 */
 	uint8_t operand_count;
+	uint8_t engine; /* the decoder leaves 0; free for the engine that keeps the instruction */
 	struct x86_operand op[X86_OPERANDS_MAX];
 };
 
