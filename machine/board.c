@@ -17,6 +17,8 @@
 #include "device/irq/ioapic.h"
 #include "device/irq/lapic.h"
 #include "device/irq/pic.h"
+#include "device/pci/host.h"
+#include "device/timer/hpet.h"
 #include "device/timer/pit.h"
 #include "device/timer/rtc.h"
 #include "machine/private.h"
@@ -29,6 +31,8 @@
 #define GSI_COM1  4
 #define GSI_RTC	  8
 #define GSI_SCI	  9
+#define GSI_PCI	  16 /* four of them: INTA to INTD */
+#define HPET_PINS 0x00f00000u /* 20 to 23, which nothing else drives */
 
 struct board {
 	struct machine *machine;
@@ -40,6 +44,9 @@ struct board {
 	struct pic *pic;
 	struct pit *pit;
 	struct rtc *rtc;
+	struct hpet *hpet;
+	bool hpet_legacy; /* the HPET drives the PIT's and the RTC's interrupts; device_lock */
+	struct pci_host *pci;
 	struct uart *uart;
 	struct acpi_pm pm;
 	struct i8042 i8042;
@@ -253,15 +260,50 @@ static int add_power(struct board *board)
 	return status;
 }
 
-/* ---- timers and the serial port ---- */
+/* ---- timers ---- */
+
+/* PIT and RTC lose their interrupts while the HPET replaces them. */
+static void legacy_timer_set(void *opaque, unsigned gsi, bool level)
+{
+	struct board *board = opaque;
+
+	if (!board->hpet_legacy)
+		board_set_gsi(board, gsi, level);
+}
+
+static void hpet_legacy(void *opaque, bool on)
+{
+	struct board *board = opaque;
+
+	board_set_gsi(board, GSI_PIT, false);
+	board_set_gsi(board, GSI_RTC, false);
+	board->hpet_legacy = on;
+}
+
+static int add_hpet(struct board *board)
+{
+	const struct hpet_config config = {
+		.lock = &board->device_lock,
+		.irq = gsi_line(board, 0),
+		.routes = HPET_PINS,
+		.time = machine_clock_source(board->machine->clock),
+		.legacy = hpet_legacy,
+		.opaque = board,
+	};
+	int status = hpet_create(&config, &board->hpet);
+
+	return status < 0 ? status : hpet_attach(board->hpet, board->machine->bus, BOOT_HPET_GPA);
+}
 
 static int add_timers(struct board *board)
 {
 	struct timer_source *time = machine_clock_source(board->machine->clock);
-	const struct pit_config pit_config = { .lock = &board->device_lock,
-		.irq = gsi_line(board, GSI_PIT), .time = time };
-	const struct rtc_config rtc_config = { .lock = &board->device_lock,
-		.irq = gsi_line(board, GSI_RTC), .time = time };
+	const struct irq_line pit_line = { legacy_timer_set, board, GSI_PIT };
+	const struct irq_line rtc_line = { legacy_timer_set, board, GSI_RTC };
+	const struct pit_config pit_config = { .lock = &board->device_lock, .irq = pit_line,
+		.time = time };
+	const struct rtc_config rtc_config = { .lock = &board->device_lock, .irq = rtc_line,
+		.time = time };
 	int status = pit_create(&pit_config, &board->pit);
 
 	if (status == 0)
@@ -270,8 +312,25 @@ static int add_timers(struct board *board)
 		status = rtc_create(&rtc_config, &board->rtc);
 	if (status == 0)
 		status = rtc_attach(board->rtc, board->machine->bus);
+	return status < 0 ? status : add_hpet(board);
+}
+
+/* ---- PCI: a host bridge and an empty bus ---- */
+
+static int add_pci(struct board *board)
+{
+	const struct pci_host_config config = { .lock = &board->device_lock, .reset = request_reset,
+		.opaque = board };
+	int status = pci_host_create(&config, &board->pci);
+
+	if (status == 0)
+		status = pci_host_attach(board->pci, board->machine->bus);
+	if (status == 0)
+		status = pci_host_attach_ecam(board->pci, board->machine->bus, BOOT_ECAM_GPA);
 	return status;
 }
+
+/* ---- the serial port ---- */
 
 static int add_console(struct board *board)
 {
@@ -298,23 +357,46 @@ size_t board_console_input(struct board *board, const uint8_t *bytes, size_t cou
 
 /* ---- ACPI ---- */
 
-int board_tables(struct board *board, gpa_t *ret_rsdp, struct error *err)
+static void describe_pci(struct acpi_config *config)
 {
+	config->pci = true;
+	config->ecam_base = BOOT_ECAM_GPA;
+	config->pci_last_bus = 0;
+	config->pci_window_base = BOOT_PCI_WINDOW_GPA;
+	config->pci_window_bytes = BOOT_PCI_WINDOW_BYTES;
+	for (unsigned i = 0; i < ARRAY_SIZE(config->pci_gsi); i++)
+		config->pci_gsi[i] = (uint8_t)(GSI_PCI + i);
+}
+
+static void describe_power(struct acpi_config *config)
+{
+	config->sci_gsi = GSI_SCI;
+	config->pm1_event_port = ACPI_PM_PORT + ACPI_PM_EVENT;
+	config->pm1_control_port = ACPI_PM_PORT + ACPI_PM_CONTROL;
+	config->pm_timer_port = ACPI_PM_PORT + ACPI_PM_TIMER;
+	config->pm_timer_32bit = true;
+	config->reset_port = ACPI_PM_PORT + ACPI_PM_RESET;
+	config->reset_value = ACPI_PM_RESET_VALUE;
+	config->sleep_states = BIT(5);
+	config->sleep_type[5] = ACPI_PM_SLEEP_S5;
+	config->power_button = config->sleep_button = true;
+}
+
+int board_tables(struct board *board, struct boot_config *boot, struct error *err)
+{
+	static const struct boot_map_entry reserved[] = {
+		{ BOOT_ECAM_GPA, PCI_ECAM_BUS_BYTES, BOOT_MAP_RESERVED },
+	};
 	struct acpi_config config;
 
 	acpi_config_init(&config);
 	config.cpu_count = board->machine->vcpu_count;
-	config.sci_gsi = GSI_SCI;
-	config.pm1_event_port = ACPI_PM_PORT + ACPI_PM_EVENT;
-	config.pm1_control_port = ACPI_PM_PORT + ACPI_PM_CONTROL;
-	config.pm_timer_port = ACPI_PM_PORT + ACPI_PM_TIMER;
-	config.pm_timer_32bit = true;
-	config.reset_port = ACPI_PM_PORT + ACPI_PM_RESET;
-	config.reset_value = ACPI_PM_RESET_VALUE;
-	config.sleep_states = BIT(5);
-	config.sleep_type[5] = ACPI_PM_SLEEP_S5;
-	config.power_button = config.sleep_button = true;
-	return acpi_install(board->machine->memory, &config, ret_rsdp, err);
+	config.hpet_base = BOOT_HPET_GPA;
+	describe_power(&config);
+	describe_pci(&config);
+	boot->reserved = reserved;
+	boot->reserved_count = ARRAY_SIZE(reserved);
+	return acpi_install(board->machine->memory, &config, &boot->rsdp, err);
 }
 
 /* ---- life ---- */
@@ -344,6 +426,8 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	if (status == 0)
 		status = add_timers(board);
 	if (status == 0)
+		status = add_pci(board);
+	if (status == 0)
 		status = add_power(board);
 	if (status == 0)
 		status = add_console(board);
@@ -361,12 +445,14 @@ void board_free(struct board *board)
 	if (!board)
 		return;
 	struct machine *m = board->machine;
+	hpet_free(board->hpet);
 	rtc_free(board->rtc);
 	pit_free(board->pit);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		lapic_free(m->vcpu[i].lapic);
 		m->vcpu[i].lapic = NULL;
 	}
+	pci_host_free(board->pci);
 	uart_free(board->uart);
 	ioapic_free(board->ioapic);
 	lapic_bus_free(board->lapics);

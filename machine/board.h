@@ -11,6 +11,7 @@
 #include "isa/x86/state.h"
 
 struct board;
+struct boot_config;
 struct error;
 struct machine;
 
@@ -18,8 +19,9 @@ struct machine;
 MUST_CHECK int board_create(struct board **ret_board, struct machine *machine, struct error *err);
 void board_free(struct board *board);
 
-/* Write the ACPI tables that describe the board; *ret_rsdp is where they start. */
-MUST_CHECK int board_tables(struct board *board, gpa_t *ret_rsdp, struct error *err);
+/* Write the ACPI tables that describe the board, and tell `boot` where they are and which ranges the
+ * memory map has to reserve. */
+MUST_CHECK int board_tables(struct board *board, struct boot_config *boot, struct error *err);
 
 /* The state in which vCPU `index`'s local APIC starts. */
 void board_lapic_state(struct board *board, unsigned index, struct x86_lapic *ret_lapic);

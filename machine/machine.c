@@ -169,7 +169,7 @@ static int build(struct machine *m, struct error *err)
 	if (status < 0)
 		return status;
 	x86_state_reset(&boot_state);
-	status = board_tables(m->board, &m->config.boot.rsdp, err);
+	status = board_tables(m->board, &m->config.boot, err);
 	if (status == 0)
 		status = boot_load(m->memory, &m->config.boot, &boot_state, err);
 	if (status == 0)
