@@ -102,20 +102,20 @@ static inline bool x86_canonical(const struct x86_cpu *cpu, uint64_t address)
 /* ---- descriptors (isa/x86/segment.c) ---- */
 
 /* Read the descriptor of a selector. *ret_found is false if it is null or outside its table. */
-enum x86_status x86_descriptor_read(struct x86_cpu *cpu, uint16_t selector,
-	struct x86_descriptor *ret_desc, bool *ret_found);
+enum x86_status x86_descriptor_read(
+	struct x86_cpu *cpu, uint16_t selector, struct x86_descriptor *ret_desc, bool *ret_found);
 /* The same, where an absent one is #vector(selector), and a null one #vector(0). */
 enum x86_status x86_descriptor_fetch(struct x86_cpu *cpu, uint16_t selector, unsigned vector,
 	uint32_t ext, struct x86_descriptor *ret_desc);
 /* Long mode: read the upper half of a 16-byte system descriptor; its type must be 0, else #vector. */
-enum x86_status x86_descriptor_extend(struct x86_cpu *cpu, struct x86_descriptor *desc,
-	unsigned vector, uint32_t ext);
+enum x86_status x86_descriptor_extend(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned vector, uint32_t ext);
 /* Set and clear bits of a descriptor's type in memory, atomically, and in *desc. */
-enum x86_status x86_descriptor_type(struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned set,
-	unsigned clear);
+enum x86_status x86_descriptor_type(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned set, unsigned clear);
 /* Set the accessed bit of a code or data descriptor if it is clear. */
-static inline enum x86_status x86_descriptor_accessed(struct x86_cpu *cpu,
-	struct x86_descriptor *desc)
+static inline enum x86_status x86_descriptor_accessed(
+	struct x86_cpu *cpu, struct x86_descriptor *desc)
 {
 	if (desc->attr & X86_SEG_ACCESSED)
 		return X86_OK;
@@ -142,8 +142,8 @@ bool x86_rip_within(const struct x86_cpu *cpu, const struct x86_segment *cs, uin
 void x86_segment_drop_privileged(struct x86_cpu *cpu);
 /* A new stack segment for code that runs at `cpl`: SDM's checks, with #bad(selector) for a wrong one
  * (#TS from the TSS, #GP on returns) and #SS(selector) if it is not present. */
-enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsigned cpl, unsigned bad,
-	uint32_t ext, struct x86_segment *ret_ss);
+enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsigned cpl,
+	unsigned bad, uint32_t ext, struct x86_segment *ret_ss);
 
 /* ---- frames (isa/x86/frame.c) ---- */
 
@@ -152,17 +152,18 @@ enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsign
 /* Values that are to be pushed together, on a stack that need not be the present one. */
 struct x86_frame {
 	struct x86_segment ss;
-	uint64_t sp;   /* where the first push starts from; x86_frame_write() moves it */
-	uint8_t width; /* of the stack pointer: 2, 4, 8 bytes */
-	uint8_t slot;  /* bytes of one push */
-	uint8_t cpl;   /* privilege of the stack */
+	uint64_t sp;	/* where the first push starts from; x86_frame_write() moves it */
+	uint8_t width;	/* of the stack pointer: 2, 4, 8 bytes */
+	uint8_t slot;	/* bytes of one push */
+	uint8_t cpl;	/* privilege of the stack */
 	uint32_t error; /* #SS's error code */
 	unsigned count;
 	uint64_t value[X86_FRAME_MAX];
 };
 
 /* The present stack. */
-void x86_frame_current(struct x86_frame *frame, const struct x86_cpu *cpu, unsigned slot, uint32_t ext);
+void x86_frame_current(
+	struct x86_frame *frame, const struct x86_cpu *cpu, unsigned slot, uint32_t ext);
 /* The stack that the TSS holds for privilege `cpl`, which must be checked and loaded by the caller's
  * commit; 64-bit in long mode, from entry `ist` if that is not 0. */
 enum x86_status x86_frame_from_tss(struct x86_frame *frame, struct x86_cpu *cpu, unsigned cpl,
@@ -193,7 +194,8 @@ enum x86_task_reason { X86_TASK_JMP, X86_TASK_CALL, X86_TASK_IRET, X86_TASK_EVEN
 enum x86_status x86_task_switch(struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason,
 	uint64_t flags, const struct x86_event *event);
 /* For instructions: the same, with what arose in the new task delivered. */
-enum x86_status x86_task_transfer(struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason);
+enum x86_status x86_task_transfer(
+	struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason);
 /* IRET with NT: back to the task that the TSS's link names. */
 enum x86_status x86_task_return(struct x86_cpu *cpu);
 

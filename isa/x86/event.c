@@ -45,8 +45,8 @@ static bool sets_rf(const struct x86_event *event)
 	       (faults >> event->vector & 1);
 }
 
-static void delivery_init(struct delivery *d, const struct x86_cpu *cpu,
-	const struct x86_event *event)
+static void delivery_init(
+	struct delivery *d, const struct x86_cpu *cpu, const struct x86_event *event)
 {
 	bool soft = event->type == X86_EVENT_SOFT_INT || event->type == X86_EVENT_SOFT_EXC;
 
@@ -62,15 +62,16 @@ static void delivery_init(struct delivery *d, const struct x86_cpu *cpu,
 }
 
 /* Read the event's entry of the IDT or IVT. */
-static enum x86_status read_entry(struct x86_cpu *cpu, const struct delivery *d, void *entry,
-	unsigned bytes)
+static enum x86_status read_entry(
+	struct x86_cpu *cpu, const struct delivery *d, void *entry, unsigned bytes)
 {
 	unsigned offset = d->event->vector * bytes;
 	gva_t linear = cpu->s.idtr.base + offset;
 
 	if (offset + bytes - 1 > cpu->s.idtr.limit)
 		return x86_gp(cpu, d->idt_error);
-	return x86_read_linear(cpu, cpu->long_mode ? linear : (uint32_t)linear, entry, bytes, false);
+	return x86_read_linear(
+		cpu, cpu->long_mode ? linear : (uint32_t)linear, entry, bytes, false);
 }
 
 /* ---- real mode ---- */
@@ -100,7 +101,7 @@ static enum x86_status deliver_real(struct x86_cpu *cpu, const struct delivery *
 
 static enum x86_status read_gate(struct x86_cpu *cpu, const struct delivery *d, struct gate *gate)
 {
-	uint64_t raw[2] = { 0, 0 };
+	uint64_t raw[2] = {0, 0};
 
 	X86_TRY(read_entry(cpu, d, raw, cpu->long_mode ? 16 : 8));
 	gate->offset = (raw[0] & 0xffff) | (raw[0] >> 32 & 0xffff0000);
@@ -122,8 +123,8 @@ static bool gate_type_known(const struct x86_cpu *cpu, unsigned type)
 	       (type == X86_SYS_TASK_GATE || type == X86_SYS_INT16 || type == X86_SYS_TRAP16);
 }
 
-static enum x86_status check_gate(struct x86_cpu *cpu, const struct delivery *d,
-	const struct gate *gate)
+static enum x86_status check_gate(
+	struct x86_cpu *cpu, const struct delivery *d, const struct gate *gate)
 {
 	if (!gate_type_known(cpu, x86_attr_system(gate->attr)))
 		return x86_gp(cpu, d->idt_error);
@@ -185,7 +186,7 @@ static enum x86_status choose_stack(struct x86_cpu *cpu, const struct delivery *
 static void push_frame(struct x86_frame *frame, const struct x86_cpu *cpu, const struct delivery *d,
 	const struct target *target)
 {
-	static const uint8_t data[] = { X86_GS, X86_FS, X86_DS, X86_ES };
+	static const uint8_t data[] = {X86_GS, X86_FS, X86_DS, X86_ES};
 
 	if (cpu->s.rflags & X86_VM)
 		for (unsigned i = 0; i < sizeof(data); i++)
@@ -204,7 +205,7 @@ static void push_frame(struct x86_frame *frame, const struct x86_cpu *cpu, const
 static void enter_handler(struct x86_cpu *cpu, const struct gate *gate, const struct target *target,
 	const struct x86_frame *frame)
 {
-	static const uint8_t data[] = { X86_GS, X86_FS, X86_DS, X86_ES };
+	static const uint8_t data[] = {X86_GS, X86_FS, X86_DS, X86_ES};
 
 	x86_frame_commit(frame, cpu);
 	cpu->s.seg[X86_CS] = target->cs;
@@ -230,8 +231,7 @@ static enum x86_status deliver_protected(struct x86_cpu *cpu, const struct deliv
 	X86_TRY(read_gate(cpu, d, &gate));
 	X86_TRY(check_gate(cpu, d, &gate));
 	if (x86_attr_system(gate.attr) == X86_SYS_TASK_GATE)
-		return x86_task_switch(cpu, gate.selector, X86_TASK_EVENT, d->flags,
-			d->event);
+		return x86_task_switch(cpu, gate.selector, X86_TASK_EVENT, d->flags, d->event);
 	X86_TRY(find_target(cpu, d, &gate, &target));
 	X86_TRY(choose_stack(cpu, d, &gate, &target, &frame));
 	push_frame(&frame, cpu, d, &target);
@@ -269,7 +269,11 @@ static enum fault_class classify(const struct x86_event *event)
 	if (event->type != X86_EVENT_EXCEPTION)
 		return BENIGN;
 	switch (event->vector) {
-	case X86_DE: case X86_TS: case X86_NP: case X86_SS_EXC: case X86_GP: return CONTRIBUTORY;
+	case X86_DE:
+	case X86_TS:
+	case X86_NP:
+	case X86_SS_EXC:
+	case X86_GP: return CONTRIBUTORY;
 	case X86_PF_EXC: return PAGE_FAULT;
 	case X86_DF_EXC: return DOUBLE_FAULT;
 	default: return BENIGN;
@@ -285,8 +289,8 @@ static struct x86_event take_fault(struct x86_cpu *cpu)
 		/* SDM 3B 17.2.3: B0-B3 are of this exception; the others stay until software clears
 		 * them. Reserved bits read as one. */
 		cpu->s.dr[6] = (cpu->s.dr[6] & ~15ull) | cpu->fault.dr6 | 0xffff0ff0;
-		cpu->s.dr[7] &= ~(1ull << 13);	/* GD */
-		cpu->s.msr.debugctl &= ~1ull;	/* LBR */
+		cpu->s.dr[7] &= ~(1ull << 13); /* GD */
+		cpu->s.msr.debugctl &= ~1ull;  /* LBR */
 	}
 	return (struct x86_event){
 		.type = X86_EVENT_EXCEPTION,
@@ -305,8 +309,8 @@ static bool combine(const struct x86_event *first, struct x86_event *second)
 		return false;
 	if ((a == CONTRIBUTORY && b == CONTRIBUTORY) ||
 		(a == PAGE_FAULT && (b == CONTRIBUTORY || b == PAGE_FAULT)))
-		*second = (struct x86_event){ .type = X86_EVENT_EXCEPTION, .vector = X86_DF_EXC,
-			.has_error = true };
+		*second = (struct x86_event){
+			.type = X86_EVENT_EXCEPTION, .vector = X86_DF_EXC, .has_error = true};
 	return true;
 }
 
@@ -330,7 +334,7 @@ enum x86_status x86_deliver(struct x86_cpu *cpu, const struct x86_event *event)
 			cpu->s.nmi_blocked = true;
 		enum x86_status status = deliver_once(cpu, &now);
 		if (status != X86_FAULT && status != X86_REPEAT) {
-			cpu->s.event = (struct x86_event){ .type = X86_EVENT_NONE };
+			cpu->s.event = (struct x86_event){.type = X86_EVENT_NONE};
 			return status;
 		}
 		struct x86_event next = take_fault(cpu);

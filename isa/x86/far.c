@@ -20,13 +20,13 @@ struct call_gate {
 	uint8_t slot;	/* bytes of a push */
 };
 
-static enum x86_status read_pointer(struct x86_cpu *cpu, const struct x86_insn *insn,
-	struct far_pointer *ret)
+static enum x86_status read_pointer(
+	struct x86_cpu *cpu, const struct x86_insn *insn, struct far_pointer *ret)
 {
-	uint8_t bytes[10] = { 0 };
+	uint8_t bytes[10] = {0};
 
 	if (insn->op[0].kind != X86_O_MEM) {
-		*ret = (struct far_pointer){ insn->imm & x86_size_mask(insn->osize), insn->imm2 };
+		*ret = (struct far_pointer){insn->imm & x86_size_mask(insn->osize), insn->imm2};
 		return X86_OK;
 	}
 	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), insn->osize + 2u, bytes));
@@ -56,8 +56,8 @@ static void push_return(struct x86_frame *frame, const struct x86_cpu *cpu)
 }
 
 /* Jump or call within the present privilege. */
-static enum x86_status transfer(struct x86_cpu *cpu, const struct x86_segment *cs, uint64_t rip,
-	bool call, unsigned slot)
+static enum x86_status transfer(
+	struct x86_cpu *cpu, const struct x86_segment *cs, uint64_t rip, bool call, unsigned slot)
 {
 	struct x86_frame frame;
 
@@ -71,20 +71,20 @@ static enum x86_status transfer(struct x86_cpu *cpu, const struct x86_segment *c
 	return enter(cpu, cs, rip, &frame);
 }
 
-static enum x86_status transfer_real(struct x86_cpu *cpu, const struct far_pointer *to, bool call,
-	unsigned slot)
+static enum x86_status transfer_real(
+	struct x86_cpu *cpu, const struct far_pointer *to, bool call, unsigned slot)
 {
-	struct x86_segment cs = cpu->s.rflags & X86_VM ?
-					x86_segment_v86(to->selector) :
-					x86_segment_real(&cpu->s.seg[X86_CS], to->selector);
+	struct x86_segment cs = cpu->s.rflags & X86_VM
+					? x86_segment_v86(to->selector)
+					: x86_segment_real(&cpu->s.seg[X86_CS], to->selector);
 
 	return transfer(cpu, &cs, to->offset, call, slot);
 }
 
 /* ---- code segments ---- */
 
-static enum x86_status transfer_code(struct x86_cpu *cpu, struct x86_descriptor *desc,
-	uint64_t offset, bool call, unsigned slot)
+static enum x86_status transfer_code(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, uint64_t offset, bool call, unsigned slot)
 {
 	uint32_t error = x86_selector_error(desc->selector, 0);
 	unsigned dpl = x86_attr_dpl(desc->attr), rpl = desc->selector & 3;
@@ -98,8 +98,7 @@ static enum x86_status transfer_code(struct x86_cpu *cpu, struct x86_descriptor 
 	if (!(desc->attr & X86_SEG_P))
 		return x86_fault_code(cpu, X86_NP, error);
 	X86_TRY(x86_descriptor_accessed(cpu, desc));
-	struct x86_segment cs =
-		x86_descriptor_segment(desc, (desc->selector & 0xfffc) | cpu->cpl);
+	struct x86_segment cs = x86_descriptor_segment(desc, (desc->selector & 0xfffc) | cpu->cpl);
 	return transfer(cpu, &cs, offset, call, slot);
 }
 
@@ -115,15 +114,16 @@ static enum x86_status check_use(struct x86_cpu *cpu, const struct x86_descripto
 	return X86_OK;
 }
 
-static enum x86_status read_gate(struct x86_cpu *cpu, struct x86_descriptor *desc,
-	struct call_gate *gate)
+static enum x86_status read_gate(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, struct call_gate *gate)
 {
 	X86_TRY(check_use(cpu, desc));
 	if (!(desc->attr & X86_SEG_P))
 		return x86_fault_code(cpu, X86_NP, x86_selector_error(desc->selector, 0));
 	X86_TRY(x86_descriptor_extend(cpu, desc, X86_GP, 0));
 	gate->selector = (uint16_t)(desc->raw[0] >> 16);
-	gate->offset = (desc->raw[0] & 0xffff) | (desc->raw[0] >> 32 & 0xffff0000) | desc->raw[1] << 32;
+	gate->offset =
+		(desc->raw[0] & 0xffff) | (desc->raw[0] >> 32 & 0xffff0000) | desc->raw[1] << 32;
 	gate->params = desc->raw[0] >> 32 & 31;
 	gate->slot = 4;
 	if (cpu->long_mode) {
@@ -137,8 +137,8 @@ static enum x86_status read_gate(struct x86_cpu *cpu, struct x86_descriptor *des
 }
 
 /* The code segment that a gate leads to. */
-static enum x86_status fetch_gate_code(struct x86_cpu *cpu, const struct call_gate *gate, bool call,
-	struct x86_descriptor *desc)
+static enum x86_status fetch_gate_code(
+	struct x86_cpu *cpu, const struct call_gate *gate, bool call, struct x86_descriptor *desc)
 {
 	uint32_t error = x86_selector_error(gate->selector, 0);
 
@@ -156,27 +156,28 @@ static enum x86_status fetch_gate_code(struct x86_cpu *cpu, const struct call_ga
 }
 
 /* The old stack, the parameters on it, and the return address. */
-static enum x86_status push_inner(struct x86_frame *frame, struct x86_cpu *cpu,
-	const struct call_gate *gate)
+static enum x86_status push_inner(
+	struct x86_frame *frame, struct x86_cpu *cpu, const struct call_gate *gate)
 {
 	uint64_t sp = cpu->s.reg[X86_RSP], value;
 
 	x86_frame_push(frame, cpu->s.seg[X86_SS].selector);
 	x86_frame_push(frame, sp);
 	for (unsigned i = gate->params; i-- > 0;) {
-		X86_TRY(x86_load(cpu, X86_SS, (sp + i * gate->slot) & x86_stack_mask(cpu), gate->slot,
-			&value));
+		X86_TRY(x86_load(cpu, X86_SS, (sp + i * gate->slot) & x86_stack_mask(cpu),
+			gate->slot, &value));
 		x86_frame_push(frame, value);
 	}
 	push_return(frame, cpu);
 	return X86_OK;
 }
 
-static enum x86_status call_inner(struct x86_cpu *cpu, const struct call_gate *gate,
-	const struct x86_descriptor *desc)
+static enum x86_status call_inner(
+	struct x86_cpu *cpu, const struct call_gate *gate, const struct x86_descriptor *desc)
 {
 	unsigned cpl = x86_attr_dpl(desc->attr);
-	struct x86_segment cs = x86_descriptor_segment(desc, (gate->selector & 0xfffc) | (uint16_t)cpl);
+	struct x86_segment cs =
+		x86_descriptor_segment(desc, (gate->selector & 0xfffc) | (uint16_t)cpl);
 	struct x86_frame frame;
 
 	X86_TRY(x86_frame_from_tss(&frame, cpu, cpl, 0, gate->slot, 0));
@@ -189,7 +190,7 @@ static enum x86_status call_inner(struct x86_cpu *cpu, const struct call_gate *g
 
 static enum x86_status transfer_gate(struct x86_cpu *cpu, struct x86_descriptor *desc, bool call)
 {
-	struct call_gate gate = { 0 };
+	struct call_gate gate = {0};
 	struct x86_descriptor code;
 
 	X86_TRY(read_gate(cpu, desc, &gate));
@@ -202,7 +203,8 @@ static enum x86_status transfer_gate(struct x86_cpu *cpu, struct x86_descriptor 
 
 /* ---- tasks ---- */
 
-static enum x86_status transfer_task(struct x86_cpu *cpu, const struct x86_descriptor *desc, bool call)
+static enum x86_status transfer_task(
+	struct x86_cpu *cpu, const struct x86_descriptor *desc, bool call)
 {
 	uint16_t tss = desc->selector;
 

@@ -9,7 +9,8 @@ static uint64_t frame_mask(const struct x86_frame *frame)
 	return x86_size_mask(frame->width);
 }
 
-void x86_frame_current(struct x86_frame *frame, const struct x86_cpu *cpu, unsigned slot, uint32_t ext)
+void x86_frame_current(
+	struct x86_frame *frame, const struct x86_cpu *cpu, unsigned slot, uint32_t ext)
 {
 	frame->ss = cpu->s.seg[X86_SS];
 	frame->sp = cpu->s.reg[X86_RSP];
@@ -21,8 +22,8 @@ void x86_frame_current(struct x86_frame *frame, const struct x86_cpu *cpu, unsig
 }
 
 /* Read a field of the TSS; one that lies outside it is #TS(TR). */
-static enum x86_status tss_read(struct x86_cpu *cpu, unsigned offset, void *buf, unsigned size,
-	uint32_t ext)
+static enum x86_status tss_read(
+	struct x86_cpu *cpu, unsigned offset, void *buf, unsigned size, uint32_t ext)
 {
 	if (offset + size - 1 > cpu->s.tr.limit)
 		return x86_fault_code(cpu, X86_TS, x86_selector_error(cpu->s.tr.selector, ext));
@@ -30,8 +31,8 @@ static enum x86_status tss_read(struct x86_cpu *cpu, unsigned offset, void *buf,
 	return x86_read_linear(cpu, cpu->long_mode ? linear : (uint32_t)linear, buf, size, false);
 }
 
-static enum x86_status stack_from_tss64(struct x86_frame *frame, struct x86_cpu *cpu, unsigned cpl,
-	unsigned ist, uint32_t ext)
+static enum x86_status stack_from_tss64(
+	struct x86_frame *frame, struct x86_cpu *cpu, unsigned cpl, unsigned ist, uint32_t ext)
 {
 	/* SDM 3A figure 8-11: RSP0-2 from 4, IST1-7 from 36. */
 	unsigned offset = ist ? 36 + 8 * (ist - 1) : 4 + 8 * cpl;
@@ -42,10 +43,10 @@ static enum x86_status stack_from_tss64(struct x86_frame *frame, struct x86_cpu 
 	return tss_read(cpu, offset, &frame->sp, 8, ext);
 }
 
-static enum x86_status stack_from_tss32(struct x86_frame *frame, struct x86_cpu *cpu, unsigned cpl,
-	uint32_t ext)
+static enum x86_status stack_from_tss32(
+	struct x86_frame *frame, struct x86_cpu *cpu, unsigned cpl, uint32_t ext)
 {
-	uint8_t stack[6] = { 0 };
+	uint8_t stack[6] = {0};
 	uint16_t selector;
 	bool wide = x86_attr_system(cpu->s.tr.attr) & 8;
 
@@ -101,8 +102,8 @@ static enum x86_status write_wrapping(struct x86_frame *frame, struct x86_cpu *c
 		X86_TRY(x86_probe_write(cpu, linear[i], frame->slot, frame->cpl == 3));
 	}
 	for (unsigned i = 0; i < frame->count; i++)
-		X86_TRY(x86_write_linear(cpu, linear[i], &frame->value[i], frame->slot,
-			frame->cpl == 3));
+		X86_TRY(x86_write_linear(
+			cpu, linear[i], &frame->value[i], frame->slot, frame->cpl == 3));
 	frame->sp = sp;
 	return X86_OK;
 }

@@ -12,8 +12,8 @@
 bool x86_segment_within(const struct x86_segment *seg, uint64_t offset, unsigned size)
 {
 	uint64_t last = offset + size - 1;
-	bool expand_down =
-		(seg->attr & (X86_SEG_S | X86_SEG_CODE | X86_SEG_EXPAND)) == (X86_SEG_S | X86_SEG_EXPAND);
+	bool expand_down = (seg->attr & (X86_SEG_S | X86_SEG_CODE | X86_SEG_EXPAND)) ==
+			   (X86_SEG_S | X86_SEG_EXPAND);
 
 	if (last < offset)
 		return false;
@@ -23,8 +23,8 @@ bool x86_segment_within(const struct x86_segment *seg, uint64_t offset, unsigned
 }
 
 /* Does the segment's type allow the access? In real mode the type is never looked at. */
-static bool type_allows(const struct x86_cpu *cpu, const struct x86_segment *seg,
-	enum x86_access access)
+static bool type_allows(
+	const struct x86_cpu *cpu, const struct x86_segment *seg, enum x86_access access)
 {
 	if (cpu->real)
 		return true;
@@ -40,8 +40,8 @@ static enum x86_status segment_fault(struct x86_cpu *cpu, enum x86_seg_index ind
 	return x86_fault_code(cpu, index == X86_SS ? X86_SS_EXC : X86_GP, 0);
 }
 
-static enum x86_status check_canonical(struct x86_cpu *cpu, enum x86_seg_index index, gva_t linear,
-	unsigned size)
+static enum x86_status check_canonical(
+	struct x86_cpu *cpu, enum x86_seg_index index, gva_t linear, unsigned size)
 {
 	if (!x86_canonical(cpu, linear) || !x86_canonical(cpu, linear + size - 1))
 		return segment_fault(cpu, index);
@@ -107,15 +107,15 @@ struct x86_segment x86_descriptor_segment(const struct x86_descriptor *desc, uin
 	};
 }
 
-enum x86_status x86_descriptor_read(struct x86_cpu *cpu, uint16_t selector,
-	struct x86_descriptor *ret_desc, bool *ret_found)
+enum x86_status x86_descriptor_read(
+	struct x86_cpu *cpu, uint16_t selector, struct x86_descriptor *ret_desc, bool *ret_found)
 {
 	bool local = selector & 4;
 	uint64_t base = local ? cpu->s.ldtr.base : cpu->s.gdtr.base;
 	uint32_t limit = local ? cpu->s.ldtr.limit : cpu->s.gdtr.limit;
 	uint32_t offset = selector & 0xfff8;
 
-	*ret_desc = (struct x86_descriptor){ .selector = selector, .linear = base + offset };
+	*ret_desc = (struct x86_descriptor){.selector = selector, .linear = base + offset};
 	if (!cpu->long_mode)
 		ret_desc->linear = (uint32_t)ret_desc->linear;
 	*ret_found = !x86_selector_null(selector) && offset + 7 <= limit &&
@@ -138,8 +138,8 @@ enum x86_status x86_descriptor_fetch(struct x86_cpu *cpu, uint16_t selector, uns
 	return X86_OK;
 }
 
-enum x86_status x86_descriptor_extend(struct x86_cpu *cpu, struct x86_descriptor *desc,
-	unsigned vector, uint32_t ext)
+enum x86_status x86_descriptor_extend(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned vector, uint32_t ext)
 {
 	uint32_t limit = desc->selector & 4 ? cpu->s.ldtr.limit : cpu->s.gdtr.limit;
 	uint64_t upper = 0;
@@ -155,8 +155,8 @@ enum x86_status x86_descriptor_extend(struct x86_cpu *cpu, struct x86_descriptor
 	return X86_OK;
 }
 
-enum x86_status x86_descriptor_type(struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned set,
-	unsigned clear)
+enum x86_status x86_descriptor_type(
+	struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned set, unsigned clear)
 {
 	/* Tables are accessed with supervisor privilege whatever the CPL. */
 	struct x86_tlb_entry(*tlb)[X86_TLB_SIZE] = cpu->tlb_now;
@@ -182,16 +182,18 @@ enum x86_status x86_descriptor_type(struct x86_cpu *cpu, struct x86_descriptor *
 
 struct x86_segment x86_segment_null(uint16_t selector, unsigned dpl)
 {
-	return (struct x86_segment){ .selector = selector,
-		.attr = (uint16_t)(dpl << X86_SEG_DPL_SHIFT) };
+	return (struct x86_segment){
+		.selector = selector, .attr = (uint16_t)(dpl << X86_SEG_DPL_SHIFT)};
 }
 
 #define ATTR_DATA (X86_SEG_P | X86_SEG_S | X86_SEG_WRITE | X86_SEG_ACCESSED)
 
 struct x86_segment x86_segment_v86(uint16_t selector)
 {
-	return (struct x86_segment){ .base = (uint32_t)selector << 4, .limit = 0xffff,
-		.selector = selector, .attr = ATTR_DATA | X86_SEG_DPL };
+	return (struct x86_segment){.base = (uint32_t)selector << 4,
+		.limit = 0xffff,
+		.selector = selector,
+		.attr = ATTR_DATA | X86_SEG_DPL};
 }
 
 /* Limit and type stay as protected mode left them: programs count on "unreal" mode. */
@@ -218,13 +220,14 @@ struct x86_segment x86_segment_flat(uint16_t selector, bool code, unsigned dpl, 
 	};
 }
 
-enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsigned cpl, unsigned bad,
-	uint32_t ext, struct x86_segment *ret_ss)
+enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsigned cpl,
+	unsigned bad, uint32_t ext, struct x86_segment *ret_ss)
 {
 	struct x86_descriptor desc;
 
 	X86_TRY(x86_descriptor_fetch(cpu, selector, bad, ext, &desc));
-	if ((selector & 3u) != cpl || x86_attr_dpl(desc.attr) != cpl || !x86_attr_writable(desc.attr))
+	if ((selector & 3u) != cpl || x86_attr_dpl(desc.attr) != cpl ||
+		!x86_attr_writable(desc.attr))
 		return x86_fault_code(cpu, bad, x86_selector_error(selector, ext));
 	if (!(desc.attr & X86_SEG_P))
 		return x86_fault_code(cpu, X86_SS_EXC, x86_selector_error(selector, ext));
@@ -233,8 +236,8 @@ enum x86_status x86_stack_segment(struct x86_cpu *cpu, uint16_t selector, unsign
 	return X86_OK;
 }
 
-static enum x86_status protected_stack(struct x86_cpu *cpu, uint16_t selector,
-	struct x86_segment *ret_seg)
+static enum x86_status protected_stack(
+	struct x86_cpu *cpu, uint16_t selector, struct x86_segment *ret_seg)
 {
 	if (x86_selector_null(selector)) {
 		if (cpu->mode != 64 || cpu->cpl == 3 || (selector & 3) != cpu->cpl)
@@ -245,8 +248,8 @@ static enum x86_status protected_stack(struct x86_cpu *cpu, uint16_t selector,
 	return x86_stack_segment(cpu, selector, cpu->cpl, X86_GP, 0, ret_seg);
 }
 
-static enum x86_status protected_data(struct x86_cpu *cpu, uint16_t selector,
-	struct x86_segment *ret_seg)
+static enum x86_status protected_data(
+	struct x86_cpu *cpu, uint16_t selector, struct x86_segment *ret_seg)
 {
 	struct x86_descriptor desc;
 
@@ -285,7 +288,7 @@ enum x86_status x86_load_segment(struct x86_cpu *cpu, enum x86_seg_index index, 
 
 void x86_segment_drop_privileged(struct x86_cpu *cpu)
 {
-	static const uint8_t data[] = { X86_ES, X86_DS, X86_FS, X86_GS };
+	static const uint8_t data[] = {X86_ES, X86_DS, X86_FS, X86_GS};
 
 	for (unsigned i = 0; i < sizeof(data); i++) {
 		struct x86_segment *seg = &cpu->s.seg[data[i]];

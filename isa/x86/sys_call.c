@@ -26,10 +26,12 @@ static bool vendor_amd(const struct x86_cpu *cpu)
 }
 
 /* CS and SS of a fast transfer: nothing is read from the GDT. */
-static void load_flat(struct x86_cpu *cpu, uint16_t cs, uint16_t ss, unsigned cpl, uint16_t code_flags)
+static void load_flat(
+	struct x86_cpu *cpu, uint16_t cs, uint16_t ss, unsigned cpl, uint16_t code_flags)
 {
 	cpu->s.seg[X86_CS] = x86_segment_flat((cs & 0xfffc) | (uint16_t)cpl, true, cpl, code_flags);
-	cpu->s.seg[X86_SS] = x86_segment_flat((ss & 0xfffc) | (uint16_t)cpl, false, cpl, X86_SEG_DB);
+	cpu->s.seg[X86_SS] =
+		x86_segment_flat((ss & 0xfffc) | (uint16_t)cpl, false, cpl, X86_SEG_DB);
 }
 
 static bool syscall_exists(const struct x86_cpu *cpu)

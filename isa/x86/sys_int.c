@@ -8,7 +8,7 @@
 
 static enum x86_status software(struct x86_cpu *cpu, enum x86_event_type type, unsigned vector)
 {
-	struct x86_event event = { .type = (uint8_t)type, .vector = (uint8_t)vector };
+	struct x86_event event = {.type = (uint8_t)type, .vector = (uint8_t)vector};
 
 	return x86_deliver_software(cpu, &event);
 }

@@ -22,8 +22,8 @@ static enum x86_status peek(struct x86_cpu *cpu, unsigned bytes, unsigned slot, 
 	return x86_load(cpu, X86_SS, sp, slot, ret_value);
 }
 
-static enum x86_status peek_selector(struct x86_cpu *cpu, unsigned bytes, unsigned slot,
-	uint16_t *ret_selector)
+static enum x86_status peek_selector(
+	struct x86_cpu *cpu, unsigned bytes, unsigned slot, uint16_t *ret_selector)
 {
 	uint64_t value;
 
@@ -34,8 +34,8 @@ static enum x86_status peek_selector(struct x86_cpu *cpu, unsigned bytes, unsign
 
 /* ---- checks shared by RETF and IRET ---- */
 
-static enum x86_status return_code(struct x86_cpu *cpu, const struct return_frame *frame,
-	struct x86_segment *ret_cs)
+static enum x86_status return_code(
+	struct x86_cpu *cpu, const struct return_frame *frame, struct x86_segment *ret_cs)
 {
 	struct x86_descriptor desc;
 	uint32_t error = x86_selector_error(frame->cs, 0);
@@ -73,8 +73,8 @@ static enum x86_status return_stack(struct x86_cpu *cpu, const struct return_fra
 }
 
 /* Nothing faults any more. The stack pointer is set in the width of the new stack. */
-static void commit(struct x86_cpu *cpu, const struct return_frame *frame, const struct x86_segment *cs,
-	const struct x86_segment *ss, uint64_t rsp)
+static void commit(struct x86_cpu *cpu, const struct return_frame *frame,
+	const struct x86_segment *cs, const struct x86_segment *ss, uint64_t rsp)
 {
 	unsigned old_cpl = cpu->cpl;
 
@@ -91,11 +91,12 @@ static void commit(struct x86_cpu *cpu, const struct return_frame *frame, const 
 }
 
 /* A return in real or virtual-8086 mode. */
-static enum x86_status return_real(struct x86_cpu *cpu, const struct return_frame *frame, uint64_t rsp)
+static enum x86_status return_real(
+	struct x86_cpu *cpu, const struct return_frame *frame, uint64_t rsp)
 {
-	struct x86_segment cs = cpu->s.rflags & X86_VM ?
-					x86_segment_v86(frame->cs) :
-					x86_segment_real(&cpu->s.seg[X86_CS], frame->cs);
+	struct x86_segment cs = cpu->s.rflags & X86_VM
+					? x86_segment_v86(frame->cs)
+					: x86_segment_real(&cpu->s.seg[X86_CS], frame->cs);
 
 	if (!x86_rip_within(cpu, &cs, frame->rip))
 		return x86_gp(cpu, 0);
@@ -105,8 +106,8 @@ static enum x86_status return_real(struct x86_cpu *cpu, const struct return_fram
 
 /* ---- RETF ---- */
 
-static enum x86_status retf_outer(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned release,
-	struct return_frame *frame, const struct x86_segment *cs)
+static enum x86_status retf_outer(struct x86_cpu *cpu, const struct x86_insn *insn,
+	unsigned release, struct return_frame *frame, const struct x86_segment *cs)
 {
 	unsigned slot = insn->osize;
 	struct x86_segment ss;
@@ -161,7 +162,8 @@ static void set_flags(struct x86_cpu *cpu, uint64_t flags, uint64_t mask)
 	cpu->s.rflags = (cpu->s.rflags & ~mask) | (flags & mask) | X86_FLAGS_FIXED;
 }
 
-static enum x86_status iret_real(struct x86_cpu *cpu, unsigned slot, const struct return_frame *frame)
+static enum x86_status iret_real(
+	struct x86_cpu *cpu, unsigned slot, const struct return_frame *frame)
 {
 	uint64_t mask = iret_mask(cpu, slot);
 
@@ -176,7 +178,7 @@ static enum x86_status iret_real(struct x86_cpu *cpu, unsigned slot, const struc
 /* Back to virtual-8086 mode: four more slots with ES, DS, FS, GS. */
 static enum x86_status iret_to_v86(struct x86_cpu *cpu, struct return_frame *frame)
 {
-	static const uint8_t order[] = { X86_SS, X86_ES, X86_DS, X86_FS, X86_GS };
+	static const uint8_t order[] = {X86_SS, X86_ES, X86_DS, X86_FS, X86_GS};
 	uint16_t selector[5];
 
 	X86_TRY(peek(cpu, 12, 4, &frame->rsp));
@@ -184,8 +186,9 @@ static enum x86_status iret_to_v86(struct x86_cpu *cpu, struct return_frame *fra
 		X86_TRY(peek_selector(cpu, 16 + 4 * i, 4, &selector[i]));
 	if (frame->rip > 0xffff)
 		return x86_gp(cpu, 0);
-	cpu->s.rflags = (frame->flags & (X86_FLAGS_WRITABLE | X86_RF | X86_VM | X86_VIF | X86_VIP)) |
-			X86_FLAGS_FIXED;
+	cpu->s.rflags =
+		(frame->flags & (X86_FLAGS_WRITABLE | X86_RF | X86_VM | X86_VIF | X86_VIP)) |
+		X86_FLAGS_FIXED;
 	cpu->s.seg[X86_CS] = x86_segment_v86(frame->cs);
 	for (unsigned i = 0; i < 5; i++)
 		cpu->s.seg[order[i]] = x86_segment_v86(selector[i]);
@@ -194,7 +197,8 @@ static enum x86_status iret_to_v86(struct x86_cpu *cpu, struct return_frame *fra
 	return X86_BOUNDARY;
 }
 
-static enum x86_status iret_protected(struct x86_cpu *cpu, unsigned slot, struct return_frame *frame)
+static enum x86_status iret_protected(
+	struct x86_cpu *cpu, unsigned slot, struct return_frame *frame)
 {
 	uint64_t mask = iret_mask(cpu, slot);
 	struct x86_segment cs, ss;

@@ -55,11 +55,11 @@ enum x86_status x86_pop_seg(struct x86_cpu *cpu, const struct x86_insn *insn)
 }
 
 /* LES LDS LSS LFS LGS: op[0] the register, op[1] the far pointer. */
-static enum x86_status load_far_pointer(struct x86_cpu *cpu, const struct x86_insn *insn,
-	enum x86_seg_index seg)
+static enum x86_status load_far_pointer(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_seg_index seg)
 {
 	uint64_t offset = 0;
-	uint8_t pointer[10] = { 0 };
+	uint8_t pointer[10] = {0};
 	uint16_t selector;
 
 	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), insn->osize + 2u, pointer));
@@ -195,8 +195,8 @@ static bool umip_forbids(const struct x86_cpu *cpu)
 	return (cpu->s.cr4 & X86_CR4_UMIP) && cpu->cpl;
 }
 
-static enum x86_status store_table(struct x86_cpu *cpu, const struct x86_insn *insn,
-	const struct x86_table_register *table)
+static enum x86_status store_table(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const struct x86_table_register *table)
 {
 	uint8_t bytes[10];
 
@@ -207,11 +207,11 @@ static enum x86_status store_table(struct x86_cpu *cpu, const struct x86_insn *i
 	return x86_store_bytes(cpu, insn->seg, x86_ea(cpu, insn), cpu->mode == 64 ? 10 : 6, bytes);
 }
 
-static enum x86_status load_table(struct x86_cpu *cpu, const struct x86_insn *insn,
-	struct x86_table_register *table)
+static enum x86_status load_table(
+	struct x86_cpu *cpu, const struct x86_insn *insn, struct x86_table_register *table)
 {
-	uint8_t bytes[10] = { 0 };
-	struct x86_table_register loaded = { 0 };
+	uint8_t bytes[10] = {0};
+	struct x86_table_register loaded = {0};
 
 	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), cpu->mode == 64 ? 10 : 6, bytes));
 	memcpy(&loaded.limit, bytes, 2);
@@ -259,8 +259,8 @@ enum x86_status x86_str(struct x86_cpu *cpu, const struct x86_insn *insn)
 }
 
 /* The descriptor of an LDT or TSS to be loaded: in the GDT, present, 16 bytes in long mode. */
-static enum x86_status fetch_system(struct x86_cpu *cpu, uint16_t selector, bool tss,
-	struct x86_descriptor *desc)
+static enum x86_status fetch_system(
+	struct x86_cpu *cpu, uint16_t selector, bool tss, struct x86_descriptor *desc)
 {
 	uint32_t error = x86_selector_error(selector, 0);
 
@@ -318,8 +318,8 @@ enum x86_status x86_swapgs(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return X86_OK;
 }
 
-static enum x86_status read_base(struct x86_cpu *cpu, const struct x86_insn *insn,
-	enum x86_seg_index seg)
+static enum x86_status read_base(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_seg_index seg)
 {
 	if (!(cpu->s.cr4 & X86_CR4_FSGSBASE))
 		return x86_ud(cpu);
@@ -327,8 +327,8 @@ static enum x86_status read_base(struct x86_cpu *cpu, const struct x86_insn *ins
 	return X86_OK;
 }
 
-static enum x86_status write_base(struct x86_cpu *cpu, const struct x86_insn *insn,
-	enum x86_seg_index seg)
+static enum x86_status write_base(
+	struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_seg_index seg)
 {
 	uint64_t base = x86_gpr_read(cpu, insn->op[0].reg, insn->op[0].size);
 

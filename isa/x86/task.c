@@ -23,7 +23,7 @@
 #define TSS16_LDT     42
 #define TSS16_BYTES   44
 
-#define DR6_BT	 (1ull << 15)
+#define DR6_BT	  (1ull << 15)
 #define DR7_LOCAL 0x155ull /* L0-L3 and LE */
 
 /* What is loaded from a TSS. */
@@ -93,8 +93,8 @@ static enum x86_status probe(struct x86_cpu *cpu, struct task_switch *sw)
 	X86_TRY(x86_probe_write(cpu, sw->next.linear, 8, false));
 	if (sw->reason == X86_TASK_CALL || sw->reason == X86_TASK_EVENT)
 		X86_TRY(x86_probe_write(cpu, tss_address(&sw->tr, 0), 2, false));
-	return x86_read_linear(cpu, tss_address(&sw->tr, 0), bytes,
-		sw->wide ? TSS32_BYTES : TSS16_BYTES, false);
+	return x86_read_linear(
+		cpu, tss_address(&sw->tr, 0), bytes, sw->wide ? TSS32_BYTES : TSS16_BYTES, false);
 }
 
 static void put32(uint8_t *bytes, unsigned index, uint32_t value)
@@ -121,8 +121,8 @@ static enum x86_status save_old(struct x86_cpu *cpu, const struct task_switch *s
 			put32(bytes, 2 + i, (uint32_t)s->reg[i]);
 		for (unsigned i = 0; i < 6; i++)
 			put32(bytes, 10 + i, s->seg[i].selector);
-		return x86_write_linear(cpu, tss_address(&s->tr, TSS32_DYNAMIC), bytes, TSS32_SAVED,
-			false);
+		return x86_write_linear(
+			cpu, tss_address(&s->tr, TSS32_DYNAMIC), bytes, TSS32_SAVED, false);
 	}
 	put16(bytes, 0, s->reg[X86_RIP]);
 	put16(bytes, 1, flags);
@@ -143,7 +143,8 @@ static enum x86_status link_tasks(struct x86_cpu *cpu, struct task_switch *sw)
 	if (sw->reason != X86_TASK_IRET)
 		X86_TRY(x86_descriptor_type(cpu, &sw->next, X86_TSS_BUSY_BIT, 0));
 	if (nested)
-		X86_TRY(x86_write_linear(cpu, tss_address(&sw->tr, 0), &cpu->s.tr.selector, 2, false));
+		X86_TRY(x86_write_linear(
+			cpu, tss_address(&sw->tr, 0), &cpu->s.tr.selector, 2, false));
 	return X86_OK;
 }
 
@@ -163,14 +164,14 @@ static uint16_t get16(const uint8_t *bytes, unsigned offset)
 	return value;
 }
 
-static enum x86_status read_state(struct x86_cpu *cpu, const struct task_switch *sw,
-	struct task_state *t)
+static enum x86_status read_state(
+	struct x86_cpu *cpu, const struct task_switch *sw, struct task_state *t)
 {
 	uint8_t bytes[TSS32_BYTES];
 
-	*t = (struct task_state){ .wide = sw->wide };
-	X86_TRY(x86_read_linear(cpu, tss_address(&sw->tr, 0), bytes,
-		sw->wide ? TSS32_BYTES : TSS16_BYTES, false));
+	*t = (struct task_state){.wide = sw->wide};
+	X86_TRY(x86_read_linear(
+		cpu, tss_address(&sw->tr, 0), bytes, sw->wide ? TSS32_BYTES : TSS16_BYTES, false));
 	if (!sw->wide) {
 		t->eip = get16(bytes, TSS16_DYNAMIC);
 		t->eflags = get16(bytes, TSS16_DYNAMIC + 2);
@@ -194,8 +195,8 @@ static enum x86_status read_state(struct x86_cpu *cpu, const struct task_switch 
 }
 
 /* Registers and selectors; no descriptor yet. In virtual-8086 mode that is all there is to do. */
-static void load_registers(struct x86_cpu *cpu, const struct task_switch *sw,
-	const struct task_state *t)
+static void load_registers(
+	struct x86_cpu *cpu, const struct task_switch *sw, const struct task_state *t)
 {
 	const uint32_t mask = X86_FLAGS_WRITABLE | X86_RF | X86_VM | X86_VIF | X86_VIP;
 	unsigned cpl = t->seg[X86_CS] & 3;
@@ -208,15 +209,16 @@ static void load_registers(struct x86_cpu *cpu, const struct task_switch *sw,
 	for (unsigned i = 0; i < 8; i++)
 		cpu->s.reg[i] = t->reg[i];
 	for (unsigned i = 0; i < 6; i++)
-		cpu->s.seg[i] = cpu->s.rflags & X86_VM ? x86_segment_v86(t->seg[i]) :
-							 x86_segment_null(t->seg[i], cpl);
+		cpu->s.seg[i] = cpu->s.rflags & X86_VM ? x86_segment_v86(t->seg[i])
+						       : x86_segment_null(t->seg[i], cpl);
 	cpu->s.ldtr = x86_segment_null(t->ldt, 0);
 	cpu->s.cr0 |= X86_CR0_TS;
 	cpu->s.dr[7] &= ~DR7_LOCAL;
 	x86_cpu_refresh(cpu);
 }
 
-static enum x86_status load_ldt(struct x86_cpu *cpu, const struct task_switch *sw, uint16_t selector)
+static enum x86_status load_ldt(
+	struct x86_cpu *cpu, const struct task_switch *sw, uint16_t selector)
 {
 	struct x86_descriptor desc;
 	uint32_t error = x86_selector_error(selector, sw->ext);
@@ -232,7 +234,8 @@ static enum x86_status load_ldt(struct x86_cpu *cpu, const struct task_switch *s
 	return X86_OK;
 }
 
-static enum x86_status load_code(struct x86_cpu *cpu, const struct task_switch *sw, uint16_t selector)
+static enum x86_status load_code(
+	struct x86_cpu *cpu, const struct task_switch *sw, uint16_t selector)
 {
 	struct x86_descriptor desc;
 	uint32_t error = x86_selector_error(selector, sw->ext);
@@ -249,8 +252,8 @@ static enum x86_status load_code(struct x86_cpu *cpu, const struct task_switch *
 	return X86_OK;
 }
 
-static enum x86_status load_data(struct x86_cpu *cpu, const struct task_switch *sw, unsigned index,
-	uint16_t selector)
+static enum x86_status load_data(
+	struct x86_cpu *cpu, const struct task_switch *sw, unsigned index, uint16_t selector)
 {
 	struct x86_descriptor desc;
 	uint32_t error = x86_selector_error(selector, sw->ext);
@@ -271,17 +274,17 @@ static enum x86_status load_data(struct x86_cpu *cpu, const struct task_switch *
 	return X86_OK;
 }
 
-static enum x86_status load_descriptors(struct x86_cpu *cpu, const struct task_switch *sw,
-	const struct task_state *t)
+static enum x86_status load_descriptors(
+	struct x86_cpu *cpu, const struct task_switch *sw, const struct task_state *t)
 {
-	static const uint8_t data[] = { X86_DS, X86_ES, X86_FS, X86_GS };
+	static const uint8_t data[] = {X86_DS, X86_ES, X86_FS, X86_GS};
 
 	X86_TRY(load_ldt(cpu, sw, t->ldt));
 	if (cpu->s.rflags & X86_VM)
 		return X86_OK;
 	X86_TRY(load_code(cpu, sw, t->seg[X86_CS]));
-	X86_TRY(x86_stack_segment(cpu, t->seg[X86_SS], t->seg[X86_CS] & 3, X86_TS, sw->ext,
-		&cpu->s.seg[X86_SS]));
+	X86_TRY(x86_stack_segment(
+		cpu, t->seg[X86_SS], t->seg[X86_CS] & 3, X86_TS, sw->ext, &cpu->s.seg[X86_SS]));
 	for (unsigned i = 0; i < sizeof(data); i++)
 		X86_TRY(load_data(cpu, sw, data[i], t->seg[data[i]]));
 	return X86_OK;
@@ -300,8 +303,8 @@ static enum x86_status push_error(struct x86_cpu *cpu, const struct task_switch 
 	return X86_OK;
 }
 
-static enum x86_status enter_task(struct x86_cpu *cpu, const struct task_switch *sw,
-	const struct task_state *t)
+static enum x86_status enter_task(
+	struct x86_cpu *cpu, const struct task_switch *sw, const struct task_state *t)
 {
 	load_registers(cpu, sw, t);
 	if (t->wide && (cpu->s.cr0 & X86_CR0_PG) && x86_write_cr(cpu, 3, t->cr3) == X86_FAULT)
@@ -324,7 +327,7 @@ static enum x86_status enter_task(struct x86_cpu *cpu, const struct task_switch 
 enum x86_status x86_task_switch(struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason,
 	uint64_t flags, const struct x86_event *event)
 {
-	struct task_switch sw = { .reason = reason, .event = event, .flags = flags };
+	struct task_switch sw = {.reason = reason, .event = event, .flags = flags};
 	struct task_state next;
 
 	sw.ext = event && event->type != X86_EVENT_SOFT_INT && event->type != X86_EVENT_SOFT_EXC;
@@ -338,7 +341,8 @@ enum x86_status x86_task_switch(struct x86_cpu *cpu, uint16_t selector, enum x86
 	return X86_BOUNDARY;
 }
 
-enum x86_status x86_task_transfer(struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason)
+enum x86_status x86_task_transfer(
+	struct x86_cpu *cpu, uint16_t selector, enum x86_task_reason reason)
 {
 	enum x86_status status = x86_task_switch(cpu, selector, reason, cpu->s.rflags, NULL);
 
