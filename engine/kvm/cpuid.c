@@ -1,5 +1,6 @@
 /*
- * The CPUID of a KVM vCPU: the machine's model, less the features that this KVM cannot give.
+ * The CPUID of KVM's vCPUs: the machine's model, less the features that this KVM cannot give, and with the
+ * rate at which its TSC really runs. Linux's Documentation/virt/kvm/api.rst (KVM_GET_SUPPORTED_CPUID).
  */
 #include "base/cleanup.h"
 #include "base/util.h"
@@ -21,23 +22,29 @@ struct feature_leaf {
 	uint32_t mask_eax, mask_ebx, mask_ecx, mask_edx; /* bits that are features */
 };
 
-/* Bits that KVM gives though its list may lack them: they follow from the irqchip or from CR4. */
-#define LEAF1_ECX_KEPT (1u << 21 | 1u << 27 | 1u << 31) /* x2APIC, OSXSAVE, hypervisor */
 #define LEAF1_ECX_DEADLINE (1u << 24)
+#define LEAF1_ECX_XSAVE	   (1u << 26)
+#define LEAF1_ECX_AVX	   (1u << 28)
+/* Bits that KVM gives though its list may lack them: they follow from the irqchip or from CR4. */
+#define LEAF1_ECX_KEPT	   (1u << 21 | 1u << 27 | 1u << 31) /* x2APIC, OSXSAVE, hypervisor */
+#define XCR0_AVX	   4u
+#define XSAVE_LEGACY_BYTES 576u
 
 static const struct feature_leaf feature_leaves[] = {
-	{ 0x00000001, 0, 0, 0, ~LEAF1_ECX_KEPT, ~0u },
-	{ 0x00000007, 0, 0, ~0u, ~0u, ~0u },
-	{ 0x00000007, 1, ~0u, 0, 0, 0 },
-	{ 0x0000000d, 1, ~0u, 0, 0, 0 },
-	{ 0x80000001, 0, 0, 0, ~0u, ~0u },
-	{ 0x80000007, 0, 0, 0, 0, ~0u },
-	{ 0x80000008, 0, 0, ~0u, 0, 0 },
-	{ 0x80000021, 0, ~0u, 0, 0, 0 },
-	{ 0x40000001, 0, ~0u, 0, 0, 0 },
+	{0x00000001, 0, 0, 0, ~LEAF1_ECX_KEPT, ~0u},
+	{0x00000007, 0, 0, ~0u, ~0u, ~0u},
+	{0x00000007, 1, ~0u, 0, 0, 0},
+	{0x0000000d, 0, ~0u, 0, 0, 0},
+	{0x0000000d, 1, ~0u, 0, 0, 0},
+	{0x80000001, 0, 0, 0, ~0u, ~0u},
+	{0x80000007, 0, 0, 0, 0, ~0u},
+	{0x80000008, 0, 0, ~0u, 0, 0},
+	{0x80000021, 0, ~0u, 0, 0, 0},
+	{0x40000001, 0, ~0u, 0, 0, 0},
 };
 
-static const struct kvm_cpuid_entry2 *find(const struct supported *s, uint32_t leaf, uint32_t subleaf)
+static const struct kvm_cpuid_entry2 *find(
+	const struct supported *s, uint32_t leaf, uint32_t subleaf)
 {
 	for (unsigned i = 0; i < s->head.nent; i++)
 		if (s->entry[i].function == leaf && s->entry[i].index == subleaf)
@@ -45,52 +52,141 @@ static const struct kvm_cpuid_entry2 *find(const struct supported *s, uint32_t l
 	return NULL;
 }
 
-static void remove_unsupported(const struct engine_vm *vm, const struct supported *s,
-	struct kvm_cpuid_entry2 *e)
+static void remove_unsupported(
+	const struct engine_vm *vm, const struct supported *s, struct x86_cpuid_leaf *l)
 {
+	const uint32_t deadline = vm->has_tsc_deadline ? LEAF1_ECX_DEADLINE : 0;
+
 	for (unsigned i = 0; i < ARRAY_SIZE(feature_leaves); i++) {
 		const struct feature_leaf *f = &feature_leaves[i];
-		const struct kvm_cpuid_entry2 none = { 0 };
+		const struct kvm_cpuid_entry2 none = {0};
 		const struct kvm_cpuid_entry2 *k = find(s, f->leaf, f->subleaf);
-		uint32_t deadline = e->ecx & LEAF1_ECX_DEADLINE;
 
-		if (f->leaf != e->function || f->subleaf != e->index)
+		if (f->leaf != l->leaf || f->subleaf != l->subleaf)
 			continue;
 		if (!k)
 			k = &none;
-		e->eax &= k->eax | ~f->mask_eax;
-		e->ebx &= k->ebx | ~f->mask_ebx;
-		e->ecx &= k->ecx | ~f->mask_ecx;
-		e->edx &= k->edx | ~f->mask_edx;
-		if (f->leaf == 1 && vm->has_tsc_deadline)
-			e->ecx |= deadline;
+		l->eax &= k->eax | ~f->mask_eax;
+		l->ebx &= k->ebx | ~f->mask_ebx;
+		l->ecx &= k->ecx | ~f->mask_ecx | (f->leaf == 1 ? deadline : 0);
+		l->edx &= k->edx | ~f->mask_edx;
 	}
+}
+
+/* Widths of addresses: not more than KVM's. */
+static void limit_addresses(const struct supported *s, struct x86_cpuid_leaf *l)
+{
+	const struct kvm_cpuid_entry2 *k = find(s, 0x80000008, 0);
+
+	if (l->leaf != 0x80000008 || !k)
+		return;
+	for (unsigned shift = 0; shift < 16; shift += 8) {
+		uint32_t mask = 0xffu << shift;
+		l->eax = (l->eax & ~mask) | MIN(l->eax & mask, k->eax & mask);
+	}
+}
+
+/* What leaf 0xd says of the XSAVE area must fit the features that are left. */
+static void fit_xsave(struct x86_cpuid_model *model)
+{
+	uint32_t features = 0;
+
+	for (unsigned i = 0; i < model->count; i++)
+		if (model->leaf[i].leaf == 1)
+			features = model->leaf[i].ecx;
+	for (unsigned i = 0; i < model->count; i++) {
+		struct x86_cpuid_leaf *l = &model->leaf[i];
+
+		if (l->leaf != 0xd || ((features & LEAF1_ECX_XSAVE) && (features & LEAF1_ECX_AVX)))
+			continue;
+		if (!(features & LEAF1_ECX_XSAVE) || l->subleaf == 2)
+			l->eax = l->ebx = l->ecx = l->edx = 0;
+		if (l->subleaf == 0 && l->eax) {
+			l->eax &= ~XCR0_AVX;
+			l->ecx = XSAVE_LEGACY_BYTES;
+		}
+	}
+}
+
+int kvm_cpuid_filter(struct engine_vm *vm, struct error *err)
+{
+	AUTO_FREE struct supported *supported = calloc(1, sizeof(*supported));
+
+	if (!supported)
+		return error_set(err, ENOMEM, "no memory for KVM's CPU model");
+	supported->head.nent = SUPPORTED_MAX;
+	int status = kvm_ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
+	if (status < 0)
+		return error_set_errno(err, -status, "KVM does not say which CPUID it supports");
+	vm->cpuid = *vm->config.cpuid;
+	for (unsigned i = 0; i < vm->cpuid.count; i++) {
+		remove_unsupported(vm, supported, &vm->cpuid.leaf[i]);
+		limit_addresses(supported, &vm->cpuid.leaf[i]);
+	}
+	fit_xsave(&vm->cpuid);
+	x86_cpuid_derive(&vm->cpuid);
+	return 0;
+}
+
+/* ---- the TSC's rate ---- */
+
+static bool near(uint64_t a, uint64_t b)
+{
+	return (a > b ? a - b : b - a) <= b / 1000;
+}
+
+/* Have the guest's TSC run at the model's rate, if the processor can; returns its rate in kHz, 0 if
+ * that is not known. */
+static uint64_t tune_tsc(struct engine_vcpu *vcpu)
+{
+	uint64_t want_khz = vcpu->vm->config.cpuid->tsc_hz / 1000;
+	int have_khz = kvm_ioctl(vcpu->fd, KVM_GET_TSC_KHZ, NULL);
+
+	if (have_khz <= 0)
+		return 0;
+	if (!near((uint64_t)have_khz, want_khz) && vcpu->vm->has_tsc_control &&
+		kvm_ioctl(vcpu->fd, KVM_SET_TSC_KHZ, (void *)(uintptr_t)want_khz) == 0)
+		return want_khz;
+	return (uint64_t)have_khz;
+}
+
+/* Say no rate but the true one: leaf 0x15's fraction is left out, KVM's own leaf is exact. */
+static void tell_tsc_rate(struct kvm_cpuid_entry2 *e, uint64_t khz)
+{
+	if (e->function == 0x15)
+		e->eax = e->ebx = e->ecx = 0;
+	else if (e->function == 0x16)
+		e->eax = e->ebx = (uint32_t)MIN(khz / 1000, (uint64_t)0xffff);
+	else if (e->function == 0x40000010)
+		e->eax = (uint32_t)khz;
 }
 
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err)
 {
-	const struct x86_cpuid_model *model = vcpu->vm->config.cpuid;
-	AUTO_FREE struct supported *supported = calloc(1, sizeof(*supported));
+	const struct x86_cpuid_model *model = &vcpu->vm->cpuid;
 	AUTO_FREE struct supported *cpuid = calloc(1, sizeof(*cpuid));
+	uint64_t khz = tune_tsc(vcpu);
 
-	if (!supported || !cpuid)
+	if (!cpuid)
 		return error_set(err, ENOMEM, "no memory for vCPU %u", vcpu->config.index);
-	supported->head.nent = SUPPORTED_MAX;
-	int status = kvm_ioctl(vcpu->vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
-	if (status < 0)
-		return error_set_errno(err, -status, "KVM does not say which CPUID it supports");
 	for (unsigned i = 0; i < model->count && i < SUPPORTED_MAX; i++) {
 		const struct x86_cpuid_leaf *leaf = &model->leaf[i];
 		struct kvm_cpuid_entry2 *e = &cpuid->entry[cpuid->head.nent++];
 		uint32_t regs[4];
 
-		x86_cpuid_query(model, vcpu->config.apic_id, 0, 1, 0, leaf->leaf, leaf->subleaf, regs);
-		*e = (struct kvm_cpuid_entry2){ .function = leaf->leaf, .index = leaf->subleaf,
-			.flags = leaf->indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0, .eax = regs[0],
-			.ebx = regs[1], .ecx = regs[2], .edx = regs[3] };
-		remove_unsupported(vcpu->vm, supported, e);
+		x86_cpuid_query(
+			model, vcpu->config.apic_id, 0, 1, 0, leaf->leaf, leaf->subleaf, regs);
+		*e = (struct kvm_cpuid_entry2){.function = leaf->leaf,
+			.index = leaf->subleaf,
+			.flags = leaf->indexed ? KVM_CPUID_FLAG_SIGNIFCANT_INDEX : 0,
+			.eax = regs[0],
+			.ebx = regs[1],
+			.ecx = regs[2],
+			.edx = regs[3]};
+		if (khz && !near(khz, model->tsc_hz / 1000))
+			tell_tsc_rate(e, khz);
 	}
-	status = kvm_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid);
+	int status = kvm_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid);
 	if (status < 0)
 		return error_set_errno(err, -status, "KVM refuses the CPU model");
 	return 0;

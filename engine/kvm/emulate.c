@@ -6,6 +6,7 @@
 #include "device/bus.h"
 #include "engine/kvm/private.h"
 #include "isa/x86/cpu.h"
+#include "isa/x86/msr.h"
 #include <errno.h>
 #include <stdlib.h>
 
@@ -37,38 +38,26 @@ static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_byte
 /* MSRs of devices are the kernel's here. */
 static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = { .head.nmsrs = 1, .entry.index = index };
-
-	if (kvm_ioctl(vcpu_of(cpu)->fd, KVM_GET_MSRS, &one) != 1)
-		return false;
-	*ret_value = one.entry.data;
-	return true;
+	return kvm_msr_get(vcpu_of(cpu), index, ret_value);
 }
 
 static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = { .head.nmsrs = 1, .entry = { .index = index, .data = value } };
-
-	return kvm_ioctl(vcpu_of(cpu)->fd, KVM_SET_MSRS, &one) == 1;
+	return kvm_msr_set(vcpu_of(cpu), index, value);
 }
 
+/* KVM's has TSC_ADJUST in it, which the processor core adds by itself. */
 static uint64_t env_tsc(struct x86_cpu *cpu)
 {
 	uint64_t value = 0;
 
-	env_msr_read(cpu, 0x10, &value);
-	return value;
+	kvm_msr_get(vcpu_of(cpu), X86_MSR_TSC, &value);
+	return value - cpu->s.msr.tsc_adjust;
 }
 
 static void env_set_tsc(struct x86_cpu *cpu, uint64_t value)
 {
-	env_msr_write(cpu, 0x10, value);
+	kvm_msr_set(vcpu_of(cpu), X86_MSR_TSC, value + cpu->s.msr.tsc_adjust);
 }
 
 static uint8_t env_cr8_read(struct x86_cpu *cpu)
@@ -83,13 +72,12 @@ static void env_cr8_write(struct x86_cpu *cpu, uint8_t value)
 
 static void env_hypercall(struct x86_cpu *cpu)
 {
-	cpu->s.reg[X86_RAX] = (uint64_t)-1000; /* KVM's ENOSYS; KVM never fails its own hypercalls */
+	cpu->s.reg[X86_RAX] =
+		(uint64_t)-1000; /* KVM's ENOSYS; KVM never fails its own hypercalls */
 }
 
 /* Other vCPUs go on meanwhile: a locked access across pages is not atomic here. */
-static void env_exclusive(struct x86_cpu *cpu)
-{
-}
+static void env_exclusive(struct x86_cpu *cpu) {}
 
 static const struct x86_env_ops emulator_env = {
 	.mmio_read = env_mmio_read,
@@ -113,8 +101,8 @@ static int emulator_create(struct engine_vcpu *vcpu)
 
 	if (!cpu)
 		return -ENOMEM;
-	int status = x86_cpu_init(cpu, vcpu->vm->config.memory, vcpu->vm->config.cpuid, &emulator_env,
-		vcpu);
+	int status =
+		x86_cpu_init(cpu, vcpu->vm->config.memory, &vcpu->vm->cpuid, &emulator_env, vcpu);
 	if (status < 0) {
 		free(cpu);
 		return status;
@@ -132,6 +120,21 @@ void kvm_emulator_free(struct engine_vcpu *vcpu)
 	free(vcpu->emulator);
 }
 
+/* An event that was on its way comes first: what KVM failed at may have been its delivery. */
+static enum x86_status emulate_one(struct x86_cpu *cpu)
+{
+	enum x86_status done;
+
+	if (cpu->s.event.type != X86_EVENT_NONE)
+		return x86_deliver(
+			cpu, &(const struct x86_event){cpu->s.event.type, cpu->s.event.vector,
+				     cpu->s.event.has_error, cpu->s.event.error});
+	do
+		done = x86_step(cpu);
+	while (done == X86_REPEAT);
+	return done;
+}
+
 int kvm_emulate(struct engine_vcpu *vcpu, struct error *err)
 {
 	struct x86_state state;
@@ -146,16 +149,12 @@ int kvm_emulate(struct engine_vcpu *vcpu, struct error *err)
 		vcpu->config.index, state.seg[X86_CS].selector,
 		(unsigned long long)state.reg[X86_RIP]);
 	x86_cpu_load(vcpu->emulator, &state);
-	enum x86_status done;
-	do
-		done = x86_step(vcpu->emulator);
-	while (done == X86_REPEAT);
+	enum x86_status done = emulate_one(vcpu->emulator);
 	vcpu->counters.emulated++;
-	if (done == X86_TRIPLE)
-		return -ESHUTDOWN;
+	vcpu->shutdown = done == X86_TRIPLE;
 	status = kvm_state_set_core(vcpu, &vcpu->emulator->s);
 	if (status == 0 && done == X86_HLT) {
-		struct kvm_mp_state halted = { .mp_state = KVM_MP_STATE_HALTED };
+		struct kvm_mp_state halted = {.mp_state = KVM_MP_STATE_HALTED};
 		status = kvm_ioctl(vcpu->fd, KVM_SET_MP_STATE, &halted);
 	}
 	if (status < 0)

@@ -8,8 +8,8 @@
 #include "base/log.h"
 #include "engine/engine.h"
 #include <linux/kvm.h>
-#include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 struct x86_cpu;
 
@@ -17,8 +17,9 @@ struct engine_vm {
 	struct engine_vm_config config;
 	int kvm_fd, fd;
 	size_t run_bytes;
-	bool has_xcrs, has_debugregs, has_tsc_deadline;
-	struct kvm_msr_list *msrs; /* that this KVM saves */
+	bool has_xcrs, has_debugregs, has_tsc_deadline, has_sregs2, has_tsc_control;
+	uint64_t msrs;		      /* a bit for each row of msr.c's table that this KVM knows */
+	struct x86_cpuid_model cpuid; /* config.cpuid less what this KVM lacks */
 };
 
 struct engine_vcpu {
@@ -26,9 +27,10 @@ struct engine_vcpu {
 	struct engine_vcpu_config config;
 	int fd;
 	struct kvm_run *run;
-	_Atomic bool kicked;
-	_Atomic bool in_run; /* `thread` runs KVM_RUN, or is about to */
-	pthread_t thread;
+	_Atomic bool kicked;  /* run() shall return */
+	_Atomic bool nmi;     /* one to inject before the next KVM_RUN */
+	_Atomic pid_t thread; /* that is in run(); 0: none */
+	bool shutdown;	      /* after a triple fault, until a state is set */
 	struct engine_counters counters;
 	struct x86_cpu *emulator; /* made when KVM first fails an instruction */
 	struct log_limit emulation_limit;
@@ -37,17 +39,51 @@ struct engine_vcpu {
 /* ioctl that retries EINTR; returns its result or negative errno. */
 int kvm_ioctl(int fd, unsigned long request, void *arg);
 
+/* ---- state.c, msr.c ---- */
+
 int kvm_state_get(struct engine_vcpu *vcpu, struct x86_state *ret_state);
 int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state);
 /* The same without time (TSC, timers) and the local APIC, which have run on meanwhile. */
 int kvm_state_set_core(struct engine_vcpu *vcpu, const struct x86_state *state);
 
-/* Give the vCPU the model's CPUID, less what this KVM lacks. */
+/* Note which MSRs of the state this KVM has. */
+void kvm_msrs_find(struct engine_vm *vm, const struct kvm_msr_list *list);
+int kvm_msrs_get(struct engine_vcpu *vcpu, struct x86_state *s);
+int kvm_msrs_set(struct engine_vcpu *vcpu, const struct x86_state *s, bool time_too);
+/* Any one MSR; false: KVM does not know it, or not that value. */
+bool kvm_msr_get(struct engine_vcpu *vcpu, uint32_t index, uint64_t *ret_value);
+bool kvm_msr_set(struct engine_vcpu *vcpu, uint32_t index, uint64_t value);
+
+/* ---- cpuid.c ---- */
+
+/* Make vm->cpuid. */
+int kvm_cpuid_filter(struct engine_vm *vm, struct error *err);
+/* Give it to the vCPU. */
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err);
 
-/* Execute the instruction that KVM could not, with isa/x86's semantics, on the vCPU's own state. */
+/* ---- run.c ---- */
+
+enum engine_exit kvm_run(struct engine_vcpu *vcpu, struct error *err);
+void kvm_kick_init(void);
+void kvm_kick(struct engine_vcpu *vcpu);
+void kvm_nmi(struct engine_vcpu *vcpu);
+/* Hand an NMI that another thread asked for to KVM. On the vCPU's thread, or while it is outside run. */
+void kvm_take_nmi(struct engine_vcpu *vcpu);
+
+/* ---- irq.c ---- */
+
+int kvm_irq_routes(struct engine_vm *vm);
+int kvm_irq_line(struct engine_vm *vm, unsigned gsi, bool level);
+int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data);
+
+/* ---- emulate.c ---- */
+
+/* Execute the instruction that KVM could not, with isa/x86's semantics, on the vCPU's own state. A triple
+ * fault in it sets vcpu->shutdown. */
 int kvm_emulate(struct engine_vcpu *vcpu, struct error *err);
 void kvm_emulator_free(struct engine_vcpu *vcpu);
+
+/* ---- probe.c ---- */
 
 void kvm_probe(struct engine_probe *ret_probe);
 

@@ -18,7 +18,7 @@
 #define EMULATED_NS 50.0 /* an instruction: hardware is below 2, emulation was seen at 600 */
 
 /* mov ecx, LOOPS; 1: dec ecx; jnz 1b; hlt. The last one leaves KVM_RUN, as there is no irqchip. */
-static const uint8_t loop_code[] = { 0xb9, LOOPS & 0xff, LOOPS >> 8, 0, 0, 0x49, 0x75, 0xfd, 0xf4 };
+static const uint8_t loop_code[] = {0xb9, LOOPS & 0xff, LOOPS >> 8, 0, 0, 0x49, 0x75, 0xfd, 0xf4};
 
 struct trial {
 	int kvm_fd, vm_fd, vcpu_fd;
@@ -41,10 +41,11 @@ static void trial_done(struct trial *t)
 
 static int trial_memory(struct trial *t)
 {
-	void *page = mmap(NULL, GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-		0);
-	struct kvm_userspace_memory_region slot = { .guest_phys_addr = CODE_GPA,
-		.memory_size = GUEST_PAGE_SIZE, .userspace_addr = (uintptr_t)page };
+	void *page = mmap(
+		NULL, GUEST_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct kvm_userspace_memory_region slot = {.guest_phys_addr = CODE_GPA,
+		.memory_size = GUEST_PAGE_SIZE,
+		.userspace_addr = (uintptr_t)page};
 
 	if (page == MAP_FAILED)
 		return -ENOMEM;
@@ -56,16 +57,16 @@ static int trial_memory(struct trial *t)
 /* Flat 32-bit protected mode, ring 0: what every host's hardware runs directly. */
 static int trial_state(struct trial *t)
 {
-	struct kvm_regs regs = { .rip = CODE_GPA, .rflags = 2 };
+	struct kvm_regs regs = {.rip = CODE_GPA, .rflags = 2};
 	struct kvm_sregs s;
 	int status = kvm_ioctl(t->vcpu_fd, KVM_GET_SREGS, &s);
 
 	if (status < 0)
 		return status;
-	s.cs = (struct kvm_segment){ .limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1,
-		.s = 1, .g = 1 };
-	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){ .limit = ~0u, .selector = 16,
-		.type = 3, .present = 1, .db = 1, .s = 1, .g = 1 };
+	s.cs = (struct kvm_segment){
+		.limit = ~0u, .selector = 8, .type = 11, .present = 1, .db = 1, .s = 1, .g = 1};
+	s.ds = s.es = s.fs = s.gs = s.ss = (struct kvm_segment){
+		.limit = ~0u, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
 	s.cr0 |= 1;
 	status = kvm_ioctl(t->vcpu_fd, KVM_SET_SREGS, &s);
 	return status < 0 ? status : kvm_ioctl(t->vcpu_fd, KVM_SET_REGS, &regs);
@@ -116,7 +117,7 @@ static double trial_measure(struct trial *t, int *ret_status)
 
 static void probe_ring0(int kvm_fd, struct engine_probe *probe)
 {
-	struct trial trial = { .kvm_fd = kvm_fd, .vm_fd = -1, .vcpu_fd = -1 };
+	struct trial trial = {.kvm_fd = kvm_fd, .vm_fd = -1, .vcpu_fd = -1};
 	int status = trial_open(&trial);
 
 	if (status == 0)
@@ -137,8 +138,9 @@ static void probe_ring0(int kvm_fd, struct engine_probe *probe)
 
 static void no_device(int code, struct engine_probe *probe)
 {
-	const char *remedy = "load the module: modprobe kvm_intel or kvm_amd; in a virtual machine, turn "
-			     "on nested virtualization";
+	const char *remedy =
+		"load the module: modprobe kvm_intel or kvm_amd; in a virtual machine, turn "
+		"on nested virtualization";
 
 	if (code == EACCES || code == EPERM)
 		remedy = "join its group: usermod -aG kvm USER, then log in again; or run as root";
@@ -148,7 +150,7 @@ static void no_device(int code, struct engine_probe *probe)
 
 void kvm_probe(struct engine_probe *ret_probe)
 {
-	*ret_probe = (struct engine_probe){ .hardware = true };
+	*ret_probe = (struct engine_probe){.hardware = true};
 	AUTO_CLOSE int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
 	if (fd < 0)
