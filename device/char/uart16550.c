@@ -121,7 +121,8 @@ static bool uart_has_room(const struct uart *uart)
 
 	if (s->mcr & MCR_LOOP)
 		return false;
-	if (uart->config.hold_input && !(s->ier & IER_RECEIVE))
+	/* OUT2 too: while a driver probes, it sets every bit of IER for a moment. */
+	if (uart->config.hold_input && !((s->ier & IER_RECEIVE) && (s->mcr & MCR_OUT2)))
 		return false;
 	return s->fifo_count < (s->fcr & FCR_ENABLE ? UART_FIFO_SIZE : 1);
 }
@@ -234,7 +235,7 @@ static void uart_write_fcr(struct uart *uart, uint8_t value)
 	struct uart_state *s = &uart->s;
 	bool toggled = (value ^ s->fcr) & FCR_ENABLE;
 
-	if (toggled || (value & FCR_CLEAR_RECEIVE))
+	if ((toggled && !uart->config.hold_input) || (value & FCR_CLEAR_RECEIVE))
 		s->fifo_count = 0;
 	/* The other bits stick only together with the enable bit. */
 	s->fcr = value & FCR_ENABLE ? value & FCR_KEPT : 0;

@@ -27,9 +27,10 @@ struct uart_config {
 	 * held; must not call back, only wake whoever feeds the port. May be NULL. */
 	void (*room)(void *opaque);
 	void *opaque;
-	/* Take no input until the guest enables the receive interrupt. A driver clears the FIFO
-	 * when it opens the port; what was typed or piped in before is then kept, not lost. Not
-	 * for guests that poll, such as boot loaders. */
+	/* Take no input until the guest enables the receive interrupt and OUT2, and drop none when
+	 * the FIFOs go on or off (as a real one does; Linux does that with interrupts enabled). A
+	 * driver clears the FIFO when it opens the port; what was typed or piped in before is then
+	 * kept, not lost. Not for guests that poll, such as boot loaders. */
 	bool hold_input;
 };
 

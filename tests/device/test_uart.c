@@ -238,9 +238,18 @@ static void test_hold(void **state)
 
 	assert_int_equal(uart_receive(f->uart, (const uint8_t *)"ls\n", 3), 0);
 	outb(f->bus, COM1 + 2, 0x07);
+	outb(f->bus, COM1 + 1, 0x0f); /* a probe */
+	assert_int_equal(uart_receive(f->uart, (const uint8_t *)"ls\n", 3), 0);
+	outb(f->bus, COM1 + 1, 0x00);
+	outb(f->bus, COM1 + 2, 0x00);
+	outb(f->bus, COM1 + 4, 0x0b);
 	assert_int_equal(f->rooms, 0);
+	/* Linux enables the interrupt, then the FIFOs: what comes in between is not lost. */
 	outb(f->bus, COM1 + 1, 0x05);
 	assert_int_equal(f->rooms, 1);
+	assert_int_equal(uart_receive(f->uart, (const uint8_t *)"#", 1), 1);
+	outb(f->bus, COM1 + 2, 0x81);
+	assert_int_equal(inb(f->bus, COM1), '#');
 	assert_int_equal(uart_receive(f->uart, (const uint8_t *)"ls\n", 3), 3);
 	assert_int_equal(inb(f->bus, COM1), 'l');
 }
