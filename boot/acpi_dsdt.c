@@ -86,6 +86,20 @@ static void write_rtc(struct aml *aml)
 	aml_close(aml, device);
 }
 
+/* QEMU's panic notifier; drivers know it by this ID. */
+static void write_pvpanic(struct aml *aml, const struct acpi_config *config)
+{
+	unsigned device = aml_device_open(aml, "PEVT"), resources;
+
+	aml_name(aml, "_HID");
+	aml_string(aml, "QEMU0001");
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_io(aml, config->pvpanic_port, 1);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+}
+
 /* The ports outside the configuration mechanism's own, and the windows. */
 static void write_pci_resources(struct aml *aml, const struct acpi_config *config)
 {
@@ -206,6 +220,8 @@ void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
 		write_rtc(aml);
 	if (config->hpet_base)
 		write_hpet(aml, config);
+	if (config->pvpanic_port)
+		write_pvpanic(aml, config);
 	if (config->pci)
 		write_pci(aml, config);
 	write_virtio_mmios(aml, config);

@@ -392,6 +392,7 @@ int board_tables(struct board *board, struct boot_config *boot, struct error *er
 	acpi_config_init(&config);
 	config.cpu_count = board->machine->vcpu_count;
 	config.hpet_base = BOOT_HPET_GPA;
+	config.pvpanic_port = PVPANIC_PORT;
 	describe_power(&config);
 	describe_pci(&config);
 	boot->reserved = reserved;

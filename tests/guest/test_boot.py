@@ -1,10 +1,11 @@
 """Stock Debian kernels, to a shell and to power-off."""
 
 import os
+import subprocess
 
 import pytest
 
-from lodge import BOOT_S, PROGRAM, PROMPT, ROOT
+from lodge import BOOT_S, PROGRAM, PROMPT, ROOT, dev
 
 
 def shell(boot, *options, **more):
@@ -71,3 +72,17 @@ def test_cloud_kernel_under_sanitizers(console, kernel, initrd):
                       env=dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"))
     assert machine.wait(10 * BOOT_S) == 0, machine.text[-6000:]
     assert "runtime error" not in machine.text and "AddressSanitizer" not in machine.text
+
+
+def test_a_panic_is_reported(boot):
+    """The kernel's own pvpanic driver tells; without it a panic shows only on the console."""
+    tree = dev("kernel", "cloud", "--modules")
+    done = subprocess.run(["find", tree, "-name", "pvpanic*.ko"], check=True, capture_output=True,
+                          text=True)
+    modules = {"mod/" + path.rsplit("/", 1)[1]: path for path in done.stdout.split()}
+    assert {"mod/pvpanic.ko", "mod/pvpanic-mmio.ko"} <= set(modules), modules
+    machine = boot("--engine", "interp", files=modules)
+    machine.expect(PROMPT, BOOT_S)
+    machine.send("insmod /mod/pvpanic.ko; insmod /mod/pvpanic-mmio.ko; echo c > /proc/sysrq-trigger\n")
+    assert machine.wait(60) == 101
+    assert "panicked" in machine.text
