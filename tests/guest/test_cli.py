@@ -1,13 +1,16 @@
 """What a person meets who makes a mistake: one clear line, a non-zero exit, the terminal intact."""
 
 import os
+import pty
 import random
 import signal
 import subprocess
+import termios
+import time
 
 import pytest
 
-from lodge import BOOT_S, PROGRAM, lodge
+from lodge import BOOT_S, PATIENCE, PROGRAM, lodge
 
 
 def check_refused(done, *words):
@@ -263,3 +266,32 @@ def test_terminal_is_restored_after_a_refusal(console, tmp_path):
     assert machine.wait(10) > 0
     assert str(path) in machine.text
     assert machine.terminal() == machine.settings
+
+
+def test_kill_9_gives_the_terminal_back(cloud):
+    """The guardian process does that, where a shell holds the terminal after the program's end."""
+    leader, master = pty.fork()
+    if leader == 0:
+        subprocess.run([PROGRAM, "run", "--engine", "interp", "--kernel", cloud], check=False)
+        time.sleep(60)
+        os._exit(0)
+
+    def canonical():
+        return bool(termios.tcgetattr(master)[3] & termios.ICANON)
+
+    def wait_for(wanted):
+        until = time.monotonic() + 20 * PATIENCE
+        while canonical() != wanted and time.monotonic() < until:
+            time.sleep(0.05)
+        return canonical() == wanted
+
+    try:
+        assert wait_for(False), "the terminal never went raw"
+        program = subprocess.run(["pgrep", "-P", str(leader)], check=True, capture_output=True,
+                                 text=True).stdout.split()[0]
+        os.kill(int(program), signal.SIGKILL)
+        assert wait_for(True), "the terminal stayed raw"
+    finally:
+        os.kill(leader, signal.SIGKILL)
+        os.waitpid(leader, 0)
+        os.close(master)
