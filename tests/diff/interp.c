@@ -1,0 +1,483 @@
+/*
+ * The differential harness's interpreter half: see interp.h. Instructions go one at a time through
+ * x86_fetch(), x86_check_row() and the semantic function, and the first exception ends the case
+ * instead of being delivered.
+ *
+ * Physical memory: page tables, GDT and TSS first, then code and data. Linux's GDT is copied as far
+ * as ring 3 can see it. System structures are mapped in the upper half, for the supervisor.
+ */
+#include "interp.h"
+
+#include "base/error.h"
+#include "base/util.h"
+#include "isa/x86/access.h"
+#include "isa/x86/semantics.h"
+
+#include <cpuid.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#define PML4	   0x1000u
+#define PDPT	   0x2000u
+#define PD	   0x3000u
+#define PT	   0x4000u
+#define SYS_PDPT   0x5000u
+#define SYS_PD	   0x6000u
+#define GDT	   0x8000u
+#define TSS	   0x9000u
+#define CODE	   0x10000u
+#define DATA	   0x20000u
+#define RAM_BYTES  0x200000u
+#define SYS_LINEAR 0xffff800000000000ull /* physical memory, for the supervisor */
+#define PTE_P	   1u
+#define PTE_W	   2u
+#define PTE_U	   4u
+#define PTE_LARGE  0x80u
+#define PTE_NX	   BIT(63)
+#define STEPS_MAX  3000
+
+const char *const diff_skip_names[DIFF_SKIPS] = {
+	[DIFF_SKIP_NOTEST] = "result depends on time or on the host's set-up",
+	[DIFF_SKIP_SYSCALL] = "enters the host's kernel",
+	[DIFF_SKIP_INTERRUPT] = "goes through the host's IDT",
+	[DIFF_SKIP_UMIP] = "Linux emulates it for ring 3 (UMIP)",
+	[DIFF_SKIP_XCR0] = "shows the host's XCR0 or its AVX-512 state",
+	[DIFF_SKIP_HOST] = "this host lacks the feature",
+	[DIFF_SKIP_UNDEFINED] = "reads a flag that was left undefined",
+	[DIFF_SKIP_ENDLESS] = "does not end",
+	[DIFF_SKIP_EXTRA] = "the host has the instruction, the table does not",
+	[DIFF_SKIP_MODE32] = "this host's kernel runs no 32-bit code",
+	[DIFF_SKIP_MXCSR] = "uses MXCSR.MM, which guests are not offered",
+	[DIFF_SKIP_CPU_NODE] = "uses Linux's selector with the CPU's number",
+	[DIFF_SKIP_VENDOR] = "differs between Intel's and AMD's processors",
+};
+
+/* ---- environment: nothing is out there ---- */
+
+static uint64_t env_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes)
+{
+	return ~0ull;
+}
+static void env_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value) {}
+static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes)
+{
+	return ~0u;
+}
+static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value) {}
+static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
+{
+	return false;
+}
+static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
+{
+	return false;
+}
+static uint64_t env_tsc(struct x86_cpu *cpu)
+{
+	return 0;
+}
+static void env_set_tsc(struct x86_cpu *cpu, uint64_t value) {}
+static uint8_t env_cr8_read(struct x86_cpu *cpu)
+{
+	return 0;
+}
+static void env_cr8_write(struct x86_cpu *cpu, uint8_t value) {}
+static void env_nothing(struct x86_cpu *cpu) {}
+
+static const struct x86_env_ops env_ops = {
+	.mmio_read = env_mmio_read,
+	.mmio_write = env_mmio_write,
+	.pio_read = env_pio_read,
+	.pio_write = env_pio_write,
+	.msr_read = env_msr_read,
+	.msr_write = env_msr_write,
+	.tsc = env_tsc,
+	.set_tsc = env_set_tsc,
+	.cr8_read = env_cr8_read,
+	.cr8_write = env_cr8_write,
+	.hypercall = env_nothing,
+	.exclusive_begin = env_nothing,
+	.exclusive_end = env_nothing,
+};
+
+/* ---- set-up ---- */
+
+static void make_tables(struct diff_interp *interp)
+{
+	uint8_t *ram = memory_host(interp->memory, 0, RAM_BYTES, true);
+	uint64_t *pml4 = (uint64_t *)(ram + PML4), *pdpt = (uint64_t *)(ram + PDPT),
+		 *pd = (uint64_t *)(ram + PD), *pt = (uint64_t *)(ram + PT);
+	const uint64_t all = PTE_P | PTE_W | PTE_U;
+
+	interp->code = ram + CODE;
+	interp->data = ram + DATA;
+	memset(interp->code, 0xcc, DIFF_CODE_BYTES);
+	pml4[0] = PDPT | all;
+	pdpt[0] = PD | all;
+	pd[DIFF_CODE >> 21] = PT | all;
+	for (unsigned i = 0; i < DIFF_CODE_BYTES >> 12; i++)
+		pt[(DIFF_CODE >> 12 & 511) + i] = (CODE + i * 0x1000) | PTE_P | PTE_U;
+	for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
+		if (i != DIFF_HOLE)
+			pt[(DIFF_DATA >> 12 & 511) + i] = (DATA + i * 0x1000) | PTE_P | PTE_U |
+				PTE_NX | (i == DIFF_READONLY ? 0 : PTE_W);
+	pml4[256] = SYS_PDPT | PTE_P | PTE_W;
+	*(uint64_t *)(ram + SYS_PDPT) = SYS_PD | PTE_P | PTE_W;
+	*(uint64_t *)(ram + SYS_PD) = PTE_LARGE | PTE_P | PTE_W;
+
+	uint64_t *gdt = (uint64_t *)(ram + GDT);
+	gdt[1] = 0x00cf9b000000ffffull; /* kernel, 32-bit code */
+	gdt[2] = 0x00af9b000000ffffull;
+	gdt[3] = 0x00cf93000000ffffull;
+	gdt[4] = 0x00cffb000000ffffull; /* user, 32-bit code, data, 64-bit code */
+	gdt[5] = 0x00cff3000000ffffull;
+	gdt[6] = 0x00affb000000ffffull;
+	gdt[8] = 0x00008b0000002087ull; /* TSS */
+	*(uint16_t *)(ram + TSS + 0x66) = 0xffff; /* no I/O map */
+	gdt[15] = 0x0040f50000000000ull | interp->shared->cpu_node_limit;
+}
+
+static struct x86_segment segment(uint16_t selector)
+{
+	const uint16_t data = X86_SEG_P | X86_SEG_S | X86_SEG_DPL | X86_SEG_WRITE | X86_SEG_ACCESSED |
+			      X86_SEG_G;
+	struct x86_segment s = { .limit = 0xffffffff, .selector = selector, .attr = data };
+
+	switch (selector) {
+	case DIFF_DS: s.attr |= X86_SEG_DB; break;
+	case DIFF_CS32: s.attr |= X86_SEG_DB | X86_SEG_CODE; break;
+	case DIFF_CS64: s.attr |= X86_SEG_L | X86_SEG_CODE; break;
+	default: s = (struct x86_segment){ .selector = selector }; break;
+	}
+	return s;
+}
+
+static void set_system_state(struct x86_cpu *cpu)
+{
+	struct x86_state *s = &cpu->s;
+
+	s->cr0 = X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_AM |
+		 X86_CR0_PG;
+	s->cr3 = PML4;
+	s->cr4 = X86_CR4_PAE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_FSGSBASE |
+		 X86_CR4_OSXSAVE | X86_CR4_UMIP;
+	s->xcr0 = X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX;
+	s->msr.efer = X86_EFER_SCE | X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
+	s->gdtr = (struct x86_table_register){ SYS_LINEAR + GDT, 127 };
+	s->idtr = (struct x86_table_register){ SYS_LINEAR, 0 };
+	s->ldtr = (struct x86_segment){ 0 };
+	s->tr = (struct x86_segment){ .base = SYS_LINEAR + TSS, .limit = 0x67, .selector = 0x40,
+		.attr = X86_SEG_P | 11 };
+}
+
+/* Features that the interpreter has whatever the host is. */
+static void drop_what_host_lacks(struct x86_cpu *cpu)
+{
+	static const struct {
+		uint16_t feature;
+		uint8_t reg, bit; /* EAX EBX ECX EDX = 0..3 */
+		uint32_t leaf;
+	} list[] = { { X86_F_MOVBE, 2, 22, 1 }, { X86_F_POPCNT, 2, 23, 1 }, { X86_F_CX16, 2, 13, 1 },
+		{ X86_F_FSGSBASE, 1, 0, 7 }, { X86_F_BMI1, 1, 3, 7 }, { X86_F_BMI2, 1, 8, 7 },
+		{ X86_F_ADX, 1, 19, 7 }, { X86_F_CLFLUSHOPT, 1, 23, 7 }, { X86_F_CLWB, 1, 24, 7 },
+		{ X86_F_MOVDIRI, 2, 27, 7 }, { X86_F_MOVDIR64B, 2, 28, 7 },
+		{ X86_F_SERIALIZE, 3, 14, 7 }, { X86_F_LAHF64, 2, 0, 0x80000001 },
+		{ X86_F_ABM, 2, 5, 0x80000001 } };
+	uint32_t r[4];
+
+	for (unsigned i = 0; i < ARRAY_SIZE(list); i++) {
+		if (__get_cpuid_count(list[i].leaf, 0, &r[0], &r[1], &r[2], &r[3]) &&
+			!(r[list[i].reg] >> list[i].bit & 1))
+			cpu->features.bits[list[i].feature / 64] &= ~BIT(list[i].feature % 64);
+	}
+}
+
+int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp)
+{
+	struct diff_interp *interp = calloc(1, sizeof(*interp));
+	struct error err = { 0 };
+
+	if (!interp)
+		return -ENOMEM;
+	interp->shared = shared;
+	interp->pattern_now = -1;
+	int rc = memory_create(&interp->memory);
+	if (rc == 0)
+		rc = memory_add_ram(interp->memory, 0, RAM_BYTES, 0, "ram", &err);
+	x86_cpuid_default(&interp->model, 1, 1000000000ull);
+	if (rc == 0)
+		rc = x86_cpu_init(&interp->cpu, interp->memory, &interp->model, &env_ops, interp);
+	if (rc < 0) {
+		memory_free(interp->memory);
+		free(interp);
+		return rc;
+	}
+	drop_what_host_lacks(&interp->cpu);
+	make_tables(interp);
+	set_system_state(&interp->cpu);
+	*ret_interp = interp;
+	return 0;
+}
+
+void diff_interp_free(struct diff_interp *interp)
+{
+	x86_cpu_done(&interp->cpu);
+	memory_free(interp->memory);
+	free(interp);
+}
+
+/* ---- what cannot be compared ---- */
+
+static bool is_one_of(x86_semantic *fn, x86_semantic *const *list, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		if (list[i] == fn)
+			return true;
+	return false;
+}
+
+static enum diff_skip row_kind(const struct x86_row *row)
+{
+	static x86_semantic *const syscalls[] = { x86_syscall, x86_sysenter };
+	static x86_semantic *const interrupts[] = { x86_int, x86_int1, x86_int3, x86_into };
+	static x86_semantic *const umip[] = { x86_sgdt, x86_sidt, x86_sldt, x86_str, sem_smsw };
+
+	if (is_one_of(row->fn, syscalls, ARRAY_SIZE(syscalls)))
+		return DIFF_SKIP_SYSCALL;
+	if (is_one_of(row->fn, interrupts, ARRAY_SIZE(interrupts)))
+		return DIFF_SKIP_INTERRUPT;
+	if (is_one_of(row->fn, umip, ARRAY_SIZE(umip)))
+		return DIFF_SKIP_UMIP;
+	if (row->fn == sem_xgetbv)
+		return DIFF_SKIP_XCR0;
+	/* Of ports only the #GP that ring 3 gets is compared. */
+	if ((row->attr & X86_A_NOTEST) && !(row->attr & (X86_A_IO | X86_A_CPL0)))
+		return DIFF_SKIP_NOTEST;
+	return DIFF_SKIP_NONE;
+}
+
+enum diff_skip diff_row_skip(const struct diff_interp *interp, const struct x86_row *row)
+{
+	if (!x86_has(&interp->cpu.features, row->feature))
+		return DIFF_SKIP_HOST;
+	if ((row->attr & X86_A_NO64) && !interp->mode32)
+		return DIFF_SKIP_MODE32;
+	return row_kind(row);
+}
+
+static bool is_xsave_family(x86_semantic *fn)
+{
+	return fn == x86_fpu_xsave || fn == x86_fpu_xrstor || fn == x86_fpu_xsaveopt ||
+	       fn == x86_fpu_xsavec;
+}
+
+/* A selector in the instruction's operand that says on which CPU we are. */
+static bool reads_cpu_node(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	uint64_t selector = 0;
+
+	if (insn->fn != x86_lsl && insn->fn != x86_lar)
+		return false;
+	return x86_op_read(cpu, insn, 1, &selector) == X86_OK && (selector & 0xfffc) == 0x78;
+}
+
+/* Near branches with an operand-size prefix, and far pointers with REX.W, in 64-bit mode: Intel's ignore
+ * the one and honour the other, AMD's the reverse. Ours are Intel's. */
+static bool differs_by_vendor(const struct x86_insn *insn)
+{
+	if (insn->mode != 64)
+		return false;
+	if ((insn->row->attr & X86_A_F64) && (insn->prefix & X86_P_OPSIZE) && !(insn->rex & 8))
+		return true;
+	return strstr(insn->row->operands, "Mp") && (insn->rex & 8);
+}
+
+static enum diff_skip insn_skip(struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	enum diff_skip skip = row_kind(insn->row);
+
+	if (skip)
+		return skip;
+	if (is_xsave_family(insn->fn) && (cpu->s.reg[X86_RAX] & 0xfffffff8))
+		return DIFF_SKIP_XCR0;
+	if (reads_cpu_node(cpu, insn))
+		return DIFF_SKIP_CPU_NODE;
+	return differs_by_vendor(insn) ? DIFF_SKIP_VENDOR : DIFF_SKIP_NONE;
+}
+
+/* ---- what is compared less than exactly ---- */
+
+/* Do the manuals leave open in which order its memory accesses happen? */
+static bool has_open_order(x86_semantic *fn)
+{
+	static x86_semantic *const list[] = { x86_fpu_ldenv, x86_fpu_stenv, x86_fpu_restore,
+		x86_fpu_save, x86_fpu_fxsave, x86_fpu_fxrstor, x86_fpu_xsave, x86_fpu_xsavec,
+		x86_fpu_xsaveopt, x86_fpu_xrstor, x86_vec_maskmov, x86_sem_pusha, x86_sem_popa,
+		x86_sem_enter, x86_retf, x86_iret, x86_call_far, x86_jmp_far };
+
+	return is_one_of(fn, list, ARRAY_SIZE(list));
+}
+
+/* FXSAVE's MXCSR_MASK: the host has MM (bit 17), guests are not offered it. */
+static void mend_mxcsr_mask(struct diff_interp *interp, const struct x86_insn *insn, uint64_t ea)
+{
+	const uint64_t at = ea + 28 - DIFF_DATA;
+	uint32_t mask;
+
+	if (insn->fn != x86_fpu_fxsave && insn->fn != x86_fpu_xsave && insn->fn != x86_fpu_xsaveopt &&
+		insn->fn != x86_fpu_xsavec)
+		return;
+	if (at > DIFF_DATA_BYTES - 4)
+		return;
+	memcpy(&mask, interp->data + at, 4);
+	if (mask == 0xffff)
+		mask = 0x2ffff;
+	memcpy(interp->data + at, &mask, 4);
+}
+
+/* ---- state ---- */
+
+static void load_state(struct x86_cpu *cpu, const struct diff_state *in)
+{
+	struct x86_state *s = &cpu->s;
+	struct x86_fpu *f = &s->fpu;
+
+	memcpy(s->reg, in->reg, sizeof(in->reg));
+	s->reg[X86_RIP] = in->rip;
+	s->reg[X86_ZERO] = 0;
+	s->rflags = in->rflags;
+	for (unsigned i = 0; i < 6; i++)
+		s->seg[i] = segment(in->seg[i]);
+	s->seg[X86_FS].base = in->fs_base;
+	s->seg[X86_GS].base = in->gs_base;
+	f->fcw = in->fcw;
+	f->fsw = in->fsw;
+	f->fop = in->fop;
+	f->ftw = in->ftw;
+	f->fip = in->fip;
+	f->fdp = in->fdp;
+	f->fcs = f->fds = 0;
+	f->mxcsr = in->mxcsr;
+	memcpy(f->st, in->st, sizeof(f->st));
+	for (unsigned i = 0; i < 16; i++)
+		memcpy(f->vec[i].b, in->vec[i], 32);
+	s->interrupt_shadow = s->mov_ss_shadow = false;
+	s->activity = X86_RUNNING;
+	x86_cpu_refresh(cpu);
+}
+
+static void save_state(const struct x86_cpu *cpu, struct diff_state *out)
+{
+	const struct x86_state *s = &cpu->s;
+	const struct x86_fpu *f = &s->fpu;
+
+	memcpy(out->reg, s->reg, sizeof(out->reg));
+	out->rip = s->reg[X86_RIP];
+	out->rflags = s->rflags;
+	for (unsigned i = 0; i < 6; i++)
+		out->seg[i] = s->seg[i].selector;
+	out->fs_base = s->seg[X86_FS].base;
+	out->gs_base = s->seg[X86_GS].base;
+	out->fcw = f->fcw;
+	out->fsw = f->fsw;
+	out->fop = f->fop;
+	out->ftw = f->ftw;
+	out->fip = f->fip;
+	out->fdp = f->fdp;
+	out->mxcsr = f->mxcsr;
+	memcpy(out->st, f->st, sizeof(out->st));
+	for (unsigned i = 0; i < 16; i++)
+		memcpy(out->vec[i], f->vec[i].b, 32);
+}
+
+/* ---- running ---- */
+
+/* Flags that a count of 0 leaves alone are named as read, so this holds for shifts too. */
+static bool uses_undefined(const struct x86_insn *insn, uint32_t undefined)
+{
+	return undefined & x86_flags_mask(insn->row->flags_in);
+}
+
+static enum x86_status step(struct diff_interp *interp, struct diff_notes *notes, enum diff_skip *skip)
+{
+	struct x86_cpu *cpu = &interp->cpu;
+	const uint64_t rip = cpu->s.reg[X86_RIP];
+	struct x86_insn insn;
+
+	cpu->s.interrupt_shadow = cpu->s.mov_ss_shadow = false;
+	notes->cr2_page = false;
+	X86_TRY(x86_fetch(cpu, &insn));
+	if (insn.fn == x86_int3) {
+		cpu->s.reg[X86_RIP] = rip + insn.len;
+		return X86_STOP;
+	}
+	*skip = insn_skip(cpu, &insn);
+	if (!*skip && uses_undefined(&insn, notes->undefined))
+		*skip = DIFF_SKIP_UNDEFINED;
+	if (*skip)
+		return X86_STOP;
+	X86_TRY(x86_check_row(cpu, &insn));
+	cpu->s.reg[X86_RIP] = rip + insn.len;
+	if (cpu->mode != 64)
+		cpu->s.reg[X86_RIP] = (uint32_t)cpu->s.reg[X86_RIP];
+	const uint64_t linear = x86_ea(cpu, &insn) +
+				(cpu->mode == 64 && insn.seg >= X86_FS ? cpu->s.seg[insn.seg].base : 0);
+	enum x86_status status = insn.fn(cpu, &insn);
+	notes->cr2_page = has_open_order(insn.fn);
+	if (status == X86_FAULT)
+		return status;
+	if (status == X86_REPEAT)
+		cpu->s.reg[X86_RIP] = rip;
+	mend_mxcsr_mask(interp, &insn, linear);
+	notes->undefined &= ~x86_flags_mask(insn.row->flags_out);
+	notes->undefined |= x86_flags_mask(insn.row->flags_undef);
+	return status == X86_TRIPLE ? X86_STOP : X86_OK;
+}
+
+/* To the end of the case; result: what ended it. */
+static enum diff_skip run(struct diff_interp *interp, struct diff_result *r,
+	struct diff_notes *notes)
+{
+	struct x86_cpu *cpu = &interp->cpu;
+	enum diff_skip skip = DIFF_SKIP_NONE;
+	uint64_t rip = 0;
+
+	for (unsigned i = 0; i < STEPS_MAX; i++) {
+		const bool trap = cpu->s.rflags & X86_TF;
+		rip = cpu->s.reg[X86_RIP];
+		enum x86_status status = step(interp, notes, &skip);
+		if (status == X86_FAULT) {
+			cpu->s.reg[X86_RIP] = rip;
+			r->vector = cpu->fault.vector;
+			r->error = cpu->fault.has_error ? cpu->fault.error : 0;
+			r->cr2 = cpu->fault.address;
+			return DIFF_SKIP_NONE;
+		}
+		if (status == X86_STOP)
+			return skip;
+		if (trap && !cpu->s.mov_ss_shadow) {
+			r->vector = X86_DB;
+			return DIFF_SKIP_NONE;
+		}
+	}
+	return DIFF_SKIP_ENDLESS;
+}
+
+enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_case *c,
+	struct diff_result *ret_result, struct diff_notes *ret_notes)
+{
+	const uint8_t *pattern = interp->shared->pattern[c->pattern];
+
+	if (interp->pattern_now != c->pattern)
+		memcpy(interp->data, pattern, DIFF_DATA_BYTES);
+	interp->pattern_now = c->pattern;
+	diff_place(c, interp->code, interp->data);
+	load_state(&interp->cpu, &c->in);
+	*ret_notes = (struct diff_notes){ 0 };
+	ret_result->vector = X86_BP;
+	ret_result->error = 0;
+	enum diff_skip skip = run(interp, ret_result, ret_notes);
+	save_state(&interp->cpu, &ret_result->out);
+	diff_collect(c, pattern, interp->code, interp->data, ret_result);
+	return skip;
+}
