@@ -1,5 +1,6 @@
 /*
- * One local APIC: its registers as a page and as MSRs, interrupt priorities, the local sources, modes.
+ * One local APIC: interrupt priorities, the local sources, its life and modes. Its registers as the
+ * guest sees them are in lapic_registers.c.
  *
  * Invariants: vectors 0-15 are never in IRR or ISR; reserved bits of reg[] are zero; while the APIC is
  * software-disabled every LVT entry is masked, except what lapic_set_virtual_wire() left.
@@ -11,12 +12,6 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-
-#define BASE_MODE (LAPIC_BASE_ENABLE | LAPIC_BASE_X2APIC)
-
-/* Reserved in the x2APIC ICR; bit 12, the delivery status, may be written and is dropped. */
-#define ICR_RESERVED 0xfff32000u
-#define ICR_BUSY     0x00001000u
 
 bool lapic_enabled(const struct lapic *lapic)
 {
@@ -39,17 +34,17 @@ static void bit_set(struct lapic *lapic, unsigned reg, uint8_t vector)
 	lapic->reg[reg + vector / 32] |= 1u << vector % 32;
 }
 
-static void bit_clear(struct lapic *lapic, unsigned reg, uint8_t vector)
+void lapic_bit_clear(struct lapic *lapic, unsigned reg, uint8_t vector)
 {
 	lapic->reg[reg + vector / 32] &= ~(1u << vector % 32);
 }
 
-static bool bit_test(const struct lapic *lapic, unsigned reg, uint8_t vector)
+bool lapic_bit_test(const struct lapic *lapic, unsigned reg, uint8_t vector)
 {
 	return lapic->reg[reg + vector / 32] >> vector % 32 & 1;
 }
 
-static int bit_highest(const struct lapic *lapic, unsigned reg)
+int lapic_bit_highest(const struct lapic *lapic, unsigned reg)
 {
 	for (int word = 7; word >= 0; word--) {
 		uint32_t bits = lapic->reg[reg + (unsigned)word];
@@ -62,7 +57,7 @@ static int bit_highest(const struct lapic *lapic, unsigned reg)
 
 uint8_t lapic_priority(const struct lapic *lapic)
 {
-	int in_service = bit_highest(lapic, LAPIC_ISR);
+	int in_service = lapic_bit_highest(lapic, LAPIC_ISR);
 	uint8_t task = (uint8_t)lapic->reg[LAPIC_TPR];
 
 	if (in_service > 0 && (in_service & 0xf0) > (task & 0xf0))
@@ -76,13 +71,13 @@ static int pending_vector(const struct lapic *lapic)
 
 	if (!lapic_software_enabled(lapic))
 		return -1;
-	vector = bit_highest(lapic, LAPIC_IRR);
+	vector = lapic_bit_highest(lapic, LAPIC_IRR);
 	if (vector < 0 || (vector & 0xf0) <= (lapic_priority(lapic) & 0xf0))
 		return -1;
 	return vector;
 }
 
-static void update(struct lapic *lapic)
+void lapic_update(struct lapic *lapic)
 {
 	if (pending_vector(lapic) >= 0)
 		lapic_notify(lapic, LAPIC_SIGNAL_INTR, 0);
@@ -94,8 +89,8 @@ void lapic_accept(struct lapic *lapic, uint8_t vector, bool level)
 	if (level)
 		bit_set(lapic, LAPIC_TMR, vector);
 	else
-		bit_clear(lapic, LAPIC_TMR, vector);
-	update(lapic);
+		lapic_bit_clear(lapic, LAPIC_TMR, vector);
+	lapic_update(lapic);
 }
 
 void lapic_note_error(struct lapic *lapic, uint32_t errors)
@@ -152,13 +147,13 @@ int lapic_ack(struct lapic *lapic)
 
 	vector = pending_vector(lapic);
 	if (vector >= 0) {
-		bit_clear(lapic, LAPIC_IRR, (uint8_t)vector);
+		lapic_bit_clear(lapic, LAPIC_IRR, (uint8_t)vector);
 		bit_set(lapic, LAPIC_ISR, (uint8_t)vector);
 	}
 	return vector;
 }
 
-static bool accepts_pic(const struct lapic *lapic)
+bool lapic_accepts_pic_locked(const struct lapic *lapic)
 {
 	uint32_t lvt = lapic->reg[LAPIC_LVT_LINT0];
 
@@ -171,7 +166,7 @@ bool lapic_accepts_pic(struct lapic *lapic)
 {
 	AUTO_LOCK(&lapic->bus->lock);
 
-	return accepts_pic(lapic);
+	return lapic_accepts_pic_locked(lapic);
 }
 
 void lapic_set_lint(struct lapic *lapic, unsigned pin, bool level)
@@ -191,10 +186,10 @@ void lapic_set_lint(struct lapic *lapic, unsigned pin, bool level)
 		lapic_notify(lapic, pin ? LAPIC_SIGNAL_NMI : LAPIC_SIGNAL_EXTINT, 0);
 }
 
-static void write_tpr(struct lapic *lapic, uint8_t value)
+void lapic_set_tpr(struct lapic *lapic, uint8_t value)
 {
 	lapic->reg[LAPIC_TPR] = value;
-	update(lapic);
+	lapic_update(lapic);
 }
 
 uint8_t lapic_read_cr8(struct lapic *lapic)
@@ -208,327 +203,7 @@ void lapic_write_cr8(struct lapic *lapic, uint8_t priority)
 {
 	AUTO_LOCK(&lapic->bus->lock);
 
-	write_tpr(lapic, (uint8_t)(priority << 4));
-}
-
-/* Ends the service of the highest vector. Returns it if the I/O APICs must hear of it, else -1. */
-static int write_eoi(struct lapic *lapic)
-{
-	int vector = bit_highest(lapic, LAPIC_ISR);
-
-	if (vector < 0)
-		return -1;
-	bit_clear(lapic, LAPIC_ISR, (uint8_t)vector);
-	update(lapic);
-	if (!bit_test(lapic, LAPIC_TMR, (uint8_t)vector) ||
-		(lapic->reg[LAPIC_SVR] & SVR_SUPPRESS_EOI))
-		return -1;
-	return vector;
-}
-
-/* Bits of LVT entry `reg` that can be set. */
-static uint32_t lvt_writable(const struct lapic *lapic, unsigned reg)
-{
-	switch (reg) {
-	case LAPIC_LVT_TIMER:
-		return lapic->config.tsc_deadline ? LVT_TIMER : LVT_TIMER & ~LVT_TIMER_DEADLINE;
-	case LAPIC_LVT_THERMAL:
-	case LAPIC_LVT_PMC:
-		return LVT_PMC;
-	case LAPIC_LVT_LINT0:
-	case LAPIC_LVT_LINT1:
-		return LVT_LINT;
-	default:
-		return LVT_ERROR;
-	}
-}
-
-static void write_lvt(struct lapic *lapic, unsigned reg, uint32_t value)
-{
-	value &= lvt_writable(lapic, reg);
-	if (!(lapic->reg[LAPIC_SVR] & SVR_ENABLE))
-		value |= LVT_MASKED;
-	if (reg == LAPIC_LVT_TIMER) {
-		lapic_timer_write_lvt(lapic, value);
-		return;
-	}
-	lapic->reg[reg] = value;
-	/* The PIC may have been waiting for this. */
-	if (reg == LAPIC_LVT_LINT0 && lapic->lint[0] && accepts_pic(lapic))
-		lapic_notify(lapic, LAPIC_SIGNAL_EXTINT, 0);
-}
-
-static void write_svr(struct lapic *lapic, uint32_t value)
-{
-	lapic->reg[LAPIC_SVR] = value & SVR_WRITABLE;
-	if (!(value & SVR_ENABLE)) {
-		for (unsigned reg = LAPIC_LVT_TIMER; reg <= LAPIC_LVT_ERROR; reg++)
-			lapic->reg[reg] |= LVT_MASKED;
-	}
-	update(lapic);
-}
-
-static void write_esr(struct lapic *lapic)
-{
-	lapic->reg[LAPIC_ESR] = lapic->reg[LAPIC_ERRORS];
-	lapic->reg[LAPIC_ERRORS] = 0;
-}
-
-/* Registers that exist in both modes with one meaning. Returns whether reg is one. */
-static bool write_common(struct lapic *lapic, unsigned reg, uint32_t value)
-{
-	switch (reg) {
-	case LAPIC_TPR:
-		write_tpr(lapic, (uint8_t)value);
-		return true;
-	case LAPIC_SVR:
-		write_svr(lapic, value);
-		return true;
-	case LAPIC_ESR:
-		write_esr(lapic);
-		return true;
-	case LAPIC_LVT_TIMER ... LAPIC_LVT_ERROR:
-		write_lvt(lapic, reg, value);
-		return true;
-	case LAPIC_TIMER_INITIAL:
-		lapic_timer_write_initial(lapic, value);
-		return true;
-	case LAPIC_TIMER_DIVIDE:
-		lapic_timer_write_divide(lapic, value);
-		return true;
-	default:
-		return false;
-	}
-}
-
-/* A register that both modes can read. Returns whether reg is one. */
-static bool read_common(struct lapic *lapic, unsigned reg, uint32_t *ret_value)
-{
-	switch (reg) {
-	case LAPIC_PPR:
-		*ret_value = lapic_priority(lapic);
-		return true;
-	case LAPIC_TIMER_CURRENT:
-		*ret_value = lapic_timer_current(lapic);
-		return true;
-	case LAPIC_ID:
-	case LAPIC_VERSION:
-	case LAPIC_TPR:
-	case LAPIC_LDR:
-	case LAPIC_SVR:
-	case LAPIC_ISR ... LAPIC_ESR:
-	case LAPIC_ICR:
-	case LAPIC_LVT_TIMER ... LAPIC_TIMER_INITIAL:
-	case LAPIC_TIMER_DIVIDE:
-		*ret_value = lapic->reg[reg];
-		return true;
-	default:
-		return false;
-	}
-}
-
-/* The page ---------------------------------------------------------------------------------- */
-
-bool lapic_claims(struct lapic *lapic, gpa_t gpa)
-{
-	uint64_t base = __atomic_load_n(&lapic->apic_base, __ATOMIC_RELAXED);
-
-	return (base & BASE_MODE) == LAPIC_BASE_ENABLE &&
-		(gpa & GUEST_PAGE_MASK) == (base & GUEST_PAGE_MASK);
-}
-
-static uint32_t page_read(struct lapic *lapic, unsigned reg)
-{
-	uint32_t value = 0;
-
-	switch (reg) {
-	case LAPIC_DFR:
-	case LAPIC_ICR_HIGH:
-		return lapic->reg[reg];
-	case LAPIC_APR:
-	case LAPIC_RRD:
-	case LAPIC_EOI:
-		return 0;
-	default:
-		if (!read_common(lapic, reg, &value))
-			lapic_note_error(lapic, ESR_REGISTER);
-		return value;
-	}
-}
-
-uint64_t lapic_mmio_read(struct lapic *lapic, uint64_t offset, unsigned size_bytes)
-{
-	unsigned at = offset & 0xf;
-	uint64_t value;
-	AUTO_LOCK(&lapic->bus->lock);
-
-	/* 12 of every 16 bytes are reserved. */
-	if (!lapic_enabled(lapic) || lapic_is_x2apic(lapic) || at + size_bytes > 4 || offset >= 0x1000)
-		return 0;
-	if (offset >= 0x400) {
-		lapic_note_error(lapic, ESR_REGISTER);
-		return 0;
-	}
-	value = page_read(lapic, (unsigned)(offset >> 4)) >> (8 * at);
-	return value & (BIT(8 * size_bytes) - 1);
-}
-
-/* Returns a vector whose end the I/O APICs must hear of, or -1. */
-static int page_write(struct lapic *lapic, unsigned reg, uint32_t value)
-{
-	switch (reg) {
-	case LAPIC_EOI:
-		return write_eoi(lapic);
-	case LAPIC_LDR:
-		lapic->reg[reg] = value & 0xff000000;
-		break;
-	case LAPIC_DFR:
-		lapic->reg[reg] = value | 0x0fffffff;
-		break;
-	case LAPIC_ICR:
-		lapic->reg[reg] = value & ~(ICR_RESERVED | ICR_BUSY);
-		lapic_send_icr(lapic);
-		break;
-	case LAPIC_ICR_HIGH:
-		lapic->reg[reg] = value & 0xff000000;
-		break;
-	case LAPIC_ID: /* read-only, and so is what follows */
-	case LAPIC_VERSION:
-	case LAPIC_APR:
-	case LAPIC_PPR:
-	case LAPIC_RRD:
-	case LAPIC_ISR ... LAPIC_ESR - 1:
-	case LAPIC_TIMER_CURRENT:
-		break;
-	default:
-		if (!write_common(lapic, reg, value))
-			lapic_note_error(lapic, ESR_REGISTER);
-	}
-	return -1;
-}
-
-/* Without the mutex: the I/O APIC may send the interrupt anew at once. */
-static void broadcast_eoi(struct lapic *lapic, int vector)
-{
-	const struct lapic_bus_config *config = &lapic->bus->config;
-
-	if (vector >= 0 && config->eoi)
-		config->eoi(config->opaque, (uint8_t)vector);
-}
-
-void lapic_mmio_write(struct lapic *lapic, uint64_t offset, unsigned size_bytes, uint64_t value)
-{
-	int ended = -1;
-
-	/* Registers take whole, aligned writes only; a wider one reaches the first register. */
-	if ((offset & 0xf) || size_bytes < 4 || offset >= 0x1000)
-		return;
-	pthread_mutex_lock(&lapic->bus->lock);
-	if (lapic_enabled(lapic) && !lapic_is_x2apic(lapic)) {
-		if (offset < 0x400)
-			ended = page_write(lapic, (unsigned)(offset >> 4), (uint32_t)value);
-		else
-			lapic_note_error(lapic, ESR_REGISTER);
-	}
-	pthread_mutex_unlock(&lapic->bus->lock);
-	broadcast_eoi(lapic, ended);
-}
-
-/* The MSRs ---------------------------------------------------------------------------------- */
-
-bool lapic_msr_read(struct lapic *lapic, uint32_t index, uint64_t *ret_value)
-{
-	unsigned reg = index - LAPIC_MSR_FIRST;
-	uint32_t low = 0;
-	AUTO_LOCK(&lapic->bus->lock);
-
-	if (index == LAPIC_MSR_TSC_DEADLINE) {
-		*ret_value = lapic->tsc_deadline;
-		return lapic->config.tsc_deadline;
-	}
-	if (!lapic_is_x2apic(lapic) || reg >= ARRAY_SIZE(lapic->reg))
-		return false;
-	if (!read_common(lapic, reg, &low))
-		return false;
-	*ret_value = low;
-	if (reg == LAPIC_ICR)
-		*ret_value |= (uint64_t)lapic->reg[LAPIC_ICR_HIGH] << 32;
-	return true;
-}
-
-static bool msr_write_icr(struct lapic *lapic, uint64_t value)
-{
-	if ((uint32_t)value & ICR_RESERVED)
-		return false;
-	lapic->reg[LAPIC_ICR] = (uint32_t)value & ~ICR_BUSY;
-	lapic->reg[LAPIC_ICR_HIGH] = value >> 32;
-	lapic_send_icr(lapic);
-	return true;
-}
-
-/* Bits that raise #GP, for the registers both modes share. */
-static uint32_t msr_reserved(const struct lapic *lapic, unsigned reg)
-{
-	switch (reg) {
-	case LAPIC_TPR:
-		return ~0xffu;
-	case LAPIC_SVR:
-		return ~0x13ffu; /* bit 9 may be written and stays 0 */
-	case LAPIC_ESR:
-		return ~0u;
-	case LAPIC_LVT_TIMER ... LAPIC_LVT_ERROR:
-		return ~(lvt_writable(lapic, reg) | 0x5000u); /* the read-only status bits */
-	case LAPIC_TIMER_DIVIDE:
-		return ~0xbu;
-	default:
-		return 0;
-	}
-}
-
-static bool msr_write_reg(struct lapic *lapic, unsigned reg, uint64_t value, int *ret_ended)
-{
-	if (reg == LAPIC_ICR)
-		return msr_write_icr(lapic, value);
-	if (value >> 32)
-		return false;
-	switch (reg) {
-	case LAPIC_EOI:
-		if (value)
-			return false;
-		*ret_ended = write_eoi(lapic);
-		return true;
-	case LAPIC_SELF_IPI:
-		if (value & ~0xffull)
-			return false;
-		if (value < 16)
-			lapic_note_error(lapic, ESR_SEND_VECTOR | ESR_RECEIVE_VECTOR);
-		else if (lapic_software_enabled(lapic))
-			lapic_accept(lapic, (uint8_t)value, false);
-		return true;
-	default:
-		if (value & msr_reserved(lapic, reg))
-			return false;
-		return write_common(lapic, reg, (uint32_t)value);
-	}
-}
-
-bool lapic_msr_write(struct lapic *lapic, uint32_t index, uint64_t value)
-{
-	unsigned reg = index - LAPIC_MSR_FIRST;
-	int ended = -1;
-	bool ok = false;
-
-	pthread_mutex_lock(&lapic->bus->lock);
-	if (index == LAPIC_MSR_TSC_DEADLINE) {
-		ok = lapic->config.tsc_deadline;
-		if (ok)
-			lapic_timer_write_deadline(lapic, value);
-	} else if (lapic_is_x2apic(lapic) && reg < ARRAY_SIZE(lapic->reg)) {
-		ok = msr_write_reg(lapic, reg, value, &ended);
-	}
-	pthread_mutex_unlock(&lapic->bus->lock);
-	broadcast_eoi(lapic, ended);
-	return ok;
+	lapic_set_tpr(lapic, (uint8_t)(priority << 4));
 }
 
 /* Life and modes ------------------------------------------------------------------------------ */
@@ -701,7 +376,7 @@ static void load_registers(struct lapic *lapic, const uint32_t *reg)
 	lapic->reg[LAPIC_ICR_HIGH] = reg[LAPIC_ICR_HIGH] &
 		(lapic_is_x2apic(lapic) ? ~0u : 0xff000000);
 	for (unsigned i = LAPIC_LVT_TIMER; i <= LAPIC_LVT_ERROR; i++)
-		lapic->reg[i] = reg[i] & lvt_writable(lapic, i);
+		lapic->reg[i] = reg[i] & lapic_lvt_writable(lapic, i);
 	lapic->reg[LAPIC_TIMER_INITIAL] = reg[LAPIC_TIMER_INITIAL];
 	lapic->reg[LAPIC_TIMER_DIVIDE] = reg[LAPIC_TIMER_DIVIDE] & 0xb;
 }
@@ -716,6 +391,6 @@ int lapic_load(struct lapic *lapic, const struct lapic_state *state)
 	reset_registers(lapic);
 	load_registers(lapic, state->reg);
 	lapic_timer_restore(lapic, state->timer_left_ns, state->tsc_deadline);
-	update(lapic);
+	lapic_update(lapic);
 	return 0;
 }

@@ -1,6 +1,6 @@
 /*
- * What the files of the local APIC share: lapic.c (registers, priorities, life), lapic_bus.c (messages
- * and who they are for) and lapic_timer.c. Not for others.
+ * What the files of the local APIC share: lapic.c (priorities, life), lapic_registers.c (accesses by the
+ * guest), lapic_bus.c (messages and who they are for) and lapic_timer.c. Not for others.
  *
  * Functions here are called with the bus mutex held unless they say otherwise.
  */
@@ -41,6 +41,12 @@ enum lapic_register {
 	LAPIC_TIMER_DIVIDE = 0x3e,
 	LAPIC_SELF_IPI = 0x3f, /* x2APIC only */
 };
+
+#define BASE_MODE (LAPIC_BASE_ENABLE | LAPIC_BASE_X2APIC)
+
+/* Reserved in the x2APIC ICR; bit 12, the delivery status, may be written and is dropped. */
+#define ICR_RESERVED 0xfff32000u
+#define ICR_BUSY     0x00001000u
 
 #define LAPIC_VERSION_VALUE 0x01050014u /* integrated, 6 LVT entries, EOI broadcast suppression */
 
@@ -94,12 +100,24 @@ bool lapic_is_x2apic(const struct lapic *lapic);
 void lapic_accept(struct lapic *lapic, uint8_t vector, bool level);
 void lapic_note_error(struct lapic *lapic, uint32_t errors);
 uint8_t lapic_priority(const struct lapic *lapic); /* PPR */
+/* Tells the vCPU if a vector can be delivered now. */
+void lapic_update(struct lapic *lapic);
+void lapic_set_tpr(struct lapic *lapic, uint8_t value);
+bool lapic_accepts_pic_locked(const struct lapic *lapic);
+/* Interrupt bits: 256 in eight registers from `reg`. The highest one set, or -1. */
+void lapic_bit_clear(struct lapic *lapic, unsigned reg, uint8_t vector);
+bool lapic_bit_test(const struct lapic *lapic, unsigned reg, uint8_t vector);
+int lapic_bit_highest(const struct lapic *lapic, unsigned reg);
 /* What a local source does by its LVT entry. */
 void lapic_fire_lvt(struct lapic *lapic, unsigned reg);
 static inline void lapic_notify(struct lapic *lapic, enum lapic_signal signal, uint8_t vector)
 {
 	lapic->config.notify(lapic->config.opaque, signal, vector);
 }
+
+/* lapic_registers.c */
+/* Bits of LVT entry `reg` that can be set. */
+uint32_t lapic_lvt_writable(const struct lapic *lapic, unsigned reg);
 
 /* lapic_bus.c */
 unsigned lapic_route(struct lapic_bus *bus, const struct irq_message *message);
