@@ -6,12 +6,17 @@
 #include "base/clock.h"
 #include <errno.h>
 
-enum event { EVENT_TIMER = 1 << 0, EVENT_GLOBAL = 1 << 5, EVENT_POWER = 1 << 8, EVENT_SLEEP = 1 << 9,
+enum event {
+	EVENT_TIMER = 1 << 0,
+	EVENT_GLOBAL = 1 << 5,
+	EVENT_POWER = 1 << 8,
+	EVENT_SLEEP = 1 << 9,
 	EVENT_RTC = 1 << 10, /* may be enabled; nothing sleeps here, so the alarm never wakes */
-	EVENT_WAKE = 1 << 15 };
-#define EVENTS_STATUS (EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC | \
-		       EVENT_WAKE)
-#define EVENTS_ENABLE (EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC)
+	EVENT_WAKE = 1 << 15
+};
+#define EVENTS_STATUS \
+	(EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC | EVENT_WAKE)
+#define EVENTS_ENABLE	   (EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC)
 #define CONTROL_SCI_ENABLE 0x0001
 #define CONTROL_SLP_TYP	   0x1c00
 #define CONTROL_SLP_EN	   0x2000
@@ -29,7 +34,8 @@ static void update_sci(struct acpi_pm *pm)
 
 static uint32_t timer_count(struct acpi_pm *pm)
 {
-	unsigned __int128 ticks = (unsigned __int128)pm->time->ops->now_ns(pm->time) * ACPI_PM_TIMER_HZ;
+	unsigned __int128 ticks =
+		(unsigned __int128)pm->time->ops->now_ns(pm->time) * ACPI_PM_TIMER_HZ;
 
 	return (uint32_t)(ticks / NS_PER_SEC);
 }
@@ -38,8 +44,8 @@ static uint32_t timer_count(struct acpi_pm *pm)
 static void block_read(struct acpi_pm *pm, uint8_t block[ACPI_PM_PORTS])
 {
 	uint32_t count = timer_count(pm);
-	const uint16_t words[] = { pm->s.status, pm->s.enable, pm->s.control | CONTROL_SCI_ENABLE, 0,
-		(uint16_t)count, (uint16_t)(count >> 16), 0, 0 };
+	const uint16_t words[] = {pm->s.status, pm->s.enable, pm->s.control | CONTROL_SCI_ENABLE, 0,
+		(uint16_t)count, (uint16_t)(count >> 16), 0, 0};
 
 	for (unsigned i = 0; i < ACPI_PM_PORTS; i++)
 		block[i] = (uint8_t)(words[i / 2] >> i % 2 * 8);
@@ -93,9 +99,9 @@ static void pm_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_
 
 int acpi_pm_attach(struct acpi_pm *pm, struct bus *bus, uint16_t base)
 {
-	static const struct bus_ops ops = { .read = pm_read, .write = pm_write };
+	static const struct bus_ops ops = {.read = pm_read, .write = pm_write};
 
-	pm->s = (struct acpi_pm_state){ 0 };
+	pm->s = (struct acpi_pm_state){0};
 	pm->sci_level = false;
 	return bus_add(bus, BUS_PIO, base, ACPI_PM_PORTS, "acpi-pm", &ops, pm, pm->lock);
 }

@@ -218,16 +218,16 @@ static uint64_t range_read(const struct bus_range *range, uint64_t offset, unsig
 	return value;
 }
 
-static void range_write(const struct bus_range *range, uint64_t offset, unsigned size_bytes,
-	uint64_t value)
+static void range_write(
+	const struct bus_range *range, uint64_t offset, unsigned size_bytes, uint64_t value)
 {
 	unsigned step = range_step(range, size_bytes);
 
 	if (range->lock)
 		pthread_mutex_lock(range->lock);
 	for (unsigned at = 0; at < size_bytes; at += step)
-		range->ops->write(range->device, offset + at, step,
-			(value >> (8 * at)) & size_mask(step));
+		range->ops->write(
+			range->device, offset + at, step, (value >> (8 * at)) & size_mask(step));
 	if (range->lock)
 		pthread_mutex_unlock(range->lock);
 }
@@ -238,12 +238,9 @@ uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t addr, unsigned
 	uint64_t value = 0;
 
 	switch (bus_find(bus, space, addr, size_bytes, &range)) {
-	case BUS_HIT_WHOLE:
-		return range_read(&range, addr - range.base, size_bytes);
-	case BUS_HIT_NONE:
-		return size_mask(size_bytes);
-	case BUS_HIT_PARTS:
-		break;
+	case BUS_HIT_WHOLE: return range_read(&range, addr - range.base, size_bytes);
+	case BUS_HIT_NONE: return size_mask(size_bytes);
+	case BUS_HIT_PARTS: break;
 	}
 	for (unsigned i = 0; i < size_bytes; i++) {
 		uint64_t byte = 0xff;
@@ -255,8 +252,8 @@ uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t addr, unsigned
 	return value;
 }
 
-void bus_write(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes,
-	uint64_t value)
+void bus_write(
+	struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes, uint64_t value)
 {
 	struct bus_range range;
 
@@ -264,10 +261,8 @@ void bus_write(struct bus *bus, enum bus_space space, uint64_t addr, unsigned si
 	case BUS_HIT_WHOLE:
 		range_write(&range, addr - range.base, size_bytes, value & size_mask(size_bytes));
 		return;
-	case BUS_HIT_NONE:
-		return;
-	case BUS_HIT_PARTS:
-		break;
+	case BUS_HIT_NONE: return;
+	case BUS_HIT_PARTS: break;
 	}
 	for (unsigned i = 0; i < size_bytes; i++) {
 		if (bus_find(bus, space, addr + i, 1, &range) == BUS_HIT_WHOLE)

@@ -41,7 +41,7 @@ int bus_add(struct bus *bus, enum bus_space space, uint64_t base, uint64_t lengt
 void bus_remove(struct bus *bus, enum bus_space space, uint64_t base);
 
 uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes);
-void bus_write(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes,
-	uint64_t value);
+void bus_write(
+	struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes, uint64_t value);
 
 #endif

@@ -7,10 +7,10 @@
 #include <errno.h>
 #include <stdatomic.h>
 
-#define TIME_BYTES    32
-#define WALL_BYTES    12
-#define FLAG_STABLE   0x01
-#define FLAG_PAUSED   0x02
+#define TIME_BYTES  32
+#define WALL_BYTES  12
+#define FLAG_STABLE 0x01
+#define FLAG_PAUSED 0x02
 
 void kvmclock_scale(uint64_t tsc_hz, uint32_t *ret_mul, int8_t *ret_shift)
 {
@@ -50,9 +50,10 @@ static int publish(struct guest_memory *memory, gpa_t gpa, uint8_t *body, size_t
 	return memory_write(memory, gpa, version, sizeof(version));
 }
 
-int kvmclock_write_system(struct guest_memory *memory, uint64_t msr, const struct kvmclock_time *time)
+int kvmclock_write_system(
+	struct guest_memory *memory, uint64_t msr, const struct kvmclock_time *time)
 {
-	uint8_t body[TIME_BYTES] = { 0 };
+	uint8_t body[TIME_BYTES] = {0};
 	uint32_t mul;
 	int8_t shift;
 
@@ -71,7 +72,7 @@ int kvmclock_write_system(struct guest_memory *memory, uint64_t msr, const struc
 
 int kvmclock_write_wall(struct guest_memory *memory, gpa_t gpa, uint64_t boot_realtime_ns)
 {
-	uint8_t body[WALL_BYTES] = { 0 };
+	uint8_t body[WALL_BYTES] = {0};
 
 	store_le32(body + 4, (uint32_t)(boot_realtime_ns / NS_PER_SEC));
 	store_le32(body + 8, (uint32_t)(boot_realtime_ns % NS_PER_SEC));

@@ -19,7 +19,7 @@
 #define KVMCLOCK_ENABLE		1u
 
 struct kvmclock_time {
-	uint64_t tsc;	 /* guest TSC at the moment of system_ns */
+	uint64_t tsc; /* guest TSC at the moment of system_ns */
 	uint64_t system_ns;
 	uint64_t tsc_hz;
 	bool paused; /* guest time was held since the last write: the watchdog is told */
@@ -29,10 +29,11 @@ struct kvmclock_time {
  * Write a vCPU's time page as the MSR value says (bit 0: enabled; the rest: gpa, 4-byte aligned).
  * Disabled: nothing is done. Errors: -EFAULT (not RAM), -EINVAL (reserved bits).
  */
-MUST_CHECK int kvmclock_write_system(struct guest_memory *memory, uint64_t msr,
-	const struct kvmclock_time *time);
+MUST_CHECK int kvmclock_write_system(
+	struct guest_memory *memory, uint64_t msr, const struct kvmclock_time *time);
 /* Write the wall clock at the time system_ns was 0. Errors: -EFAULT. */
-MUST_CHECK int kvmclock_write_wall(struct guest_memory *memory, gpa_t gpa, uint64_t boot_realtime_ns);
+MUST_CHECK int kvmclock_write_wall(
+	struct guest_memory *memory, gpa_t gpa, uint64_t boot_realtime_ns);
 
 /* ns = ((shift < 0 ? ticks >> -shift : ticks << shift) * mul) >> 32 */
 void kvmclock_scale(uint64_t tsc_hz, uint32_t *ret_mul, int8_t *ret_shift);

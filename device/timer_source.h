@@ -15,12 +15,13 @@ struct timer_source;
 struct device_timer; /* owned by the source; made by create */
 
 struct timer_source_ops {
-	uint64_t (*now_ns)(struct timer_source *source);	/* monotonic guest time */
-	uint64_t (*realtime_ns)(struct timer_source *source);	/* wall clock, ns since 1970 UTC */
+	uint64_t (*now_ns)(struct timer_source *source);      /* monotonic guest time */
+	uint64_t (*realtime_ns)(struct timer_source *source); /* wall clock, ns since 1970 UTC */
 	struct device_timer *(*create)(struct timer_source *source, void (*fire)(void *opaque),
-		void *opaque);				/* NULL: out of memory */
+		void *opaque); /* NULL: out of memory */
 	void (*free)(struct device_timer *timer);
-	void (*arm)(struct device_timer *timer, uint64_t deadline_ns); /* absolute, now_ns's clock */
+	void (*arm)(
+		struct device_timer *timer, uint64_t deadline_ns); /* absolute, now_ns's clock */
 	void (*cancel)(struct device_timer *timer);
 };
 
@@ -38,8 +39,8 @@ static inline uint64_t timer_realtime_ns(struct timer_source *source)
 	return source->ops->realtime_ns(source);
 }
 
-static inline struct device_timer *timer_create_in(struct timer_source *source,
-	void (*fire)(void *opaque), void *opaque)
+static inline struct device_timer *timer_create_in(
+	struct timer_source *source, void (*fire)(void *opaque), void *opaque)
 {
 	return source->ops->create(source, fire, opaque);
 }
@@ -51,8 +52,8 @@ static inline void timer_free_in(struct timer_source *source, struct device_time
 		source->ops->free(timer);
 }
 
-static inline void timer_arm_in(struct timer_source *source, struct device_timer *timer,
-	uint64_t deadline_ns)
+static inline void timer_arm_in(
+	struct timer_source *source, struct device_timer *timer, uint64_t deadline_ns)
 {
 	source->ops->arm(timer, deadline_ns);
 }

@@ -72,8 +72,8 @@ static int region_map(struct memory_region *region)
 	uint64_t head;
 	uint8_t *map;
 
-	map = mmap(NULL, total, PROT_READ | PROT_WRITE,
-		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	map = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		-1, 0);
 	if (map == MAP_FAILED)
 		return -ENOMEM;
 	head = (region->base - (uintptr_t)map) & (HUGE_PAGE_SIZE - 1);
@@ -103,8 +103,8 @@ static int region_check(const struct guest_memory *memory, gpa_t base, uint64_t 
 		const struct memory_region *other = &memory->region[i];
 
 		if (base < other->base + other->size_bytes && other->base < base + size_bytes)
-			return error_set(err, EINVAL, "memory regions %s and %s overlap", name,
-				other->name);
+			return error_set(
+				err, EINVAL, "memory regions %s and %s overlap", name, other->name);
 	}
 	if (memory->region_count == MEMORY_REGIONS_MAX)
 		return error_set(err, ENOSPC, "more than %d memory regions", MEMORY_REGIONS_MAX);

@@ -26,10 +26,10 @@ enum memory_region_flags {
 struct memory_region {
 	gpa_t base;	     /* page aligned */
 	uint64_t size_bytes; /* multiple of the page size */
-	uint8_t *host;	     /* size_bytes of host memory, page aligned, owned by the guest_memory */
-	uint32_t flags;	     /* enum memory_region_flags */
-	uint64_t *dirty;     /* one bit a page, NULL while logging is off; atomic access only */
-	const char *name;    /* for people; static string */
+	uint8_t *host;	  /* size_bytes of host memory, page aligned, owned by the guest_memory */
+	uint32_t flags;	  /* enum memory_region_flags */
+	uint64_t *dirty;  /* one bit a page, NULL while logging is off; atomic access only */
+	const char *name; /* for people; static string */
 };
 
 struct guest_memory {

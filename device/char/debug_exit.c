@@ -18,7 +18,7 @@ static void exit_write(void *opaque, uint64_t offset, unsigned size_bytes, uint6
 
 int debug_exit_attach(struct debug_exit *device, struct bus *bus, uint16_t base)
 {
-	static const struct bus_ops ops = { .read = exit_read, .write = exit_write };
+	static const struct bus_ops ops = {.read = exit_read, .write = exit_write};
 
 	return bus_add(bus, BUS_PIO, base, 4, "debug-exit", &ops, device, NULL);
 }

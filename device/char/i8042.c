@@ -105,13 +105,13 @@ static void command_port_write(void *opaque, uint64_t offset, unsigned size_byte
 
 int i8042_attach(struct i8042 *device, struct bus *bus)
 {
-	static const struct bus_ops data_ops = { .read = data_port_read, .write = data_port_write };
-	static const struct bus_ops command_ops = { .read = command_port_read,
-		.write = command_port_write };
-	int status = bus_add(bus, BUS_PIO, I8042_DATA_PORT, 1, "i8042-data", &data_ops, device,
-		device->lock);
+	static const struct bus_ops data_ops = {.read = data_port_read, .write = data_port_write};
+	static const struct bus_ops command_ops = {
+		.read = command_port_read, .write = command_port_write};
+	int status = bus_add(
+		bus, BUS_PIO, I8042_DATA_PORT, 1, "i8042-data", &data_ops, device, device->lock);
 
-	device->s = (struct i8042_state){ .command = CONFIG_KEYBOARD_OFF | CONFIG_AUX_OFF };
+	device->s = (struct i8042_state){.command = CONFIG_KEYBOARD_OFF | CONFIG_AUX_OFF};
 	if (status < 0)
 		return status;
 	return bus_add(bus, BUS_PIO, I8042_COMMAND_PORT, 1, "i8042-command", &command_ops, device,

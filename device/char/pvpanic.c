@@ -21,7 +21,7 @@ static void pvpanic_write(void *opaque, uint64_t offset, unsigned size_bytes, ui
 
 int pvpanic_attach(struct pvpanic *device, struct bus *bus, uint16_t base)
 {
-	static const struct bus_ops ops = { .read = pvpanic_read, .write = pvpanic_write };
+	static const struct bus_ops ops = {.read = pvpanic_read, .write = pvpanic_write};
 
 	return bus_add(bus, BUS_PIO, base, 1, "pvpanic", &ops, device, NULL);
 }

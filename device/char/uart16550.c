@@ -54,10 +54,10 @@ enum uart_register {
 #define LSR_OVERRUN 0x02
 #define LSR_EMPTY   0x60 /* holding and shift register */
 
-#define MSR_CTS 0x10
-#define MSR_DSR 0x20
-#define MSR_RI	0x40
-#define MSR_DCD 0x80
+#define MSR_CTS	 0x10
+#define MSR_DSR	 0x20
+#define MSR_RI	 0x40
+#define MSR_DCD	 0x80
 #define MSR_TERI 0x04 /* trailing edge of the ring indicator */
 
 struct uart {
@@ -166,7 +166,7 @@ static uint8_t uart_modem(const struct uart *uart)
 	if (!(mcr & MCR_LOOP))
 		return MSR_CTS | MSR_DSR | MSR_DCD;
 	return (mcr & MCR_RTS ? MSR_CTS : 0) | (mcr & MCR_DTR ? MSR_DSR : 0) |
-		(mcr & MCR_OUT1 ? MSR_RI : 0) | (mcr & MCR_OUT2 ? MSR_DCD : 0);
+	       (mcr & MCR_OUT1 ? MSR_RI : 0) | (mcr & MCR_OUT2 ? MSR_DCD : 0);
 }
 
 static uint64_t uart_read(void *device, uint64_t offset, unsigned size_bytes)
@@ -182,8 +182,7 @@ static uint64_t uart_read(void *device, uint64_t offset, unsigned size_bytes)
 		value = uart_pop(uart);
 		uart_tell_room(uart);
 		break;
-	case UART_IER:
-		return s->lcr & LCR_DLAB ? s->divisor_high : s->ier;
+	case UART_IER: return s->lcr & LCR_DLAB ? s->divisor_high : s->ier;
 	case UART_IIR:
 		value = uart_interrupt(uart);
 		/* Reading it acknowledges this one source. */
@@ -191,10 +190,8 @@ static uint64_t uart_read(void *device, uint64_t offset, unsigned size_bytes)
 			s->thr_pending = false;
 		value |= s->fcr & FCR_ENABLE ? IIR_FIFO_ON : 0;
 		break;
-	case UART_LCR:
-		return s->lcr;
-	case UART_MCR:
-		return s->mcr;
+	case UART_LCR: return s->lcr;
+	case UART_MCR: return s->mcr;
 	case UART_LSR:
 		value = LSR_EMPTY | s->lsr_errors | (s->fifo_count ? LSR_DATA : 0);
 		s->lsr_errors = 0;
@@ -203,8 +200,7 @@ static uint64_t uart_read(void *device, uint64_t offset, unsigned size_bytes)
 		value = uart_modem(uart) | s->msr_delta;
 		s->msr_delta = 0;
 		break;
-	case UART_SCRATCH:
-		return s->scratch;
+	case UART_SCRATCH: return s->scratch;
 	}
 	uart_update(uart);
 	return value;
@@ -274,21 +270,12 @@ static void uart_write(void *device, uint64_t offset, unsigned size_bytes, uint6
 		else
 			uart_write_ier(uart, byte);
 		break;
-	case UART_IIR:
-		uart_write_fcr(uart, byte);
-		break;
-	case UART_LCR:
-		s->lcr = byte;
-		break;
-	case UART_MCR:
-		uart_write_mcr(uart, byte);
-		break;
+	case UART_IIR: uart_write_fcr(uart, byte); break;
+	case UART_LCR: s->lcr = byte; break;
+	case UART_MCR: uart_write_mcr(uart, byte); break;
 	case UART_LSR:
-	case UART_MSR:
-		break; /* read-only, but for factory tests */
-	case UART_SCRATCH:
-		s->scratch = byte;
-		break;
+	case UART_MSR: break; /* read-only, but for factory tests */
+	case UART_SCRATCH: s->scratch = byte; break;
 	}
 	uart_update(uart);
 }

@@ -7,10 +7,10 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define PAGE_BYTES 0x1000
-#define REG_SELECT 0x00
-#define REG_WINDOW 0x10
-#define REG_EOI	   0x40
+#define PAGE_BYTES  0x1000
+#define REG_SELECT  0x00
+#define REG_WINDOW  0x10
+#define REG_EOI	    0x40
 #define IDX_ID	    0x00
 #define IDX_VERSION 0x01
 #define IDX_ARB	    0x02
@@ -101,8 +101,8 @@ void ioapic_eoi(struct ioapic *ioapic, uint8_t vector)
 static void entry_write(struct ioapic *ioapic, unsigned pin, bool high, uint32_t value)
 {
 	uint64_t *entry = &ioapic->s.entry[pin], old = *entry;
-	uint64_t merged = high ? (old & 0xffffffffu) | (uint64_t)value << 32 :
-				 (old & ~0xffffffffull) | value;
+	uint64_t merged =
+		high ? (old & 0xffffffffu) | (uint64_t)value << 32 : (old & ~0xffffffffull) | value;
 
 	*entry = (merged & ENTRY_DEFINED & ~ENTRY_READ_ONLY) | (old & ENTRY_READ_ONLY);
 	/* An edge-triggered entry has no remote IRR; Linux uses that to clear a stuck one. */
@@ -185,7 +185,7 @@ void ioapic_free(struct ioapic *ioapic)
 
 int ioapic_attach(struct ioapic *ioapic, struct bus *bus, gpa_t gpa)
 {
-	static const struct bus_ops ops = { .read = ioapic_read, .write = ioapic_write };
+	static const struct bus_ops ops = {.read = ioapic_read, .write = ioapic_write};
 
 	return bus_add(bus, BUS_MMIO, gpa, PAGE_BYTES, "ioapic", &ops, ioapic, &ioapic->lock);
 }

@@ -118,18 +118,10 @@ void lapic_fire_lvt(struct lapic *lapic, unsigned reg)
 		else
 			lapic_note_error(lapic, ESR_RECEIVE_VECTOR);
 		break;
-	case LAPIC_NMI:
-		lapic_notify(lapic, LAPIC_SIGNAL_NMI, 0);
-		break;
-	case LAPIC_SMI:
-		lapic_notify(lapic, LAPIC_SIGNAL_SMI, 0);
-		break;
-	case LAPIC_INIT:
-		lapic_notify(lapic, LAPIC_SIGNAL_INIT, 0);
-		break;
-	case LAPIC_EXTINT:
-		lapic_notify(lapic, LAPIC_SIGNAL_EXTINT, 0);
-		break;
+	case LAPIC_NMI: lapic_notify(lapic, LAPIC_SIGNAL_NMI, 0); break;
+	case LAPIC_SMI: lapic_notify(lapic, LAPIC_SIGNAL_SMI, 0); break;
+	case LAPIC_INIT: lapic_notify(lapic, LAPIC_SIGNAL_INIT, 0); break;
+	case LAPIC_EXTINT: lapic_notify(lapic, LAPIC_SIGNAL_EXTINT, 0); break;
 	}
 }
 
@@ -241,8 +233,8 @@ static void set_base(struct lapic *lapic, uint64_t value)
 
 static void reset_all(struct lapic *lapic)
 {
-	set_base(lapic, LAPIC_BASE_DEFAULT | LAPIC_BASE_ENABLE |
-			(lapic->config.bsp ? LAPIC_BASE_BSP : 0));
+	set_base(lapic,
+		LAPIC_BASE_DEFAULT | LAPIC_BASE_ENABLE | (lapic->config.bsp ? LAPIC_BASE_BSP : 0));
 	reset_registers(lapic);
 }
 
@@ -317,7 +309,7 @@ uint64_t lapic_base_read(struct lapic *lapic)
 static bool base_is_valid(const struct lapic *lapic, uint64_t value)
 {
 	uint64_t allowed = BIT_MASK(lapic->config.phys_bits - 1, 12) | LAPIC_BASE_BSP |
-		LAPIC_BASE_ENABLE | (lapic->config.x2apic ? LAPIC_BASE_X2APIC : 0);
+			   LAPIC_BASE_ENABLE | (lapic->config.x2apic ? LAPIC_BASE_X2APIC : 0);
 
 	/* x2APIC without the APIC does not exist. */
 	return !(value & ~allowed) && (value & BASE_MODE) != LAPIC_BASE_X2APIC;
@@ -373,8 +365,8 @@ static void load_registers(struct lapic *lapic, const uint32_t *reg)
 	lapic->reg[LAPIC_ESR] = reg[LAPIC_ESR] & ESR_ALL;
 	lapic->reg[LAPIC_ERRORS] = reg[LAPIC_ERRORS] & ESR_ALL;
 	lapic->reg[LAPIC_ICR] = reg[LAPIC_ICR] & ~(ICR_RESERVED | ICR_BUSY);
-	lapic->reg[LAPIC_ICR_HIGH] = reg[LAPIC_ICR_HIGH] &
-		(lapic_is_x2apic(lapic) ? ~0u : 0xff000000);
+	lapic->reg[LAPIC_ICR_HIGH] =
+		reg[LAPIC_ICR_HIGH] & (lapic_is_x2apic(lapic) ? ~0u : 0xff000000);
 	for (unsigned i = LAPIC_LVT_TIMER; i <= LAPIC_LVT_ERROR; i++)
 		lapic->reg[i] = reg[i] & lapic_lvt_writable(lapic, i);
 	lapic->reg[LAPIC_TIMER_INITIAL] = reg[LAPIC_TIMER_INITIAL];

@@ -20,12 +20,12 @@
 #include "base/util.h"
 #include "device/timer_source.h"
 
-#define LAPIC_BASE_DEFAULT   0xfee00000ull
-#define LAPIC_BASE_BSP	     0x100ull
-#define LAPIC_BASE_X2APIC    0x400ull
-#define LAPIC_BASE_ENABLE    0x800ull
-#define LAPIC_MSR_FIRST	     0x800u
-#define LAPIC_MSR_LAST	     0x8ffu
+#define LAPIC_BASE_DEFAULT     0xfee00000ull
+#define LAPIC_BASE_BSP	       0x100ull
+#define LAPIC_BASE_X2APIC      0x400ull
+#define LAPIC_BASE_ENABLE      0x800ull
+#define LAPIC_MSR_FIRST	       0x800u
+#define LAPIC_MSR_LAST	       0x8ffu
 #define LAPIC_MSR_TSC_DEADLINE 0x6e0u
 
 /* What a LAPIC tells its vCPU. */
@@ -33,8 +33,8 @@ enum lapic_signal {
 	LAPIC_SIGNAL_INTR,   /* lapic_pending() may have something; also sent when it did before */
 	LAPIC_SIGNAL_EXTINT, /* the PIC may have something, see lapic_accepts_pic() */
 	LAPIC_SIGNAL_NMI,
-	LAPIC_SIGNAL_INIT,   /* the vCPU calls lapic_init() when it obeys */
-	LAPIC_SIGNAL_SIPI,   /* with the vector */
+	LAPIC_SIGNAL_INIT, /* the vCPU calls lapic_init() when it obeys */
+	LAPIC_SIGNAL_SIPI, /* with the vector */
 	LAPIC_SIGNAL_SMI,
 };
 
@@ -96,7 +96,8 @@ int lapic_bus_create(const struct lapic_bus_config *config, struct lapic_bus **r
 void lapic_bus_free(struct lapic_bus *bus);
 
 /* Makes a LAPIC in its power-up state and puts it on the bus. Errors: -ENOMEM, -EEXIST (the ID). */
-int lapic_create(struct lapic_bus *bus, const struct lapic_config *config, struct lapic **ret_lapic);
+int lapic_create(
+	struct lapic_bus *bus, const struct lapic_config *config, struct lapic **ret_lapic);
 void lapic_free(struct lapic *lapic);
 /* Power-up: registers, APIC_BASE, timer off. */
 void lapic_reset(struct lapic *lapic);

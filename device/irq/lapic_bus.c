@@ -12,18 +12,18 @@
 
 #include "base/cleanup.h"
 
-#define ICR_LOGICAL	   0x00000800u
-#define ICR_LEVEL_ASSERT   0x00004000u
-#define ICR_SHORTHAND	   0x000c0000u
-#define ICR_TO_SELF	   0x00040000u
-#define ICR_TO_ALL	   0x00080000u
-#define ICR_TO_OTHERS	   0x000c0000u
+#define ICR_LOGICAL	 0x00000800u
+#define ICR_LEVEL_ASSERT 0x00004000u
+#define ICR_SHORTHAND	 0x000c0000u
+#define ICR_TO_SELF	 0x00040000u
+#define ICR_TO_ALL	 0x00080000u
+#define ICR_TO_OTHERS	 0x000c0000u
 
-#define MSI_LOGICAL    0x004u
-#define MSI_REDIRECT   0x008u
-#define MSI_LEVEL      0x8000u
-#define MSI_ADDR_BASE  0xfee00000u
-#define MSI_ADDR_MASK  0xfff00000u
+#define MSI_LOGICAL   0x004u
+#define MSI_REDIRECT  0x008u
+#define MSI_LEVEL     0x8000u
+#define MSI_ADDR_BASE 0xfee00000u
+#define MSI_ADDR_MASK 0xfff00000u
 
 int lapic_bus_create(const struct lapic_bus_config *config, struct lapic_bus **ret_bus)
 {
@@ -81,7 +81,7 @@ void lapic_bus_remove(struct lapic_bus *bus, struct lapic *lapic)
 static bool is_broadcast(const struct irq_message *message)
 {
 	return message->destination == 0xffffffff ||
-		(message->destination == 0xff && !message->x2apic);
+	       (message->destination == 0xff && !message->x2apic);
 }
 
 static bool match_physical(const struct lapic *lapic, uint32_t destination)
@@ -111,8 +111,8 @@ static bool is_addressed(const struct lapic *lapic, const struct irq_message *me
 	if (!lapic_enabled(lapic))
 		/* INIT and SIPI reach a processor whatever its APIC; nothing else does. */
 		return (message->delivery == LAPIC_INIT || message->delivery == LAPIC_SIPI) &&
-			(is_broadcast(message) || (!message->logical &&
-				match_physical(lapic, message->destination)));
+		       (is_broadcast(message) ||
+			       (!message->logical && match_physical(lapic, message->destination)));
 	if (is_broadcast(message))
 		return true;
 	return message->logical ? match_logical(lapic, message->destination)
@@ -134,23 +134,12 @@ static bool accept_message(struct lapic *lapic, const struct irq_message *messag
 {
 	switch ((enum lapic_delivery)message->delivery) {
 	case LAPIC_FIXED:
-	case LAPIC_LOWEST:
-		return accept_vector(lapic, message);
-	case LAPIC_SMI:
-		lapic_notify(lapic, LAPIC_SIGNAL_SMI, 0);
-		return true;
-	case LAPIC_NMI:
-		lapic_notify(lapic, LAPIC_SIGNAL_NMI, 0);
-		return true;
-	case LAPIC_INIT:
-		lapic_notify(lapic, LAPIC_SIGNAL_INIT, 0);
-		return true;
-	case LAPIC_SIPI:
-		lapic_notify(lapic, LAPIC_SIGNAL_SIPI, message->vector);
-		return true;
-	case LAPIC_EXTINT:
-		lapic_notify(lapic, LAPIC_SIGNAL_EXTINT, 0);
-		return true;
+	case LAPIC_LOWEST: return accept_vector(lapic, message);
+	case LAPIC_SMI: lapic_notify(lapic, LAPIC_SIGNAL_SMI, 0); return true;
+	case LAPIC_NMI: lapic_notify(lapic, LAPIC_SIGNAL_NMI, 0); return true;
+	case LAPIC_INIT: lapic_notify(lapic, LAPIC_SIGNAL_INIT, 0); return true;
+	case LAPIC_SIPI: lapic_notify(lapic, LAPIC_SIGNAL_SIPI, message->vector); return true;
+	case LAPIC_EXTINT: lapic_notify(lapic, LAPIC_SIGNAL_EXTINT, 0); return true;
 	}
 	return false;
 }
@@ -242,10 +231,8 @@ static bool icr_is_valid(struct lapic *lapic, uint32_t icr)
 		return icr & ICR_LEVEL_ASSERT;
 	case LAPIC_SMI:
 	case LAPIC_NMI:
-	case LAPIC_SIPI:
-		return true;
-	default:
-		return false;
+	case LAPIC_SIPI: return true;
+	default: return false;
 	}
 }
 
@@ -271,13 +258,8 @@ void lapic_send_icr(struct lapic *lapic)
 		if (message.delivery == LAPIC_FIXED)
 			accept_message(lapic, &message);
 		break;
-	case ICR_TO_ALL:
-		send_all(lapic, &message, true);
-		break;
-	case ICR_TO_OTHERS:
-		send_all(lapic, &message, false);
-		break;
-	default:
-		lapic_route(lapic->bus, &message);
+	case ICR_TO_ALL: send_all(lapic, &message, true); break;
+	case ICR_TO_OTHERS: send_all(lapic, &message, false); break;
+	default: lapic_route(lapic->bus, &message);
 	}
 }

@@ -93,7 +93,7 @@ struct lapic_bus {
 };
 
 /* lapic.c */
-bool lapic_enabled(const struct lapic *lapic);	    /* globally */
+bool lapic_enabled(const struct lapic *lapic);		/* globally */
 bool lapic_software_enabled(const struct lapic *lapic); /* and globally */
 bool lapic_is_x2apic(const struct lapic *lapic);
 /* Puts a vector into IRR and tells the vCPU. */

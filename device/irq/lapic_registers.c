@@ -30,13 +30,10 @@ uint32_t lapic_lvt_writable(const struct lapic *lapic, unsigned reg)
 	case LAPIC_LVT_TIMER:
 		return lapic->config.tsc_deadline ? LVT_TIMER : LVT_TIMER & ~LVT_TIMER_DEADLINE;
 	case LAPIC_LVT_THERMAL:
-	case LAPIC_LVT_PMC:
-		return LVT_PMC;
+	case LAPIC_LVT_PMC: return LVT_PMC;
 	case LAPIC_LVT_LINT0:
-	case LAPIC_LVT_LINT1:
-		return LVT_LINT;
-	default:
-		return LVT_ERROR;
+	case LAPIC_LVT_LINT1: return LVT_LINT;
+	default: return LVT_ERROR;
 	}
 }
 
@@ -75,26 +72,13 @@ static void write_esr(struct lapic *lapic)
 static bool write_common(struct lapic *lapic, unsigned reg, uint32_t value)
 {
 	switch (reg) {
-	case LAPIC_TPR:
-		lapic_set_tpr(lapic, (uint8_t)value);
-		return true;
-	case LAPIC_SVR:
-		write_svr(lapic, value);
-		return true;
-	case LAPIC_ESR:
-		write_esr(lapic);
-		return true;
-	case LAPIC_LVT_TIMER ... LAPIC_LVT_ERROR:
-		write_lvt(lapic, reg, value);
-		return true;
-	case LAPIC_TIMER_INITIAL:
-		lapic_timer_write_initial(lapic, value);
-		return true;
-	case LAPIC_TIMER_DIVIDE:
-		lapic_timer_write_divide(lapic, value);
-		return true;
-	default:
-		return false;
+	case LAPIC_TPR: lapic_set_tpr(lapic, (uint8_t)value); return true;
+	case LAPIC_SVR: write_svr(lapic, value); return true;
+	case LAPIC_ESR: write_esr(lapic); return true;
+	case LAPIC_LVT_TIMER ... LAPIC_LVT_ERROR: write_lvt(lapic, reg, value); return true;
+	case LAPIC_TIMER_INITIAL: lapic_timer_write_initial(lapic, value); return true;
+	case LAPIC_TIMER_DIVIDE: lapic_timer_write_divide(lapic, value); return true;
+	default: return false;
 	}
 }
 
@@ -102,12 +86,8 @@ static bool write_common(struct lapic *lapic, unsigned reg, uint32_t value)
 static bool read_common(struct lapic *lapic, unsigned reg, uint32_t *ret_value)
 {
 	switch (reg) {
-	case LAPIC_PPR:
-		*ret_value = lapic_priority(lapic);
-		return true;
-	case LAPIC_TIMER_CURRENT:
-		*ret_value = lapic_timer_current(lapic);
-		return true;
+	case LAPIC_PPR: *ret_value = lapic_priority(lapic); return true;
+	case LAPIC_TIMER_CURRENT: *ret_value = lapic_timer_current(lapic); return true;
 	case LAPIC_ID:
 	case LAPIC_VERSION:
 	case LAPIC_TPR:
@@ -116,11 +96,8 @@ static bool read_common(struct lapic *lapic, unsigned reg, uint32_t *ret_value)
 	case LAPIC_ISR ... LAPIC_ESR:
 	case LAPIC_ICR:
 	case LAPIC_LVT_TIMER ... LAPIC_TIMER_INITIAL:
-	case LAPIC_TIMER_DIVIDE:
-		*ret_value = lapic->reg[reg];
-		return true;
-	default:
-		return false;
+	case LAPIC_TIMER_DIVIDE: *ret_value = lapic->reg[reg]; return true;
+	default: return false;
 	}
 }
 
@@ -131,7 +108,7 @@ bool lapic_claims(struct lapic *lapic, gpa_t gpa)
 	uint64_t base = __atomic_load_n(&lapic->apic_base, __ATOMIC_RELAXED);
 
 	return (base & BASE_MODE) == LAPIC_BASE_ENABLE &&
-		(gpa & GUEST_PAGE_MASK) == (base & GUEST_PAGE_MASK);
+	       (gpa & GUEST_PAGE_MASK) == (base & GUEST_PAGE_MASK);
 }
 
 static uint32_t page_read(struct lapic *lapic, unsigned reg)
@@ -140,12 +117,10 @@ static uint32_t page_read(struct lapic *lapic, unsigned reg)
 
 	switch (reg) {
 	case LAPIC_DFR:
-	case LAPIC_ICR_HIGH:
-		return lapic->reg[reg];
+	case LAPIC_ICR_HIGH: return lapic->reg[reg];
 	case LAPIC_APR:
 	case LAPIC_RRD:
-	case LAPIC_EOI:
-		return 0;
+	case LAPIC_EOI: return 0;
 	default:
 		if (!read_common(lapic, reg, &value))
 			lapic_note_error(lapic, ESR_REGISTER);
@@ -160,7 +135,8 @@ uint64_t lapic_mmio_read(struct lapic *lapic, uint64_t offset, unsigned size_byt
 	AUTO_LOCK(&lapic->bus->lock);
 
 	/* 12 of every 16 bytes are reserved. */
-	if (!lapic_enabled(lapic) || lapic_is_x2apic(lapic) || at + size_bytes > 4 || offset >= 0x1000)
+	if (!lapic_enabled(lapic) || lapic_is_x2apic(lapic) || at + size_bytes > 4 ||
+		offset >= 0x1000)
 		return 0;
 	if (offset >= 0x400) {
 		lapic_note_error(lapic, ESR_REGISTER);
@@ -174,29 +150,21 @@ uint64_t lapic_mmio_read(struct lapic *lapic, uint64_t offset, unsigned size_byt
 static int page_write(struct lapic *lapic, unsigned reg, uint32_t value)
 {
 	switch (reg) {
-	case LAPIC_EOI:
-		return write_eoi(lapic);
-	case LAPIC_LDR:
-		lapic->reg[reg] = value & 0xff000000;
-		break;
-	case LAPIC_DFR:
-		lapic->reg[reg] = value | 0x0fffffff;
-		break;
+	case LAPIC_EOI: return write_eoi(lapic);
+	case LAPIC_LDR: lapic->reg[reg] = value & 0xff000000; break;
+	case LAPIC_DFR: lapic->reg[reg] = value | 0x0fffffff; break;
 	case LAPIC_ICR:
 		lapic->reg[reg] = value & ~(ICR_RESERVED | ICR_BUSY);
 		lapic_send_icr(lapic);
 		break;
-	case LAPIC_ICR_HIGH:
-		lapic->reg[reg] = value & 0xff000000;
-		break;
+	case LAPIC_ICR_HIGH: lapic->reg[reg] = value & 0xff000000; break;
 	case LAPIC_ID: /* read-only, and so is what follows */
 	case LAPIC_VERSION:
 	case LAPIC_APR:
 	case LAPIC_PPR:
 	case LAPIC_RRD:
 	case LAPIC_ISR ... LAPIC_ESR - 1:
-	case LAPIC_TIMER_CURRENT:
-		break;
+	case LAPIC_TIMER_CURRENT: break;
 	default:
 		if (!write_common(lapic, reg, value))
 			lapic_note_error(lapic, ESR_REGISTER);
@@ -267,18 +235,13 @@ static bool msr_write_icr(struct lapic *lapic, uint64_t value)
 static uint32_t msr_reserved(const struct lapic *lapic, unsigned reg)
 {
 	switch (reg) {
-	case LAPIC_TPR:
-		return ~0xffu;
-	case LAPIC_SVR:
-		return ~0x13ffu; /* bit 9 may be written and stays 0 */
-	case LAPIC_ESR:
-		return ~0u;
+	case LAPIC_TPR: return ~0xffu;
+	case LAPIC_SVR: return ~0x13ffu; /* bit 9 may be written and stays 0 */
+	case LAPIC_ESR: return ~0u;
 	case LAPIC_LVT_TIMER ... LAPIC_LVT_ERROR:
 		return ~(lapic_lvt_writable(lapic, reg) | 0x5000u); /* the read-only status bits */
-	case LAPIC_TIMER_DIVIDE:
-		return ~0xbu;
-	default:
-		return 0;
+	case LAPIC_TIMER_DIVIDE: return ~0xbu;
+	default: return 0;
 	}
 }
 

@@ -95,8 +95,7 @@ void lapic_timer_write_initial(struct lapic *lapic, uint32_t count)
 	lapic_timer_stop(lapic);
 	lapic->reg[LAPIC_TIMER_INITIAL] = count;
 	if (count)
-		timer_start(lapic,
-			timer_now_ns(lapic->bus->config.time) + timer_period_ns(lapic));
+		timer_start(lapic, timer_now_ns(lapic->bus->config.time) + timer_period_ns(lapic));
 }
 
 uint64_t lapic_timer_left_ns(struct lapic *lapic)
@@ -133,8 +132,8 @@ void lapic_timer_write_divide(struct lapic *lapic, uint32_t value)
 
 	lapic->reg[LAPIC_TIMER_DIVIDE] = value & 0xb;
 	if (running && count)
-		timer_start(lapic, timer_now_ns(lapic->bus->config.time) +
-				count * timer_divider(lapic));
+		timer_start(lapic,
+			timer_now_ns(lapic->bus->config.time) + count * timer_divider(lapic));
 }
 
 /* Going to or from TSC-deadline disarms; between one-shot and periodic the count goes on. */
@@ -178,6 +177,5 @@ void lapic_timer_restore(struct lapic *lapic, uint64_t left_ns, uint64_t tsc_dea
 	if (timer_mode(lapic) == LVT_TIMER_DEADLINE)
 		lapic_timer_write_deadline(lapic, tsc_deadline);
 	else if (left_ns && lapic->reg[LAPIC_TIMER_INITIAL])
-		timer_start(lapic,
-			timer_now_ns(lapic->bus->config.time) + MIN(left_ns, longest));
+		timer_start(lapic, timer_now_ns(lapic->bus->config.time) + MIN(left_ns, longest));
 }

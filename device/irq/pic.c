@@ -132,8 +132,11 @@ static void icw1_write(struct pic_chip_state *chip, uint8_t value)
 {
 	uint8_t elcr = chip->elcr, lines = chip->lines;
 
-	*chip = (struct pic_chip_state){ .elcr = elcr, .lines = lines, .lowest = 7, .init_step = 2,
-		.vector_base = chip->vector_base };
+	*chip = (struct pic_chip_state){.elcr = elcr,
+		.lines = lines,
+		.lowest = 7,
+		.init_step = 2,
+		.vector_base = chip->vector_base};
 	chip->irr = lines & elcr; /* edges are forgotten, levels stand */
 	chip->needs_icw4 = value & ICW1_ICW4;
 	chip->single = value & ICW1_SINGLE;
@@ -167,13 +170,13 @@ static void ocw2_write(struct pic_chip_state *chip, uint8_t value)
 	case 5: /* and rotate */
 		if (serving < 0)
 			break;
-		chip->isr &= (uint8_t)~(1u << serving);
+		chip->isr &= (uint8_t) ~(1u << serving);
 		if (value >> 5 == 5)
 			chip->lowest = (uint8_t)serving;
 		break;
-	case 3: chip->isr &= (uint8_t)~(1u << level); break;
+	case 3: chip->isr &= (uint8_t) ~(1u << level); break;
 	case 7:
-		chip->isr &= (uint8_t)~(1u << level);
+		chip->isr &= (uint8_t) ~(1u << level);
 		chip->lowest = (uint8_t)level;
 		break;
 	case 6: chip->lowest = (uint8_t)level; break;
@@ -282,7 +285,7 @@ int pic_create(const struct pic_config *config, struct pic **ret_pic)
 		return -ENOMEM;
 	pic->config = *config;
 	for (unsigned i = 0; i < 2; i++)
-		pic->s.chip[i] = (struct pic_chip_state){ .lowest = 7, .imr = 0xff };
+		pic->s.chip[i] = (struct pic_chip_state){.lowest = 7, .imr = 0xff};
 	*ret_pic = pic;
 	return 0;
 }
@@ -294,12 +297,12 @@ void pic_free(struct pic *pic)
 
 int pic_attach(struct pic *pic, struct bus *bus)
 {
-	static const struct bus_ops master = { .read = master_read, .write = master_write,
-		.access_max_bytes = 1 };
-	static const struct bus_ops slave = { .read = slave_read, .write = slave_write,
-		.access_max_bytes = 1 };
-	static const struct bus_ops elcr = { .read = elcr_read, .write = elcr_write,
-		.access_max_bytes = 1 };
+	static const struct bus_ops master = {
+		.read = master_read, .write = master_write, .access_max_bytes = 1};
+	static const struct bus_ops slave = {
+		.read = slave_read, .write = slave_write, .access_max_bytes = 1};
+	static const struct bus_ops elcr = {
+		.read = elcr_read, .write = elcr_write, .access_max_bytes = 1};
 	pthread_mutex_t *lock = pic->config.lock;
 	int status = bus_add(bus, BUS_PIO, PIC_MASTER_PORT, 2, "pic-master", &master, pic, lock);
 

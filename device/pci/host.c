@@ -42,8 +42,8 @@ static uint32_t bridge_read(void *function, unsigned offset, unsigned size_bytes
 {
 	struct pci_host *host = function;
 	uint8_t header[HEADER_BYTES + 4] = {
-		0x86, 0x80, 0x37, 0x12,	 /* vendor, device */
-		0, 0, 0, 0,		 /* command, status */
+		0x86, 0x80, 0x37, 0x12, /* vendor, device */
+		0, 0, 0, 0,		/* command, status */
 		0x02, 0x00, 0x00, 0x06, /* revision, class: host bridge */
 	};
 
@@ -58,7 +58,8 @@ static void bridge_write(void *function, unsigned offset, unsigned size_bytes, u
 	struct pci_host *host = function;
 
 	for (unsigned i = 0; i < size_bytes; i++) {
-		unsigned at = offset + i - COMMAND_OFFSET; /* wraps below it, to a number too large */
+		unsigned at =
+			offset + i - COMMAND_OFFSET; /* wraps below it, to a number too large */
 		uint16_t mask;
 
 		if (at > 1)
@@ -93,8 +94,8 @@ static uint32_t config_read(const struct pci_host *host, unsigned bus_number, un
 	return slot ? slot->ops->config_read(slot->function, offset, size_bytes) : ones(size_bytes);
 }
 
-static void config_write(struct pci_host *host, unsigned bus_number, unsigned devfn, unsigned offset,
-	unsigned size_bytes, uint32_t value)
+static void config_write(struct pci_host *host, unsigned bus_number, unsigned devfn,
+	unsigned offset, unsigned size_bytes, uint32_t value)
 {
 	const struct pci_slot *slot = find(host, bus_number, devfn, offset, size_bytes);
 
@@ -153,8 +154,8 @@ static void data_write(void *device, uint64_t offset, unsigned size_bytes, uint6
 
 static uint64_t ecam_read(void *device, uint64_t offset, unsigned size_bytes)
 {
-	return config_read(device, (unsigned)(offset >> 20), offset >> 12 & 0xff, offset & 0xfff,
-		size_bytes);
+	return config_read(
+		device, (unsigned)(offset >> 20), offset >> 12 & 0xff, offset & 0xfff, size_bytes);
 }
 
 static void ecam_write(void *device, uint64_t offset, unsigned size_bytes, uint64_t value)
@@ -203,8 +204,8 @@ int pci_host_attach_ecam(struct pci_host *host, struct bus *bus, gpa_t base)
 		host->config.lock);
 }
 
-int pci_host_add(struct pci_host *host, unsigned devfn, const struct pci_function_ops *ops,
-	void *function)
+int pci_host_add(
+	struct pci_host *host, unsigned devfn, const struct pci_function_ops *ops, void *function)
 {
 	if (devfn >= PCI_FUNCTIONS)
 		return -EINVAL;

@@ -55,8 +55,8 @@ int pci_host_attach(struct pci_host *host, struct bus *bus);
 int pci_host_attach_ecam(struct pci_host *host, struct bus *bus, gpa_t base);
 
 /* Errors: -EEXIST; -EINVAL (not a devfn). The ops outlive the host. */
-int pci_host_add(struct pci_host *host, unsigned devfn, const struct pci_function_ops *ops,
-	void *function);
+int pci_host_add(
+	struct pci_host *host, unsigned devfn, const struct pci_function_ops *ops, void *function);
 void pci_host_remove(struct pci_host *host, unsigned devfn);
 
 void pci_host_save(struct pci_host *host, struct pci_host_state *ret_state);

@@ -20,8 +20,7 @@
 #define TIMER_COMPARATOR      0x08
 
 /* Revision 1, three 64-bit timers, legacy replacement, Intel. */
-#define CAPABILITIES \
-	((uint64_t)HPET_PERIOD_FS << 32 | 0x8086a001u | (HPET_TIMERS - 1) << 8)
+#define CAPABILITIES ((uint64_t)HPET_PERIOD_FS << 32 | 0x8086a001u | (HPET_TIMERS - 1) << 8)
 
 #define CONFIG_ENABLE 0x01u
 #define CONFIG_LEGACY 0x02u
@@ -34,8 +33,9 @@
 #define TIMER_SET_VALUE	   BIT(6)
 #define TIMER_32BIT	   BIT(8)
 #define TIMER_ROUTE_SHIFT  9
-#define TIMER_WRITABLE	   (TIMER_LEVEL | TIMER_ENABLE | TIMER_PERIODIC | TIMER_SET_VALUE | \
-	TIMER_32BIT | 0x1full << TIMER_ROUTE_SHIFT)
+#define TIMER_WRITABLE                                                                 \
+	(TIMER_LEVEL | TIMER_ENABLE | TIMER_PERIODIC | TIMER_SET_VALUE | TIMER_32BIT | \
+		0x1full << TIMER_ROUTE_SHIFT)
 
 #define PERIOD_MIN_TICKS 5000u /* 50 us */
 
@@ -63,7 +63,7 @@ static uint64_t counter_now(const struct hpet *hpet)
 	if (!is_running(hpet))
 		return hpet->base_counter;
 	return hpet->base_counter +
-		(timer_now_ns(hpet->config.time) - hpet->base_ns) / HPET_TICK_NS;
+	       (timer_now_ns(hpet->config.time) - hpet->base_ns) / HPET_TICK_NS;
 }
 
 static void counter_set(struct hpet *hpet, uint64_t value)
@@ -179,10 +179,8 @@ static uint64_t timer_read(const struct hpet *hpet, unsigned n, unsigned offset)
 	switch (offset) {
 	case TIMER_CONFIG:
 		return t->config | TIMER_CAPABILITIES | (uint64_t)hpet->config.routes << 32;
-	case TIMER_COMPARATOR:
-		return t->comparator;
-	default:
-		return 0;
+	case TIMER_COMPARATOR: return t->comparator;
+	default: return 0;
 	}
 }
 
@@ -192,14 +190,10 @@ static uint64_t register_read(const struct hpet *hpet, unsigned offset)
 	unsigned n = (offset - REGISTER_TIMERS) / 0x20;
 
 	switch (offset) {
-	case REGISTER_CAPABILITIES:
-		return CAPABILITIES;
-	case REGISTER_CONFIG:
-		return hpet->s.config;
-	case REGISTER_STATUS:
-		return hpet->s.status;
-	case REGISTER_COUNTER:
-		return counter_now(hpet);
+	case REGISTER_CAPABILITIES: return CAPABILITIES;
+	case REGISTER_CONFIG: return hpet->s.config;
+	case REGISTER_STATUS: return hpet->s.status;
+	case REGISTER_COUNTER: return counter_now(hpet);
 	default:
 		if (offset < REGISTER_TIMERS || n >= HPET_TIMERS)
 			return 0;
@@ -270,9 +264,7 @@ static void register_write(struct hpet *hpet, unsigned offset, uint64_t value)
 	unsigned n = (offset - REGISTER_TIMERS) / 0x20;
 
 	switch (offset) {
-	case REGISTER_CONFIG:
-		config_write(hpet, value);
-		break;
+	case REGISTER_CONFIG: config_write(hpet, value); break;
 	case REGISTER_COUNTER:
 		counter_set(hpet, value);
 		arm_all(hpet);

@@ -227,8 +227,12 @@ static void control_write(struct pit *pit, uint8_t byte)
 		latch_count(pit, ch);
 		return;
 	}
-	*ch = (struct pit_channel){ .access = byte >> 4 & 3, .bcd = byte & 1, .gate = ch->gate,
-		.mode = byte >> 1 & 7, .null_count = true, .count = 65536 };
+	*ch = (struct pit_channel){.access = byte >> 4 & 3,
+		.bcd = byte & 1,
+		.gate = ch->gate,
+		.mode = byte >> 1 & 7,
+		.null_count = true,
+		.count = 65536};
 	if (ch->mode > 5)
 		ch->mode -= 4; /* 6 and 7 are 2 and 3 */
 	if (select == 0) {
@@ -295,8 +299,8 @@ int pit_create(const struct pit_config *config, struct pit **ret_pit)
 	if (!pit->timer)
 		return -ENOMEM;
 	for (unsigned i = 0; i < PIT_CHANNELS; i++)
-		pit->s.channel[i] = (struct pit_channel){ .count = 65536, .mode = 3, .access = 3,
-			.null_count = true, .gate = i != 2 };
+		pit->s.channel[i] = (struct pit_channel){
+			.count = 65536, .mode = 3, .access = 3, .null_count = true, .gate = i != 2};
 	*ret_pit = take_ptr(&pit);
 	return 0;
 }
@@ -311,9 +315,9 @@ void pit_free(struct pit *pit)
 
 int pit_attach(struct pit *pit, struct bus *bus)
 {
-	static const struct bus_ops ops = { .read = pit_read, .write = pit_write,
-		.access_max_bytes = 1 };
-	static const struct bus_ops speaker_ops = { .read = speaker_read, .write = speaker_write };
+	static const struct bus_ops ops = {
+		.read = pit_read, .write = pit_write, .access_max_bytes = 1};
+	static const struct bus_ops speaker_ops = {.read = speaker_read, .write = speaker_write};
 	int status = bus_add(bus, BUS_PIO, PIT_PORT, 4, "pit", &ops, pit, pit->config.lock);
 
 	if (status < 0)

@@ -23,12 +23,12 @@
 #define PIT_CHANNELS	 3
 
 struct pit_channel {
-	uint32_t count;	 /* 1..65536, in ticks (BCD already converted) */
-	uint8_t mode;	 /* 0..5 */
-	uint8_t access;	 /* 1 low byte, 2 high byte, 3 low then high */
+	uint32_t count; /* 1..65536, in ticks (BCD already converted) */
+	uint8_t mode;	/* 0..5 */
+	uint8_t access; /* 1 low byte, 2 high byte, 3 low then high */
 	bool bcd;
 	bool gate;
-	bool null_count; /* programmed, no count written yet */
+	bool null_count;	    /* programmed, no count written yet */
 	bool write_high, read_high; /* the second byte of an access-3 pair is next */
 	uint8_t write_low;	    /* the first */
 	bool latched, status_latched;

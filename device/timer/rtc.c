@@ -8,8 +8,23 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum reg { SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM, WEEKDAY, DAY, MONTH,
-	YEAR, REG_A, REG_B, REG_C, REG_D, CENTURY = 0x32 };
+enum reg {
+	SECONDS,
+	SECONDS_ALARM,
+	MINUTES,
+	MINUTES_ALARM,
+	HOURS,
+	HOURS_ALARM,
+	WEEKDAY,
+	DAY,
+	MONTH,
+	YEAR,
+	REG_A,
+	REG_B,
+	REG_C,
+	REG_D,
+	CENTURY = 0x32
+};
 
 #define A_UIP	     0x80
 #define A_RATE	     0x0f
@@ -330,8 +345,8 @@ void rtc_free(struct rtc *rtc)
 
 int rtc_attach(struct rtc *rtc, struct bus *bus)
 {
-	static const struct bus_ops ops = { .read = rtc_read, .write = rtc_write,
-		.access_max_bytes = 1 };
+	static const struct bus_ops ops = {
+		.read = rtc_read, .write = rtc_write, .access_max_bytes = 1};
 
 	return bus_add(bus, BUS_PIO, RTC_PORT, 2, "rtc", &ops, rtc, rtc->config.lock);
 }

@@ -18,8 +18,9 @@
 
 struct rtc_state {
 	uint8_t index;
-	uint8_t cmos[RTC_CMOS_BYTES]; /* 0..13 are the clock's registers; the time itself is not kept here */
-	int64_t offset_s;	      /* guest wall clock - host wall clock */
+	uint8_t cmos
+		[RTC_CMOS_BYTES]; /* 0..13 are the clock's registers; the time itself is not kept here */
+	int64_t offset_s;	  /* guest wall clock - host wall clock */
 	bool line;
 };
 

@@ -52,8 +52,8 @@ static uint64_t fake_realtime(struct timer_source *source)
 	return time->realtime_base_ns + time->now_ns;
 }
 
-static struct device_timer *fake_create(struct timer_source *source, void (*fire)(void *opaque),
-	void *opaque)
+static struct device_timer *fake_create(
+	struct timer_source *source, void (*fire)(void *opaque), void *opaque)
 {
 	struct fake_time *time = (struct fake_time *)source;
 
@@ -170,8 +170,8 @@ static inline uint32_t fake_random(uint32_t *seed)
 }
 
 /* Hammers a range with accesses of all widths at all offsets, some of them past its end. */
-static inline void fake_hammer(struct bus *bus, enum bus_space space, uint64_t base, uint64_t length,
-	unsigned rounds)
+static inline void fake_hammer(
+	struct bus *bus, enum bus_space space, uint64_t base, uint64_t length, unsigned rounds)
 {
 	uint32_t seed = 12345;
 

@@ -9,7 +9,7 @@
 
 #include <errno.h>
 
-#define BASE HPET_BASE
+#define BASE	 HPET_BASE
 #define TIMER(n) (0x100 + 0x20 * (n))
 
 struct fixture {

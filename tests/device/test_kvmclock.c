@@ -36,7 +36,8 @@ static uint64_t scaled(uint64_t ticks, uint32_t mul, int8_t shift)
 static void test_scale(void **state)
 {
 	static const uint64_t rates[] = {1000000, 14318180, 999999999, 1000000000, 1000000001,
-		1999999999, 2000000000, 2000000001, 2394454000, 3700000000, 5800000000, 40000000000};
+		1999999999, 2000000000, 2000000001, 2394454000, 3700000000, 5800000000,
+		40000000000};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(rates); i++) {
 		uint32_t mul;

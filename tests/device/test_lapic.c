@@ -7,7 +7,7 @@
 
 #include <errno.h>
 
-#define CPUS 4
+#define CPUS	   4
 #define TSC_PER_NS 3
 
 struct fixture;
@@ -527,15 +527,15 @@ static void test_base(void **state)
 	assert_false(lapic_claims(lapic, 0xfee01000));
 	assert_true(lapic_base_write(lapic, 0xfed00800));
 	assert_true(lapic_claims(lapic, 0xfed00000));
-	assert_false(lapic_base_write(lapic, 0xfee00801));	/* reserved */
+	assert_false(lapic_base_write(lapic, 0xfee00801)); /* reserved */
 	assert_false(lapic_base_write(lapic, 0xfee00a00));
 	assert_false(lapic_base_write(lapic, 1ull << 46 | 0x800));
-	assert_false(lapic_base_write(lapic, 0xfee00400));	/* x2APIC, disabled */
+	assert_false(lapic_base_write(lapic, 0xfee00400)); /* x2APIC, disabled */
 	assert_true(lapic_base_write(lapic, 0xfee00c00));
 	assert_false(lapic_claims(lapic, 0xfee00000));
-	assert_false(lapic_base_write(lapic, 0xfee00800));	/* x2APIC -> xAPIC */
+	assert_false(lapic_base_write(lapic, 0xfee00800)); /* x2APIC -> xAPIC */
 	assert_true(lapic_base_write(lapic, 0xfee00000));
-	assert_false(lapic_base_write(lapic, 0xfee00c00));	/* disabled -> x2APIC */
+	assert_false(lapic_base_write(lapic, 0xfee00c00)); /* disabled -> x2APIC */
 	assert_int_equal(lapic_mmio_read(lapic, 0x30, 4), 0);
 	assert_int_equal(send(f, 1, 0x40), 0);
 	assert_true(lapic_base_write(lapic, 0xfee00800));
@@ -552,7 +552,8 @@ static void test_x2apic(void **state)
 	assert_false(lapic_msr_read(lapic, 0x802, &value));
 	assert_false(lapic_msr_write(lapic, 0x808, 0));
 	for (unsigned i = 0; i < CPUS; i++)
-		assert_true(lapic_base_write(f->cpu[i].lapic, lapic_base_read(f->cpu[i].lapic) | 0xc00));
+		assert_true(lapic_base_write(
+			f->cpu[i].lapic, lapic_base_read(f->cpu[i].lapic) | 0xc00));
 	assert_int_equal(rdmsr(cpu, 0x802), 3);
 	assert_int_equal(rdmsr(cpu, 0x80d), 8);
 	assert_int_equal(rdmsr(cpu, 0x80f), 0x1ff); /* kept */
@@ -580,10 +581,28 @@ static void test_x2apic(void **state)
 		uint32_t index;
 		uint64_t value;
 	} faults[] = {
-		{0x802, 0}, {0x803, 0}, {0x804, 0}, {0x808, 0x100}, {0x80a, 0}, {0x80b, 1},
-		{0x80d, 0}, {0x80e, 0}, {0x80f, 0x2000}, {0x810, 0}, {0x827, 0}, {0x828, 1},
-		{0x829, 0}, {0x82f, 0}, {0x830, 1u << 20}, {0x831, 0}, {0x832, 1u << 20},
-		{0x838, 1ull << 32}, {0x839, 0}, {0x83e, 4}, {0x83f, 0x100}, {0x840, 0},
+		{0x802, 0},
+		{0x803, 0},
+		{0x804, 0},
+		{0x808, 0x100},
+		{0x80a, 0},
+		{0x80b, 1},
+		{0x80d, 0},
+		{0x80e, 0},
+		{0x80f, 0x2000},
+		{0x810, 0},
+		{0x827, 0},
+		{0x828, 1},
+		{0x829, 0},
+		{0x82f, 0},
+		{0x830, 1u << 20},
+		{0x831, 0},
+		{0x832, 1u << 20},
+		{0x838, 1ull << 32},
+		{0x839, 0},
+		{0x83e, 4},
+		{0x83f, 0x100},
+		{0x840, 0},
 		{0x8ff, 0},
 	};
 	for (unsigned i = 0; i < ARRAY_SIZE(faults); i++)

@@ -298,7 +298,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_edge_and_level, setup_programmed, teardown),
 		cmocka_unit_test_setup_teardown(test_spurious, setup_programmed, teardown),
 		cmocka_unit_test_setup_teardown(test_auto_eoi_and_rotation, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_special_mask_and_poll, setup_programmed, teardown),
+		cmocka_unit_test_setup_teardown(
+			test_special_mask_and_poll, setup_programmed, teardown),
 		cmocka_unit_test_setup_teardown(test_save_load, setup_programmed, teardown),
 		cmocka_unit_test_setup_teardown(test_hammer, setup_programmed, teardown),
 	};

@@ -204,7 +204,7 @@ static void test_read_back(void **state)
 	struct fixture *f = *state;
 
 	outb(f->bus, 0x43, 0x34);
-	outb(f->bus, 0x43, 0xe2); /* status of channel 0 */
+	outb(f->bus, 0x43, 0xe2);		   /* status of channel 0 */
 	assert_int_equal(inb(f->bus, 0x40), 0xf4); /* output high, null count */
 	program(f, 0, 2, 1000);
 	program(f, 2, 0, 1000);

@@ -281,9 +281,7 @@ static void test_save_load(void **state)
 	assert_int_equal(inb(f->bus, COM1), 'b');
 }
 
-static void drop_output(void *opaque, const uint8_t *bytes, size_t count)
-{
-}
+static void drop_output(void *opaque, const uint8_t *bytes, size_t count) {}
 
 static void test_hammer(void **state)
 {

@@ -28,8 +28,8 @@ static int setup(void **state)
 	assert_int_equal(memory_add_ram(memory, GIB(4), MIB(4), 0, "high", NULL), 0);
 	assert_int_equal(memory_add_ram(memory, 0, 4 * PAGE, 0, "low", NULL), 0);
 	assert_int_equal(memory_add_ram(memory, 4 * PAGE, 130 * PAGE, 0, "mid", NULL), 0);
-	assert_int_equal(memory_add_ram(memory, GIB(4) - 2 * PAGE, 2 * PAGE, MEMORY_READONLY, "rom",
-				 NULL),
+	assert_int_equal(
+		memory_add_ram(memory, GIB(4) - 2 * PAGE, 2 * PAGE, MEMORY_READONLY, "rom", NULL),
 		0);
 	*state = memory;
 	return 0;
@@ -50,7 +50,8 @@ static void test_add_refuses(void **state)
 	assert_int_equal(memory_add_ram(memory, GIB(1), PAGE - 1, 0, "x", &err), -EINVAL);
 	assert_int_equal(memory_add_ram(memory, GIB(1), 0, 0, "x", &err), -EINVAL);
 	assert_int_equal(memory_add_ram(memory, 3 * PAGE, PAGE, 0, "x", &err), -EINVAL);
-	assert_int_equal(memory_add_ram(memory, GIB(4) - 3 * PAGE, 2 * PAGE, 0, "x", &err), -EINVAL);
+	assert_int_equal(
+		memory_add_ram(memory, GIB(4) - 3 * PAGE, 2 * PAGE, 0, "x", &err), -EINVAL);
 	assert_string_equal(err.text, "memory regions x and rom overlap");
 	assert_int_equal(memory_add_ram(memory, ~0ull - PAGE + 1, PAGE, 0, "x", &err), -EINVAL);
 	assert_int_equal(memory_add_ram(memory, GIB(8), ~0ull - PAGE + 1, 0, "x", &err), -EINVAL);
