@@ -159,6 +159,15 @@ static void test_periodic(void **state)
 	assert_int_equal(f->irq[20].rises, 1);
 	fake_time_run(&f->time, 10);
 	assert_int_equal(f->irq[20].rises, 2);
+	/* The first moment is its own: 4 ms from now, and then every 1 ms. */
+	wrl(f, TIMER(0), 20 << 9 | 4 | 8 | 0x40 | 0x100);
+	wrl(f, TIMER(0) + 8, rdl(f, 0xf0) + 400000);
+	wrl(f, TIMER(0) + 8, 100000);
+	f->irq[20].rises = 0;
+	fake_time_run(&f->time, 3900000);
+	assert_int_equal(f->irq[20].rises, 0);
+	fake_time_run(&f->time, 1200000);
+	assert_int_equal(f->irq[20].rises, 2);
 	/* No storm. */
 	wrl(f, TIMER(0) + 8, 1);
 	fake_time_run(&f->time, 5000000);
