@@ -161,6 +161,31 @@ static void tell_tsc_rate(struct kvm_cpuid_entry2 *e, uint64_t khz)
 		e->eax = (uint32_t)khz;
 }
 
+/* Some KVMs show guests more than they were told, as they cannot hide it: note what the guest sees. */
+static void note_cpuid(struct engine_vcpu *vcpu)
+{
+	AUTO_FREE struct supported *seen = calloc(1, sizeof(*seen));
+
+	vcpu->cpuid = vcpu->vm->cpuid;
+	if (!seen)
+		return;
+	seen->head.nent = SUPPORTED_MAX;
+	if (kvm_ioctl(vcpu->fd, KVM_GET_CPUID2, seen) < 0)
+		return;
+	for (unsigned i = 0; i < vcpu->cpuid.count; i++) {
+		struct x86_cpuid_leaf *l = &vcpu->cpuid.leaf[i];
+		const struct kvm_cpuid_entry2 *k = find(seen, l->leaf, l->subleaf);
+
+		if (!k)
+			continue;
+		l->eax = k->eax;
+		l->ebx = k->ebx;
+		l->ecx = k->ecx;
+		l->edx = k->edx;
+	}
+	x86_cpuid_derive(&vcpu->cpuid);
+}
+
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err)
 {
 	const struct x86_cpuid_model *model = &vcpu->vm->cpuid;
@@ -189,5 +214,6 @@ int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err)
 	int status = kvm_ioctl(vcpu->fd, KVM_SET_CPUID2, cpuid);
 	if (status < 0)
 		return error_set_errno(err, -status, "KVM refuses the CPU model");
+	note_cpuid(vcpu);
 	return 0;
 }

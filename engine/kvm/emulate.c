@@ -101,8 +101,7 @@ static int emulator_create(struct engine_vcpu *vcpu)
 
 	if (!cpu)
 		return -ENOMEM;
-	int status =
-		x86_cpu_init(cpu, vcpu->vm->config.memory, &vcpu->vm->cpuid, &emulator_env, vcpu);
+	int status = x86_cpu_init(cpu, vcpu->vm->config.memory, &vcpu->cpuid, &emulator_env, vcpu);
 	if (status < 0) {
 		free(cpu);
 		return status;
@@ -120,15 +119,17 @@ void kvm_emulator_free(struct engine_vcpu *vcpu)
 	free(vcpu->emulator);
 }
 
-/* An event that was on its way comes first: what KVM failed at may have been its delivery. */
+/* An event that was on its way comes first: what KVM failed at may have been its delivery. But for #UD: that
+ * is KVM's own, for an instruction that it does not know; if it was the guest's, stepping raises it again. */
 static enum x86_status emulate_one(struct x86_cpu *cpu)
 {
+	const struct x86_event event = cpu->s.event;
 	enum x86_status done;
 
-	if (cpu->s.event.type != X86_EVENT_NONE)
-		return x86_deliver(
-			cpu, &(const struct x86_event){cpu->s.event.type, cpu->s.event.vector,
-				     cpu->s.event.has_error, cpu->s.event.error});
+	cpu->s.event = (struct x86_event){.type = X86_EVENT_NONE};
+	if (event.type != X86_EVENT_NONE &&
+		!(event.type == X86_EVENT_EXCEPTION && event.vector == X86_UD))
+		return x86_deliver(cpu, &event);
 	do
 		done = x86_step(cpu);
 	while (done == X86_REPEAT);

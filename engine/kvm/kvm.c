@@ -111,6 +111,9 @@ static int set_up(struct engine_vm *vm, struct error *err)
 		return error_set(err, EINVAL, "KVM runs at most %d vCPUs here, not %u", cpus_max,
 			vm->config.cpus_max);
 	find_caps(vm);
+	/* Where KVM's emulator fails a program's instruction, let us do it: no #UD. Older kernels can't. */
+	struct kvm_enable_cap fail = {.cap = KVM_CAP_EXIT_ON_EMULATION_FAILURE, .args = {1}};
+	kvm_ioctl(vm->fd, KVM_ENABLE_CAP, &fail);
 	status = make_irqchip(vm, err);
 	if (status < 0)
 		return status;

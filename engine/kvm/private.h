@@ -27,10 +27,11 @@ struct engine_vcpu {
 	struct engine_vcpu_config config;
 	int fd;
 	struct kvm_run *run;
-	_Atomic bool kicked;  /* run() shall return */
-	_Atomic bool nmi;     /* one to inject before the next KVM_RUN */
-	_Atomic pid_t thread; /* that is in run(); 0: none */
-	bool shutdown;	      /* after a triple fault, until a state is set */
+	struct x86_cpuid_model cpuid; /* what the guest sees */
+	_Atomic bool kicked;	      /* run() shall return */
+	_Atomic bool nmi;	      /* one to inject before the next KVM_RUN */
+	_Atomic pid_t thread;	      /* that is in run(); 0: none */
+	bool shutdown;		      /* after a triple fault, until a state is set */
 	struct engine_counters counters;
 	struct x86_cpu *emulator; /* made when KVM first fails an instruction */
 	struct log_limit emulation_limit;
