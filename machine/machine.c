@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- the end ---- */
 
@@ -126,6 +127,15 @@ static int add_vcpus(struct machine *m, struct error *err)
 	return 0;
 }
 
+/* Firmware gives every processor the same memory types; kernels complain of others. */
+static void copy_mtrrs(struct x86_msrs *to, const struct x86_msrs *from)
+{
+	to->mtrr_def_type = from->mtrr_def_type;
+	memcpy(to->mtrr_fixed, from->mtrr_fixed, sizeof(to->mtrr_fixed));
+	memcpy(to->mtrr_base, from->mtrr_base, sizeof(to->mtrr_base));
+	memcpy(to->mtrr_mask, from->mtrr_mask, sizeof(to->mtrr_mask));
+}
+
 /* All processors in their first state: the boot processor as the kernel's protocol says, the others
  * waiting. */
 static int set_first_states(struct machine *m, const struct x86_state *boot_state, struct error *err)
@@ -135,6 +145,7 @@ static int set_first_states(struct machine *m, const struct x86_state *boot_stat
 
 		if (i > 0) {
 			x86_state_reset(&state);
+			copy_mtrrs(&state.msr, &boot_state->msr);
 			state.activity = X86_WAIT_FOR_SIPI;
 		}
 		board_lapic_state(m->board, i, &state.lapic);

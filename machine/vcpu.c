@@ -3,6 +3,7 @@
  * what other processors ask of it (INIT, SIPI: SDM 3A 9.4 "Multiple-Processor Initialization").
  */
 #include "base/cleanup.h"
+#include "device/irq/lapic.h"
 #include "machine/private.h"
 #include <stdio.h>
 
@@ -48,6 +49,8 @@ static void apply_init_sipi(struct machine_vcpu *vcpu, unsigned events, uint8_t 
 	if (!(events & (VCPU_INIT | VCPU_SIPI)) || ops->get_state(vcpu->engine, &state) < 0)
 		return;
 	if (events & VCPU_INIT) {
+		if (vcpu->lapic)
+			lapic_init(vcpu->lapic);
 		x86_state_init(&state);
 		state.activity = vcpu->index ? X86_WAIT_FOR_SIPI : X86_RUNNING;
 	}
