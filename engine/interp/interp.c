@@ -413,11 +413,23 @@ static bool still_halted(struct engine_vcpu *v)
 	return v->cpu.s.activity != X86_RUNNING;
 }
 
+/* An event whose delivery another engine was interrupted in. */
+static void resume_event(struct engine_vcpu *v)
+{
+	const struct x86_event event = v->cpu.s.event;
+
+	if (likely(event.type == X86_EVENT_NONE) || v->cpu.s.activity > X86_HALTED)
+		return;
+	v->cpu.s.activity = X86_RUNNING;
+	x86_deliver(&v->cpu, &event); /* a triple fault shows in the activity */
+}
+
 static enum engine_exit interp_run(struct engine_vcpu *v, struct error *err)
 {
 	enum engine_exit exit = ENGINE_EXIT_KICKED;
 
 	guest_enter(v);
+	resume_event(v);
 	/* HLT returns to the machine only if nothing woke the vCPU at once. */
 	for (;;) {
 		if (atomic_load(&v->attention) & ATTEND_KICK)

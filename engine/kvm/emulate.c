@@ -119,20 +119,24 @@ void kvm_emulator_free(struct engine_vcpu *vcpu)
 	free(vcpu->emulator);
 }
 
+#define STRING_PIECES_MAX 16
+
 /* An event that was on its way comes first: what KVM failed at may have been its delivery. But for #UD: that
  * is KVM's own, for an instruction that it does not know; if it was the guest's, stepping raises it again. */
 static enum x86_status emulate_one(struct x86_cpu *cpu)
 {
 	const struct x86_event event = cpu->s.event;
 	enum x86_status done;
+	unsigned pieces = 0;
 
 	cpu->s.event = (struct x86_event){.type = X86_EVENT_NONE};
 	if (event.type != X86_EVENT_NONE &&
 		!(event.type == X86_EVENT_EXCEPTION && event.vector == X86_UD))
 		return x86_deliver(cpu, &event);
+	/* Of a long string only so much: KVM comes back for the rest, and sees kicks in between. */
 	do
 		done = x86_step(cpu);
-	while (done == X86_REPEAT);
+	while (done == X86_REPEAT && ++pieces < STRING_PIECES_MAX);
 	return done;
 }
 

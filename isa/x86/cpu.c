@@ -5,6 +5,7 @@
  */
 #include "isa/x86/cpu.h"
 #include "isa/x86/cpuid.h"
+#include "isa/x86/fpu.h"
 #include "isa/x86/native.h"
 
 #include <string.h>
@@ -92,10 +93,42 @@ void x86_cpu_refresh(struct x86_cpu *cpu)
 		cpu->tlb_now = cpu->tlb[cpu->cpl == 3];
 }
 
+#define XCR0_BITS (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)
+#define DR6_FIXED 0xffff0ff0ull
+#define DR7_FIXED 0x400ull
+
+/*
+ * Drop what no processor can hold, and what would break this one: a state may come from a stream that
+ * somebody made up. What remains may be nonsense to a guest, but not to the semantic functions.
+ */
+static void drop_impossible(struct x86_state *s)
+{
+	const uint64_t flags = X86_FLAGS_WRITABLE | X86_RF | X86_VM | X86_VIF | X86_VIP;
+
+	s->reg[X86_ZERO] = 0;
+	s->cr0 = (uint32_t)s->cr0 | X86_CR0_ET;
+	if (!(s->cr0 & X86_CR0_PE))
+		s->cr0 &= ~(uint64_t)X86_CR0_PG;
+	s->rflags = (s->rflags & flags) | X86_FLAGS_FIXED;
+	if (!(s->cr0 & X86_CR0_PE) || (s->msr.efer & X86_EFER_LMA))
+		s->rflags &= ~(uint64_t)X86_VM;
+	s->cr8 &= 15;
+	s->xcr0 = (s->xcr0 & XCR0_BITS) | X86_XCR0_X87;
+	s->dr[6] = (uint32_t)s->dr[6] | DR6_FIXED;
+	s->dr[7] = (uint32_t)s->dr[7] | DR7_FIXED;
+	/* The host runs with these two: a reserved bit would be its fault. */
+	s->fpu.fcw = x86_fcw_fix(s->fpu.fcw);
+	s->fpu.mxcsr &= X86_MXCSR_VALID;
+	if (s->activity > X86_SHUTDOWN)
+		s->activity = X86_SHUTDOWN;
+	if (s->event.type > X86_EVENT_ICEBP)
+		s->event.type = X86_EVENT_NONE;
+}
+
 void x86_cpu_load(struct x86_cpu *cpu, const struct x86_state *state)
 {
 	cpu->s = *state;
-	cpu->s.reg[X86_ZERO] = 0;
+	drop_impossible(&cpu->s);
 	x86_cpu_refresh(cpu);
 	x86_tlb_flush(cpu);
 }

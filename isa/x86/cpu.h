@@ -107,7 +107,8 @@ void x86_cpu_done(struct x86_cpu *cpu);
 /* Recompute what is derived from the state: also after a change of RFLAGS.TF or AC, or of DR7. Cheap;
  * flushes nothing. */
 void x86_cpu_refresh(struct x86_cpu *cpu);
-/* Take on a whole state: also flushes the TLB. */
+/* Take on a whole state, of which any byte may be wrong: what no processor can hold is dropped. Flushes the
+ * TLB. */
 void x86_cpu_load(struct x86_cpu *cpu, const struct x86_state *state);
 
 /* Raise an exception: records it and returns X86_FAULT. */
