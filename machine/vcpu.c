@@ -17,6 +17,8 @@ struct machine_vcpu *machine_current_vcpu(void)
 void vcpu_post(struct machine_vcpu *vcpu, unsigned event)
 {
 	pthread_mutex_lock(&vcpu->lock);
+	if (event == VCPU_INIT)
+		vcpu->events &= ~(unsigned)VCPU_SIPI; /* it came before and is for nothing now */
 	vcpu->events |= event;
 	pthread_cond_signal(&vcpu->wake);
 	pthread_mutex_unlock(&vcpu->lock);
@@ -40,7 +42,7 @@ static void wait_for_event(struct machine_vcpu *vcpu)
 }
 
 /* INIT puts the processor into wait-for-SIPI (the boot processor restarts at the reset vector); a SIPI
- * is heard only there. */
+ * is heard only there, and leaves any other processor's state untouched. */
 static void apply_init_sipi(struct machine_vcpu *vcpu, unsigned events, uint8_t sipi_vector)
 {
 	const struct engine_ops *ops = vcpu->machine->config.engine;
@@ -52,7 +54,8 @@ static void apply_init_sipi(struct machine_vcpu *vcpu, unsigned events, uint8_t 
 		if (vcpu->lapic)
 			lapic_init(vcpu->lapic);
 		x86_state_init(&state);
-		state.activity = vcpu->index ? X86_WAIT_FOR_SIPI : X86_RUNNING;
+	} else if (state.activity != X86_WAIT_FOR_SIPI) {
+		return;
 	}
 	if ((events & VCPU_SIPI) && state.activity == X86_WAIT_FOR_SIPI)
 		x86_state_sipi(&state, sipi_vector);
