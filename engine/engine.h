@@ -35,9 +35,9 @@ struct engine_hooks {
 	/* CR8 = bits 7:4 of the local APIC's TPR. */
 	uint8_t (*cr8_read)(void *vcpu);
 	void (*cr8_write)(void *vcpu, uint8_t value);
-	/* The guest's TSC. */
+	/* The guest's TSC, TSC_ADJUST included; the guest adds to both (by a write of either). */
 	uint64_t (*tsc)(void *vcpu);
-	void (*set_tsc)(void *vcpu, uint64_t value);
+	void (*adjust_tsc)(void *vcpu, uint64_t delta);
 	/* KVM-ABI hypercall: number and four arguments; returns what goes to RAX. */
 	uint64_t (*hypercall)(void *vcpu, uint64_t number, const uint64_t args[4]);
 };

@@ -122,8 +122,13 @@ static void lapic_notify(void *opaque, enum lapic_signal signal, uint8_t vector)
 static uint64_t lapic_tsc_to_ns(void *opaque, uint64_t tsc)
 {
 	struct machine_vcpu *vcpu = opaque;
+	struct machine_clock *clock = vcpu->machine->clock;
+	uint64_t now = machine_clock_tsc(clock), guest_now = now + vcpu->tsc_offset, at;
 
-	return machine_clock_tsc_to_ns(vcpu->machine->clock, tsc - vcpu->tsc_offset);
+	if (tsc <= guest_now)
+		return 0;
+	return __builtin_add_overflow(now, tsc - guest_now, &at) ? UINT64_MAX :
+								   machine_clock_tsc_to_ns(clock, at);
 }
 
 static void lapic_eoi(void *opaque, uint8_t vector)

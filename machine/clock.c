@@ -13,7 +13,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <x86intrin.h>
 
@@ -34,22 +34,23 @@ struct machine_clock {
 	pthread_t thread;
 	struct device_timer *timers;
 	struct device_timer *firing; /* its callback runs now */
+	uint64_t sleeps_until_ns;    /* guest time the event thread waits for; 0: no need to wake it */
 	bool quit;
 
-	/* Guest time = host monotonic - origin while running, `held` while not. */
-	_Atomic bool running;
-	_Atomic uint64_t origin_ns, held_ns;
+	/* One word, so that readers need no lock: host time at guest time 0, times 2, + 1 while running;
+	 * the guest time, times 2, while held. */
+	_Atomic uint64_t base;
 	uint64_t tsc_hz;
-	bool tsc_native;
-	_Atomic uint64_t tsc_offset; /* guest TSC = host TSC + offset, while running */
 };
+
+#define BASE_RUNNING 1u
 
 static struct machine_clock *clock_of(struct timer_source *source)
 {
 	return container_of(source, struct machine_clock, source);
 }
 
-/* ---- the TSC ---- */
+/* ---- the host's TSC ---- */
 
 static bool host_tsc_invariant(void)
 {
@@ -86,26 +87,18 @@ static uint64_t host_tsc_hz_measured(void)
 		t1 = clock_monotonic_ns();
 		c1 = __rdtsc();
 	} while (t1 - t0 < span_ns);
-	return (uint64_t)((unsigned __int128)(c1 - c0) * 1000000000u / (t1 - t0));
-}
-
-static uint64_t host_tsc(const struct machine_clock *clock)
-{
-	return clock->tsc_native ? __rdtsc() : clock_monotonic_ns();
-}
-
-static uint64_t ns_to_tsc(const struct machine_clock *clock, uint64_t ns)
-{
-	return (uint64_t)((unsigned __int128)ns * clock->tsc_hz / 1000000000u);
+	return (uint64_t)((unsigned __int128)(c1 - c0) * NS_PER_SEC / (t1 - t0));
 }
 
 /* ---- guest time ---- */
 
 static uint64_t guest_now_ns(struct timer_source *source)
 {
-	struct machine_clock *clock = clock_of(source);
+	/* Before the host's clock: a thread that is slow between the two reads a later time, never one
+	 * before a timer that was found due. */
+	uint64_t base = clock_of(source)->base;
 
-	return clock->running ? clock_monotonic_ns() - clock->origin_ns : clock->held_ns;
+	return base & BASE_RUNNING ? clock_monotonic_ns() - (uint64_t)((int64_t)base >> 1) : base >> 1;
 }
 
 static uint64_t guest_realtime_ns(struct timer_source *source)
@@ -113,20 +106,23 @@ static uint64_t guest_realtime_ns(struct timer_source *source)
 	return clock_realtime_ns();
 }
 
+/* Whole seconds apart, so that nothing overflows 64 bits. */
 uint64_t machine_clock_tsc(struct machine_clock *clock)
 {
-	if (clock->running)
-		return host_tsc(clock) + clock->tsc_offset;
-	return ns_to_tsc(clock, clock->held_ns);
+	uint64_t ns = guest_now_ns(&clock->source);
+
+	return ns / NS_PER_SEC * clock->tsc_hz + ns % NS_PER_SEC * clock->tsc_hz / NS_PER_SEC;
 }
 
-uint64_t machine_clock_tsc_to_ns(struct machine_clock *clock, uint64_t tsc)
+uint64_t machine_clock_tsc_to_ns(const struct machine_clock *clock, uint64_t tsc)
 {
-	int64_t ahead = (int64_t)(tsc - machine_clock_tsc(clock));
-	int64_t ns = (int64_t)((__int128)ahead * 1000000000 / (int64_t)clock->tsc_hz);
-	int64_t at = (int64_t)guest_now_ns(&clock->source) + ns;
+	uint64_t seconds_ns, hz = clock->tsc_hz;
 
-	return at > 0 ? (uint64_t)at : 0;
+	/* Rounded up: at that time the TSC has the value. */
+	if (__builtin_mul_overflow(tsc / hz, NS_PER_SEC, &seconds_ns) ||
+		__builtin_add_overflow(seconds_ns, (tsc % hz * NS_PER_SEC + hz - 1) / hz, &seconds_ns))
+		return NEVER;
+	return seconds_ns;
 }
 
 uint64_t machine_clock_tsc_hz(const struct machine_clock *clock)
@@ -142,21 +138,18 @@ uint64_t machine_clock_boot_realtime_ns(struct machine_clock *clock)
 void machine_clock_run(struct machine_clock *clock)
 {
 	AUTO_LOCK(&clock->lock);
-	if (clock->running)
+	if (clock->base & BASE_RUNNING)
 		return;
-	clock->origin_ns = clock_monotonic_ns() - clock->held_ns;
-	clock->tsc_offset = ns_to_tsc(clock, clock->held_ns) - host_tsc(clock);
-	clock->running = true;
+	clock->base = (clock_monotonic_ns() - (clock->base >> 1)) << 1 | BASE_RUNNING;
 	pthread_cond_signal(&clock->changed);
 }
 
 void machine_clock_hold(struct machine_clock *clock)
 {
 	AUTO_LOCK(&clock->lock);
-	if (!clock->running)
+	if (!(clock->base & BASE_RUNNING))
 		return;
-	clock->held_ns = clock_monotonic_ns() - clock->origin_ns;
-	clock->running = false;
+	clock->base = guest_now_ns(&clock->source) << 1;
 	pthread_cond_signal(&clock->changed);
 }
 
@@ -182,7 +175,8 @@ static void timer_arm(struct device_timer *timer, uint64_t deadline_ns)
 {
 	AUTO_LOCK(&timer->clock->lock);
 	timer->deadline_ns = deadline_ns;
-	pthread_cond_signal(&timer->clock->changed);
+	if (deadline_ns < timer->clock->sleeps_until_ns)
+		pthread_cond_signal(&timer->clock->changed);
 }
 
 static void timer_cancel(struct device_timer *timer)
@@ -228,41 +222,66 @@ static struct device_timer *earliest(struct machine_clock *clock)
 	return found;
 }
 
-static void wait_until(struct machine_clock *clock, uint64_t host_ns)
+/* Wait for the earliest timer, or for a change. */
+static void sleep_until(struct machine_clock *clock, const struct device_timer *timer)
 {
-	struct timespec ts = { .tv_sec = (time_t)(host_ns / 1000000000u),
-		.tv_nsec = (long)(host_ns % 1000000000u) };
+	/* Further ahead than any machine lives, and no host time overflows. */
+	const uint64_t forever_ns = INT64_MAX / 4;
+	uint64_t host_ns = (uint64_t)((int64_t)clock->base >> 1);
 
-	pthread_cond_timedwait(&clock->changed, &clock->lock, &ts);
+	clock->sleeps_until_ns = timer ? timer->deadline_ns : NEVER;
+	if (clock->sleeps_until_ns >= forever_ns) {
+		pthread_cond_wait(&clock->changed, &clock->lock);
+	} else {
+		host_ns += clock->sleeps_until_ns;
+		struct timespec ts = { .tv_sec = (time_t)(host_ns / NS_PER_SEC),
+			.tv_nsec = (long)(host_ns % NS_PER_SEC) };
+		pthread_cond_timedwait(&clock->changed, &clock->lock, &ts);
+	}
+	clock->sleeps_until_ns = 0;
+}
+
+/* Call the timer back, without the lock. */
+static void fire(struct machine_clock *clock, struct device_timer *timer)
+{
+	timer->deadline_ns = NEVER;
+	clock->firing = timer;
+	pthread_mutex_unlock(&clock->lock);
+	timer->fire(timer->opaque);
+	pthread_mutex_lock(&clock->lock);
+	clock->firing = NULL;
+	pthread_cond_broadcast(&clock->idle);
 }
 
 static void *event_thread(void *opaque)
 {
 	struct machine_clock *clock = opaque;
 
+	pthread_setname_np(pthread_self(), "clock");
+	/* The kernel may round wake-ups by 50 us: as much as a disk takes. */
+	prctl(PR_SET_TIMERSLACK, 1);
 	pthread_mutex_lock(&clock->lock);
 	while (!clock->quit) {
-		struct device_timer *timer = clock->running ? earliest(clock) : NULL;
+		struct device_timer *timer = earliest(clock);
 
-		if (!timer) {
+		if (!(clock->base & BASE_RUNNING)) /* run() wakes it */
 			pthread_cond_wait(&clock->changed, &clock->lock);
-			continue;
-		}
-		if (timer->deadline_ns > guest_now_ns(&clock->source)) {
-			uint64_t at = timer->deadline_ns + clock->origin_ns;
-			wait_until(clock, at < timer->deadline_ns ? (uint64_t)INT64_MAX : at);
-			continue;
-		}
-		timer->deadline_ns = NEVER;
-		clock->firing = timer;
-		pthread_mutex_unlock(&clock->lock);
-		timer->fire(timer->opaque);
-		pthread_mutex_lock(&clock->lock);
-		clock->firing = NULL;
-		pthread_cond_broadcast(&clock->idle);
+		else if (timer && timer->deadline_ns <= guest_now_ns(&clock->source))
+			fire(clock, timer);
+		else
+			sleep_until(clock, timer);
 	}
 	pthread_mutex_unlock(&clock->lock);
 	return NULL;
+}
+
+/* What the guest is told: the host's rate, which KVM gives its guests, or a round one. */
+static uint64_t choose_tsc_hz(void)
+{
+	if (!host_tsc_invariant())
+		return NS_PER_SEC;
+	uint64_t told = host_tsc_hz_told();
+	return told ? told : host_tsc_hz_measured();
 }
 
 int machine_clock_create(struct machine_clock **ret_clock, struct error *err)
@@ -273,14 +292,7 @@ int machine_clock_create(struct machine_clock **ret_clock, struct error *err)
 	if (!clock)
 		return error_set(err, ENOMEM, "no memory for the machine's clock");
 	clock->source.ops = &clock_timer_ops;
-	clock->tsc_native = host_tsc_invariant();
-	if (clock->tsc_native) {
-		clock->tsc_hz = host_tsc_hz_told();
-		if (!clock->tsc_hz)
-			clock->tsc_hz = host_tsc_hz_measured();
-	} else {
-		clock->tsc_hz = 1000000000u;
-	}
+	clock->tsc_hz = choose_tsc_hz();
 	pthread_mutex_init(&clock->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

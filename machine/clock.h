@@ -2,8 +2,10 @@
  * A machine's time: the guest clock (monotonic, stops while the machine is paused), the guest TSC that
  * runs with it, and the timers of its devices, which fire on one event thread.
  *
- * The TSC is the host's with an offset where the host's is invariant, else one of 1 GHz made from the
- * monotonic clock. All vCPUs see one TSC (each may add its own TSC_ADJUST).
+ * The TSC is guest time in other units and not the host's TSC with an offset: so all clocks of a guest
+ * agree, on all vCPUs and across pauses, and none drifts against the host's, whose kernel keeps
+ * CLOCK_MONOTONIC right while a rate measured once is always a little wrong. Engines that run guest code
+ * on hardware have a TSC of their own.
  *
  * Threads: everything but create and free may be called on any thread.
  */
@@ -29,9 +31,10 @@ void machine_clock_hold(struct machine_clock *clock);
 struct timer_source *machine_clock_source(struct machine_clock *clock);
 
 uint64_t machine_clock_tsc_hz(const struct machine_clock *clock);
+/* At guest time 0 it is 0. */
 uint64_t machine_clock_tsc(struct machine_clock *clock);
-/* Guest time at which the TSC will be (or was) `tsc`. */
-uint64_t machine_clock_tsc_to_ns(struct machine_clock *clock, uint64_t tsc);
+/* The first guest time at which the TSC is `tsc`; UINT64_MAX: later than time can say. */
+uint64_t machine_clock_tsc_to_ns(const struct machine_clock *clock, uint64_t tsc);
 
 /* Wall clock: guest time 0 in ns since 1970 UTC. */
 uint64_t machine_clock_boot_realtime_ns(struct machine_clock *clock);

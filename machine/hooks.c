@@ -28,20 +28,14 @@ static uint64_t hook_tsc(void *opaque)
 	return machine_clock_tsc(vcpu->machine->clock) + vcpu->tsc_offset;
 }
 
-static void hook_set_tsc(void *opaque, uint64_t value)
-{
-	struct machine_vcpu *vcpu = opaque;
-
-	vcpu->tsc_offset = value - machine_clock_tsc(vcpu->machine->clock);
-}
-
+/* The line through guest time 0, the same for all: so the clocks of all vCPUs agree to the nanosecond,
+ * which the page promises, and stay right over a pause, in which the TSC stands still as well. */
 static bool write_system_time(struct machine_vcpu *vcpu, uint64_t value)
 {
 	struct machine *m = vcpu->machine;
-	struct timer_source *source = machine_clock_source(m->clock);
 	const struct kvmclock_time time = {
-		.tsc = hook_tsc(vcpu),
-		.system_ns = timer_now_ns(source),
+		.tsc = vcpu->tsc_offset,
+		.system_ns = 0,
 		.tsc_hz = machine_clock_tsc_hz(m->clock),
 	};
 
@@ -49,6 +43,14 @@ static bool write_system_time(struct machine_vcpu *vcpu, uint64_t value)
 		return false;
 	vcpu->kvm_system_time = value;
 	return true;
+}
+
+static void hook_adjust_tsc(void *opaque, uint64_t delta)
+{
+	struct machine_vcpu *vcpu = opaque;
+
+	vcpu->tsc_offset += delta;
+	write_system_time(vcpu, vcpu->kvm_system_time);
 }
 
 static bool write_wall_clock(struct machine_vcpu *vcpu, uint64_t value)
@@ -142,6 +144,6 @@ const struct engine_hooks machine_hooks = {
 	.cr8_read = hook_cr8_read,
 	.cr8_write = hook_cr8_write,
 	.tsc = hook_tsc,
-	.set_tsc = hook_set_tsc,
+	.adjust_tsc = hook_adjust_tsc,
 	.hypercall = hook_hypercall,
 };

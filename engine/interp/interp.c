@@ -102,9 +102,9 @@ static uint64_t env_tsc(struct x86_cpu *cpu)
 	return HOOK(cpu, tsc);
 }
 
-static void env_set_tsc(struct x86_cpu *cpu, uint64_t value)
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
 {
-	HOOK(cpu, set_tsc, value);
+	HOOK(cpu, adjust_tsc, delta);
 }
 
 static uint8_t env_cr8_read(struct x86_cpu *cpu)
@@ -198,7 +198,7 @@ static const struct x86_env_ops interp_env = {
 	.msr_read = env_msr_read,
 	.msr_write = env_msr_write,
 	.tsc = env_tsc,
-	.set_tsc = env_set_tsc,
+	.adjust_tsc = env_adjust_tsc,
 	.cr8_read = env_cr8_read,
 	.cr8_write = env_cr8_write,
 	.hypercall = env_hypercall,
@@ -543,6 +543,8 @@ static int interp_set_state(struct engine_vcpu *v, const struct x86_state *state
 	v->cpu.s.reg[X86_ZERO] = 0;
 	if (state->nmi_pending)
 		interp_nmi(v);
+	else
+		atomic_fetch_and(&v->attention, ~(uint32_t)ATTEND_NMI);
 	interp_interrupt(v); /* ask the interrupt controllers again */
 	return 0;
 }

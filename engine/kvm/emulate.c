@@ -46,18 +46,17 @@ static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
 	return kvm_msr_set(vcpu_of(cpu), index, value);
 }
 
-/* KVM's has TSC_ADJUST in it, which the processor core adds by itself. */
 static uint64_t env_tsc(struct x86_cpu *cpu)
 {
 	uint64_t value = 0;
 
 	kvm_msr_get(vcpu_of(cpu), X86_MSR_TSC, &value);
-	return value - cpu->s.msr.tsc_adjust;
+	return value;
 }
 
-static void env_set_tsc(struct x86_cpu *cpu, uint64_t value)
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
 {
-	kvm_msr_set(vcpu_of(cpu), X86_MSR_TSC, value + cpu->s.msr.tsc_adjust);
+	kvm_msr_set(vcpu_of(cpu), X86_MSR_TSC, env_tsc(cpu) + delta);
 }
 
 static uint8_t env_cr8_read(struct x86_cpu *cpu)
@@ -87,7 +86,7 @@ static const struct x86_env_ops emulator_env = {
 	.msr_read = env_msr_read,
 	.msr_write = env_msr_write,
 	.tsc = env_tsc,
-	.set_tsc = env_set_tsc,
+	.adjust_tsc = env_adjust_tsc,
 	.cr8_read = env_cr8_read,
 	.cr8_write = env_cr8_write,
 	.hypercall = env_hypercall,

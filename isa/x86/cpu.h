@@ -38,8 +38,8 @@ struct x86_env_ops {
 	 * ...). Return false: no such MSR, or a value it does not take -> #GP(0). */
 	bool (*msr_read)(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value);
 	bool (*msr_write)(struct x86_cpu *cpu, uint32_t index, uint64_t value);
-	uint64_t (*tsc)(struct x86_cpu *cpu);		/* the guest's TSC now, without TSC_ADJUST */
-	void (*set_tsc)(struct x86_cpu *cpu, uint64_t value);
+	uint64_t (*tsc)(struct x86_cpu *cpu);		/* the guest's TSC now, TSC_ADJUST included */
+	void (*adjust_tsc)(struct x86_cpu *cpu, uint64_t delta); /* delta was added to TSC_ADJUST */
 	uint8_t (*cr8_read)(struct x86_cpu *cpu);
 	void (*cr8_write)(struct x86_cpu *cpu, uint8_t value);
 	/* VMCALL/VMMCALL: registers as the KVM ABI has them; result goes to RAX. */
@@ -195,8 +195,6 @@ bool x86_rip_valid(const struct x86_cpu *cpu, uint64_t offset);
 enum x86_status x86_write_cr(struct x86_cpu *cpu, unsigned number, uint64_t value);
 enum x86_status x86_write_msr(struct x86_cpu *cpu, uint32_t index, uint64_t value);
 enum x86_status x86_read_msr(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value);
-/* The guest's time-stamp counter now, TSC_ADJUST included. */
-uint64_t x86_tsc(struct x86_cpu *cpu);
 enum x86_status x86_write_xcr0(struct x86_cpu *cpu, uint64_t value);
 /* May CPL access this I/O port range (IOPL, TSS bitmap)? */
 enum x86_status x86_check_io(struct x86_cpu *cpu, uint16_t port, unsigned size);

@@ -225,9 +225,11 @@ static bool constant_find(const struct x86_cpu *cpu, uint32_t index, uint64_t *r
 
 /* ---- registers with a meaning ---- */
 
-uint64_t x86_tsc(struct x86_cpu *cpu)
+/* A write of the TSC shows in TSC_ADJUST, and the other way round (SDM 3B 17.17.3). */
+static void tsc_adjust(struct x86_cpu *cpu, uint64_t delta)
 {
-	return cpu->env->tsc(cpu) + cpu->s.msr.tsc_adjust;
+	cpu->s.msr.tsc_adjust += delta;
+	cpu->env->adjust_tsc(cpu, delta);
 }
 
 static uint64_t efer_allowed(const struct x86_cpu *cpu)
@@ -290,7 +292,7 @@ enum x86_status x86_read_msr(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_
 		return X86_OK;
 	}
 	switch (index) {
-	case X86_MSR_TSC: *ret_value = x86_tsc(cpu); return X86_OK;
+	case X86_MSR_TSC: *ret_value = cpu->env->tsc(cpu); return X86_OK;
 	case X86_MSR_TSC_ADJUST: *ret_value = cpu->s.msr.tsc_adjust; return X86_OK;
 	case X86_MSR_EFER: *ret_value = cpu->s.msr.efer; return X86_OK;
 	case X86_MSR_FEATURE_CONTROL: *ret_value = 1; return X86_OK; /* locked, no VMX */
@@ -332,8 +334,8 @@ enum x86_status x86_write_msr(struct x86_cpu *cpu, uint32_t index, uint64_t valu
 		return X86_OK;
 	}
 	switch (index) {
-	case X86_MSR_TSC: cpu->s.msr.tsc_adjust += value - x86_tsc(cpu); return X86_OK;
-	case X86_MSR_TSC_ADJUST: cpu->s.msr.tsc_adjust = value; return X86_OK;
+	case X86_MSR_TSC: tsc_adjust(cpu, value - cpu->env->tsc(cpu)); return X86_OK;
+	case X86_MSR_TSC_ADJUST: tsc_adjust(cpu, value - cpu->s.msr.tsc_adjust); return X86_OK;
 	case X86_MSR_EFER: return efer_write(cpu, value);
 	case X86_MSR_PRED_CMD:
 	case X86_MSR_FLUSH_CMD:
@@ -386,7 +388,7 @@ enum x86_status sem_rdtsc(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	if (tsc_denied(cpu))
 		return x86_gp(cpu, 0);
-	write_edx_eax(cpu, x86_tsc(cpu));
+	write_edx_eax(cpu, cpu->env->tsc(cpu));
 	return X86_OK;
 }
 
@@ -394,7 +396,7 @@ enum x86_status sem_rdtscp(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	if (tsc_denied(cpu))
 		return x86_gp(cpu, 0);
-	write_edx_eax(cpu, x86_tsc(cpu));
+	write_edx_eax(cpu, cpu->env->tsc(cpu));
 	cpu->s.reg[X86_RCX] = (uint32_t)cpu->s.msr.tsc_aux;
 	return X86_OK;
 }

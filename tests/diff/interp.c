@@ -76,7 +76,7 @@ static uint64_t env_tsc(struct x86_cpu *cpu)
 {
 	return 0;
 }
-static void env_set_tsc(struct x86_cpu *cpu, uint64_t value) {}
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta) {}
 static uint8_t env_cr8_read(struct x86_cpu *cpu)
 {
 	return 0;
@@ -92,7 +92,7 @@ static const struct x86_env_ops env_ops = {
 	.msr_read = env_msr_read,
 	.msr_write = env_msr_write,
 	.tsc = env_tsc,
-	.set_tsc = env_set_tsc,
+	.adjust_tsc = env_adjust_tsc,
 	.cr8_read = env_cr8_read,
 	.cr8_write = env_cr8_write,
 	.hypercall = env_nothing,

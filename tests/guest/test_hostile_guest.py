@@ -81,6 +81,10 @@ def test_hammering_is_survived(tiny, name):
     check_lives(done)
 
 
+def test_deadlines_go_by_the_tsc_the_guest_set(tiny):
+    check_lives(run(tiny("tsc_deadline")))
+
+
 def test_four_processors_share_one_fate(tiny):
     check_lives(run(tiny("exit"), "--cpus", 4))
 

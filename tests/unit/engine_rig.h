@@ -141,9 +141,9 @@ static uint64_t rig_tsc(void *opaque)
 	return clock_monotonic_ns() + ((struct rig *)opaque)->tsc_offset;
 }
 
-static void rig_set_tsc(void *opaque, uint64_t value)
+static void rig_adjust_tsc(void *opaque, uint64_t delta)
 {
-	((struct rig *)opaque)->tsc_offset = value - clock_monotonic_ns();
+	((struct rig *)opaque)->tsc_offset += delta;
 }
 
 static uint64_t rig_hypercall(void *opaque, uint64_t number, const uint64_t args[4])
@@ -158,7 +158,7 @@ static const struct engine_hooks rig_hooks = {
 	.cr8_read = rig_cr8_read,
 	.cr8_write = rig_cr8_write,
 	.tsc = rig_tsc,
-	.set_tsc = rig_set_tsc,
+	.adjust_tsc = rig_adjust_tsc,
 	.hypercall = rig_hypercall,
 };
 

@@ -87,9 +87,9 @@ static uint64_t test_tsc(struct x86_cpu *cpu)
 	return test_of(cpu)->tsc;
 }
 
-static void test_set_tsc(struct x86_cpu *cpu, uint64_t value)
+static void test_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
 {
-	test_of(cpu)->tsc = value;
+	test_of(cpu)->tsc += delta;
 }
 
 static uint8_t test_cr8_read(struct x86_cpu *cpu)
@@ -118,7 +118,7 @@ static const struct x86_env_ops test_env = {
 	.msr_read = test_msr_read,
 	.msr_write = test_msr_write,
 	.tsc = test_tsc,
-	.set_tsc = test_set_tsc,
+	.adjust_tsc = test_adjust_tsc,
 	.cr8_read = test_cr8_read,
 	.cr8_write = test_cr8_write,
 	.hypercall = test_hypercall,
