@@ -103,6 +103,8 @@ struct engine_ops {
 	void (*interrupt)(struct engine_vcpu *vcpu); /* interrupt_ack may have a vector now */
 	void (*nmi)(struct engine_vcpu *vcpu);
 
+	/* The TSC is as RDTSC has it. Without ENGINE_CAP_IRQCHIP the local APIC and the TSC are the machine's:
+	 * get_state copies the TSC, set_state leaves both alone. With it, lapic.apic_base 0 leaves the APIC. */
 	int (*get_state)(struct engine_vcpu *vcpu, struct x86_state *ret_state);
 	int (*set_state)(struct engine_vcpu *vcpu, const struct x86_state *state);
 	void (*counters)(struct engine_vcpu *vcpu, struct engine_counters *ret_counters);

@@ -101,7 +101,7 @@ static bool has_pdptes(const struct x86_state *s)
 
 static int pdptes_get(struct engine_vcpu *vcpu, struct x86_state *s)
 {
-	struct kvm_sregs2 k;
+	struct kvm_sregs2 k = { 0 };
 
 	if (!has_pdptes(s))
 		return 0;
@@ -120,14 +120,13 @@ static int pdptes_get(struct engine_vcpu *vcpu, struct x86_state *s)
 /* KVM_SET_SREGS has loaded them from memory, where the guest may have changed them since. */
 static int pdptes_set(struct engine_vcpu *vcpu, const struct x86_state *s)
 {
-	struct kvm_sregs2 k;
+	struct kvm_sregs2 k = { 0 };
 
 	if (!has_pdptes(s) || !vcpu->vm->has_sregs2)
 		return 0;
 	int status = kvm_ioctl(vcpu->fd, KVM_GET_SREGS2, &k);
-	if (status < 0)
+	if (status < 0 || !(k.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID))
 		return status;
-	k.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
 	memcpy(k.pdptrs, s->pdpte, sizeof(s->pdpte));
 	return kvm_ioctl(vcpu->fd, KVM_SET_SREGS2, &k);
 }

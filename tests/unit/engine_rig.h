@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
@@ -36,6 +37,7 @@
 #define PAGING	   0x10000u /* PML4, PDPT, four page directories: 4 GiB as they are */
 #define STACK	   0x9000u
 #define END_PORT   0xf4
+#define READY_PORT 0xf5
 #define PORT	   0x300
 #define MMIO_GPA   0xd0000000u
 #define MMIO_BYTES 0x2000u
@@ -66,7 +68,9 @@ struct rig {
 	pthread_cond_t wake; /* interrupts a HLT that came back to us */
 	_Atomic int vector;  /* for interrupt_ack; -1: none */
 	_Atomic bool done;   /* the guest wrote to END_PORT */
+	_Atomic bool ready;  /* the guest wrote to READY_PORT */
 	_Atomic bool woken;
+	bool has_rdtscp;
 	bool has_avx; /* the engine lets guests have AVX2 */
 	uint8_t cr8;
 	uint64_t tsc_offset;
@@ -104,8 +108,14 @@ static void rig_end(void *device, uint64_t offset, unsigned size, uint64_t value
 	r->ops->kick(r->vcpu);
 }
 
+static void rig_ready(void *device, uint64_t offset, unsigned size, uint64_t value)
+{
+	((struct rig *)device)->ready = true;
+}
+
 static const struct bus_ops rig_device = {.read = rig_read, .write = rig_write};
 static const struct bus_ops rig_end_device = {.read = rig_read, .write = rig_end};
+static const struct bus_ops rig_ready_device = {.read = rig_read, .write = rig_ready};
 
 /* ---- hooks ---- */
 
@@ -195,6 +205,8 @@ static inline struct rig *rig_new(const struct engine_ops *ops)
 	assert_int_equal(memory_add_ram(r->memory, 0, RAM_BYTES, 0, "ram", &err), 0);
 	assert_int_equal(bus_create(&r->bus), 0);
 	assert_int_equal(bus_add(r->bus, BUS_PIO, END_PORT, 1, "end", &rig_end_device, r, NULL), 0);
+	assert_int_equal(
+		bus_add(r->bus, BUS_PIO, READY_PORT, 1, "ready", &rig_ready_device, r, NULL), 0);
 	assert_int_equal(bus_add(r->bus, BUS_PIO, PORT, 8, "test", &rig_device, r, NULL), 0);
 	assert_int_equal(
 		bus_add(r->bus, BUS_MMIO, MMIO_GPA, MMIO_BYTES, "test", &rig_device, r, NULL), 0);
@@ -205,8 +217,10 @@ static inline struct rig *rig_new(const struct engine_ops *ops)
 
 static inline void rig_free(struct rig *r)
 {
-	r->ops->vcpu_free(r->vcpu);
-	r->ops->vm_free(r->vm);
+	if (r->vm) {
+		r->ops->vcpu_free(r->vcpu);
+		r->ops->vm_free(r->vm);
+	}
 	bus_free(r->bus);
 	memory_free(r->memory);
 	pthread_mutex_destroy(&r->lock);
@@ -353,10 +367,12 @@ static inline void rig_wake(struct rig *r)
 	pthread_mutex_unlock(&r->lock);
 }
 
-/* mov eax, 1; cpuid; mov [0x5000], ecx; mov eax, 7; xor ecx, ecx; cpuid; mov [0x5004], ebx; out; hlt */
+/* mov eax, 1; cpuid; mov [0x5000], ecx; mov eax, 7; xor ecx, ecx; cpuid; mov [0x5004], ebx;
+ * mov eax, 0x80000001; cpuid; mov [0x5008], edx; out END_PORT, al; hlt */
 static const uint8_t rig_ask[] = {0xb8, 0x01, 0x00, 0x00, 0x00, 0x0f, 0xa2, 0x89, 0x0d, 0x00, 0x50,
 	0x00, 0x00, 0xb8, 0x07, 0x00, 0x00, 0x00, 0x31, 0xc9, 0x0f, 0xa2, 0x89, 0x1d, 0x04, 0x50,
-	0x00, 0x00, 0xe6, 0xf4, 0xf4};
+	0x00, 0x00, 0xb8, 0x01, 0x00, 0x00, 0x80, 0x0f, 0xa2, 0x89, 0x15, 0x08, 0x50, 0x00, 0x00,
+	0xe6, 0xf4, 0xf4};
 
 /* What guests may have is what they are told. */
 static inline void rig_find_features(struct rig *r)
@@ -371,6 +387,9 @@ static inline void rig_find_features(struct rig *r)
 	if (!r->has_avx)
 		print_message(
 			"NOT CHECKED: XSAVE and AVX (%s gives guests none here)\n", r->ops->name);
+	r->has_rdtscp = rig_get64(r, DATA + 8) >> 27 & 1;
+	rig_put64(r, DATA, 0);
+	rig_put64(r, DATA + 8, 0);
 	r->done = false;
 }
 
