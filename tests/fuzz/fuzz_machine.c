@@ -451,9 +451,9 @@ static uint64_t env_tsc(struct x86_cpu *cpu)
 	return rig_hooks.tsc(cpu->env_opaque);
 }
 
-static void env_set_tsc(struct x86_cpu *cpu, uint64_t value)
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
 {
-	rig_hooks.set_tsc(cpu->env_opaque, value);
+	rig_hooks.adjust_tsc(cpu->env_opaque, delta);
 }
 
 static uint8_t env_cr8_read(struct x86_cpu *cpu)
@@ -479,7 +479,7 @@ static const struct x86_env_ops env = {
 	.msr_read = env_msr_read,
 	.msr_write = env_msr_write,
 	.tsc = env_tsc,
-	.set_tsc = env_set_tsc,
+	.adjust_tsc = env_adjust_tsc,
 	.cr8_read = env_cr8_read,
 	.cr8_write = env_cr8_write,
 	.hypercall = env_hypercall,

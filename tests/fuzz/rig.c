@@ -255,11 +255,11 @@ static uint64_t hook_tsc(void *opaque)
 	return cpu->rig->time.now_ns + cpu->tsc_offset;
 }
 
-static void hook_set_tsc(void *opaque, uint64_t value)
+static void hook_adjust_tsc(void *opaque, uint64_t delta)
 {
 	struct rig_cpu *cpu = opaque;
 
-	cpu->tsc_offset = value - cpu->rig->time.now_ns;
+	cpu->tsc_offset += delta;
 }
 
 static uint64_t hook_hypercall(void *opaque, uint64_t number, const uint64_t args[4])
@@ -274,7 +274,7 @@ const struct engine_hooks rig_hooks = {
 	.cr8_read = hook_cr8_read,
 	.cr8_write = hook_cr8_write,
 	.tsc = hook_tsc,
-	.set_tsc = hook_set_tsc,
+	.adjust_tsc = hook_adjust_tsc,
 	.hypercall = hook_hypercall,
 };
 
