@@ -2,6 +2,7 @@
 kvm-amd module gives a /dev/kvm that behaves as a real one does (this machine's may be missing, or may
 emulate ring 0). The outer machine is a stock kernel too; Lodge is copied into it with its libraries."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,9 +16,9 @@ pytestmark = pytest.mark.slow
 HOST_PROMPT = "kvm-host# "
 
 
-def libraries():
+def libraries(program=PROGRAM):
     """Guest name -> path here, of what the program is linked with."""
-    done = subprocess.run(["ldd", PROGRAM], check=True, capture_output=True, text=True)
+    done = subprocess.run(["ldd", program], check=True, capture_output=True, text=True)
     paths = re.findall(r"(/\S+) \(0x", done.stdout)
     return {path.lstrip("/"): path for path in paths}
 
@@ -67,10 +68,29 @@ def test_stock_kernel_under_kvm(kvm_host, kernel, base_initrd, variant, cpus):
     assert host.expect(r"lodge-status=(\d+)", 60)[1] == "0"
 
 
+def test_engine_units(kvm_host):
+    """The unit tests of the engines, on a KVM that runs ring 0 on the processor."""
+    files = {}
+    for name in ("test_engine", "test_engine_state"):
+        path = os.path.join(os.path.dirname(PROGRAM), "tests", "unit", name)
+        if not os.path.exists(path):
+            pytest.skip("NOT CHECKED: the engines' unit tests on a real KVM (no %s)" % path)
+        files.update({"bin/" + name: path, **libraries(path)})
+    host = kvm_host(files)
+    for test in ("test_engine kvm", "test_engine_state kvm", "test_engine_state switch"):
+        host.send("%s; echo unit-status=$?\n" % test)
+        host.expect("unit-status=.*\n")  # the echo of that line
+        if host.expect(r"unit-status=(\d+)", 120)[1] != "0":
+            host.fail(test + " failed")
+        host.expect(HOST_PROMPT)
+
+
 def test_doctor_finds_kvm(kvm_host):
+    """... and measures that it runs ring 0 on the processor, which is why auto takes it."""
     host = kvm_host({})
     host.send("lodge doctor; echo doctor-status=$?\n")
     host.expect("doctor-status=.*\n")
     before = host.place
     assert host.expect(r"doctor-status=(\d+)", 60)[1] == "0"
-    assert re.search("kvm", host.text[before:], re.IGNORECASE)
+    assert re.search(r"kvm +native", host.text[before:]), host.text[before:]
+    assert "auto takes: kvm" in host.text[before:], host.text[before:]
