@@ -44,7 +44,7 @@ static void guard(int fd, const struct termios *original)
 		got = read(fd, &byte, 1);
 	while (got < 0 && errno == EINTR);
 	if (got == 0)
-		tcsetattr(STDIN_FILENO, TCSADRAIN, original);
+		tcsetattr(STDIN_FILENO, TCSANOW, original);
 	_exit(0);
 }
 
@@ -114,7 +114,7 @@ void terminal_close(struct terminal *terminal)
 	if (!terminal)
 		return;
 	if (terminal->raw)
-		tcsetattr(STDIN_FILENO, TCSADRAIN, &terminal->original);
+		tcsetattr(STDIN_FILENO, TCSANOW, &terminal->original);
 	if (terminal->guardian_fd >= 0) {
 		(void)!write(terminal->guardian_fd, "", 1);
 		close(terminal->guardian_fd);

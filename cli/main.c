@@ -1,9 +1,11 @@
 /*
  * lodge: one program, many verbs. This file finds the verb; each verb has its own file.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "cli/cli.h"
@@ -63,10 +65,25 @@ static int log_init(void)
 	return 0;
 }
 
+/* A standard descriptor that the caller closed must not become some other file's number. */
+static int streams_open(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd < 0)
+		return -1;
+	return close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const struct verb *verb;
 
+	if (streams_open() < 0)
+		return EXIT_FAILURE;
 	if (log_init() < 0)
 		return EXIT_USAGE;
 	if (argc < 2) {

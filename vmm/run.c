@@ -8,14 +8,19 @@
 #include "backend/terminal.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/util.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
+
+#define OUTPUT_CHUNK_BYTES 256u /* what a descriptor that polls writable takes without waiting */
 
 struct vmm {
 	const struct vmm_config *config;
@@ -26,19 +31,35 @@ struct vmm {
 	bool has_room, quit;
 	int signal; /* that asked for the end */
 	bool user_quit;
-	bool output_broken;
+	int end_fd; /* readable from then on */
+	_Atomic bool output_broken;
 };
 
 static const char help_text[] = "\r\nlodge: Ctrl-A x ends the machine, Ctrl-A Ctrl-A types Ctrl-A\r\n";
 
 /* ---- console ---- */
 
+/* Wait until stdout takes more. A reader that does not read stops the guest, but not the monitor: false
+ * when the machine is to end. */
+static bool output_wait(struct vmm *vmm)
+{
+	struct pollfd fds[2] = {
+		{.fd = STDOUT_FILENO, .events = POLLOUT},
+		{.fd = vmm->end_fd, .events = POLLIN},
+	};
+
+	while (poll(fds, 2, -1) < 0)
+		if (errno != EINTR)
+			return false;
+	return fds[0].revents;
+}
+
 static void console_output(void *opaque, const uint8_t *bytes, size_t count)
 {
 	struct vmm *vmm = opaque;
 
-	while (count && !vmm->output_broken) {
-		ssize_t put = write(STDOUT_FILENO, bytes, count);
+	while (count && !vmm->output_broken && output_wait(vmm)) {
+		ssize_t put = write(STDOUT_FILENO, bytes, MIN(count, OUTPUT_CHUNK_BYTES));
 		if (put < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
 		if (put <= 0) {
@@ -87,6 +108,9 @@ static bool feed(struct vmm *vmm, const uint8_t *bytes, size_t count)
 
 static void ask_to_end(struct vmm *vmm, int signal_number)
 {
+	const uint64_t one = 1;
+
+	(void)!write(vmm->end_fd, &one, sizeof(one));
 	pthread_mutex_lock(&vmm->lock);
 	vmm->signal = signal_number;
 	vmm->user_quit = signal_number == 0;
@@ -213,11 +237,16 @@ struct threads {
 	bool has_input, has_signals;
 };
 
-static void threads_start(struct vmm *vmm, struct threads *threads)
+static int threads_start(struct vmm *vmm, struct threads *threads, struct error *err)
 {
 	vmm->quit = false;
-	threads->has_input = pthread_create(&threads->input, NULL, input_thread, vmm) == 0;
-	threads->has_signals = pthread_create(&threads->signals, NULL, signal_thread, vmm) == 0;
+	int status = pthread_create(&threads->signals, NULL, signal_thread, vmm);
+	threads->has_signals = status == 0;
+	if (status == 0) {
+		status = pthread_create(&threads->input, NULL, input_thread, vmm);
+		threads->has_input = status == 0;
+	}
+	return status ? error_set_errno(err, status, "can't start the console's threads") : 0;
 }
 
 static void threads_stop(struct vmm *vmm, struct threads *threads)
@@ -242,8 +271,7 @@ static int complain(struct error *err)
 	return VMM_EXIT_FAILURE;
 }
 
-/* `machine` is made already, so that mistakes in its configuration are told before the terminal changes.
- * Takes it over. */
+/* Takes `machine` over. */
 static int run_lives(struct vmm *vmm, struct machine *machine, struct machine_config *config)
 {
 	struct machine_result result = { .end = MACHINE_FAILED };
@@ -253,8 +281,9 @@ static int run_lives(struct vmm *vmm, struct machine *machine, struct machine_co
 	do {
 		struct threads threads = { 0 };
 
-		threads_start(vmm, &threads);
-		status = one_life(vmm, machine, &result, &err);
+		status = threads_start(vmm, &threads, &err);
+		if (status == 0)
+			status = one_life(vmm, machine, &result, &err);
 		threads_stop(vmm, &threads);
 		machine_free(machine);
 		machine = NULL;
@@ -271,15 +300,35 @@ static int run_lives(struct vmm *vmm, struct machine *machine, struct machine_co
 	return exit_status(vmm, &result);
 }
 
+/* The machine is made before the terminal changes, so that mistakes in its configuration are told on an
+ * ordinary one. */
+static int make_and_run(struct vmm *vmm, struct machine_config *config)
+{
+	struct machine *machine;
+	struct error err = { 0 };
+
+	if (machine_create(&machine, config, &err) < 0)
+		return complain(&err);
+	if (terminal_open(&vmm->terminal, &err) < 0) {
+		machine_free(machine);
+		return complain(&err);
+	}
+	return run_lives(vmm, machine, config);
+}
+
 int vmm_run(const struct vmm_config *config)
 {
 	struct vmm vmm = { .config = config, .lock = PTHREAD_MUTEX_INITIALIZER,
 		.room = PTHREAD_COND_INITIALIZER };
 	struct machine_config machine_config = config->machine;
-	struct machine *machine;
 	struct error err = { 0 };
 	sigset_t set;
 
+	vmm.end_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (vmm.end_fd < 0) {
+		error_set_errno(&err, errno, "can't make an event descriptor");
+		return complain(&err);
+	}
 	machine_config.console_output = console_output;
 	machine_config.console_room = console_room;
 	machine_config.console_opaque = &vmm;
@@ -287,11 +336,7 @@ int vmm_run(const struct vmm_config *config)
 	signals_of_interest(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	if (machine_create(&machine, &machine_config, &err) < 0)
-		return complain(&err);
-	if (terminal_open(&vmm.terminal, &err) < 0) {
-		machine_free(machine);
-		return complain(&err);
-	}
-	return run_lives(&vmm, machine, &machine_config);
+	int status = make_and_run(&vmm, &machine_config);
+	close(vmm.end_fd);
+	return status;
 }

@@ -1,0 +1,133 @@
+"""Consoles that nobody reads, or that somebody floods: Lodge stays small and ends when told to."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lodge import PATIENCE, PROGRAM
+
+TINY = pathlib.Path(__file__).resolve().parent / "tiny"
+ENDED = 128 + signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    def build(name):
+        out = tmp_path_factory.mktemp("tiny") / name
+        subprocess.run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie",
+                        "-Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments",
+                        "-o", out, TINY / (name + ".S")], check=True)
+        return out
+
+    return build
+
+
+class Machine:
+    def __init__(self, kernel, **streams):
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **streams}
+        self.process = subprocess.Popen([PROGRAM, "run", "--engine", "interp", "--memory", "64M",
+                                         "--kernel", kernel], stderr=subprocess.PIPE, **streams)
+
+    def read(self, name, key):
+        for line in pathlib.Path("/proc/%d/%s" % (self.process.pid, name)).read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1])
+        raise AssertionError("no " + key)
+
+    def cpu_ticks(self):
+        fields = pathlib.Path("/proc/%d/stat" % self.process.pid).read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    def check_small(self):
+        time.sleep(0.5)
+        first = self.read("status", "VmRSS:")
+        time.sleep(2)
+        assert self.process.poll() is None, self.process.stderr.read()
+        assert self.read("status", "VmRSS:") < first + 8192
+
+    def check_ends(self):
+        assert self.process.poll() is None, self.process.stderr.read()
+        begun = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(5 * PATIENCE) == ENDED
+        print("ended in %.0f ms" % (1000 * (time.monotonic() - begun)))
+        assert self.process.stderr.read() == b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def pipe():
+    ends = list(os.pipe())
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def test_a_console_that_nobody_reads(tiny, pipe):
+    with Machine(tiny("shout"), stdout=pipe[1]) as machine:
+        machine.check_small()
+        machine.check_ends()
+
+
+def test_a_console_that_does_not_block_costs_nothing_when_full(tiny, pipe):
+    os.set_blocking(pipe[1], False)
+    with Machine(tiny("shout"), stdout=pipe[1]) as machine:
+        time.sleep(1)
+        before = machine.cpu_ticks()
+        time.sleep(1)
+        assert machine.cpu_ticks() - before < 20
+        machine.check_ends()
+
+
+def test_a_console_that_is_read_late(tiny, pipe):
+    """What the pipe did not take at once is not lost."""
+    with Machine(tiny("shout"), stdout=pipe[1]) as machine:
+        time.sleep(1)
+        total = 0
+        while total < 1000000:
+            data = os.read(pipe[0], 65536)
+            assert data.strip(b"x") == b""
+            total += len(data)
+        machine.check_ends()
+
+
+def test_a_console_whose_reader_went_away(tiny):
+    reader, writer = os.pipe()
+    with Machine(tiny("shout"), stdout=writer) as machine:
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
+        machine.check_small()
+        machine.check_ends()
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_descriptors(tiny, closed):
+    """A closed stdout must not become the number of some other file that the console then goes to."""
+    def close():
+        for fd in closed:
+            os.close(fd)
+
+    with Machine(tiny("shout"), preexec_fn=close) as machine:
+        machine.check_small()
+        links = {fd: os.readlink("/proc/%d/fd/%d" % (machine.process.pid, fd)) for fd in closed}
+        assert set(links.values()) == {"/dev/null"}, links
+        machine.check_ends()
+
+
+@pytest.mark.parametrize("guest", ["halt", "spin"])
+def test_input_that_does_not_end(tiny, guest):
+    with open("/dev/zero", "rb") as zero, Machine(tiny(guest), stdin=zero) as machine:
+        machine.check_small()
+        machine.check_ends()
