@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #include "base/util.h"
 
@@ -35,6 +36,9 @@ struct bus_table {
 struct bus {
 	pthread_rwlock_t lock; /* guards the tables, not the devices */
 	struct bus_table table[BUS_SPACES];
+	struct bus_doorbell *bell; /* a handful: searched in order */
+	size_t bell_capacity;
+	_Atomic size_t bell_count; /* changed under the lock, read outside for a quick no */
 };
 
 int bus_create(struct bus **ret_bus)
@@ -57,6 +61,7 @@ void bus_free(struct bus *bus)
 		return;
 	for (unsigned i = 0; i < BUS_SPACES; i++)
 		free(bus->table[i].range);
+	free(bus->bell);
 	pthread_rwlock_destroy(&bus->lock);
 	free(bus);
 }
@@ -154,6 +159,87 @@ void bus_remove(struct bus *bus, enum bus_space space, uint64_t base)
 	}
 	pthread_rwlock_unlock(&bus->lock);
 }
+
+/* ---- doorbells ---- */
+
+/* The index of a doorbell at the same place that answers to the same value, or -1. */
+static ssize_t bell_find(const struct bus *bus, const struct bus_doorbell *bell)
+{
+	for (size_t i = 0; i < bus->bell_count; i++) {
+		const struct bus_doorbell *b = &bus->bell[i];
+
+		if (b->space == bell->space && b->addr == bell->addr &&
+			b->size_bytes == bell->size_bytes && b->any_value == bell->any_value &&
+			(b->any_value || b->value == bell->value))
+			return (ssize_t)i;
+	}
+	return -1;
+}
+
+static int bell_insert(struct bus *bus, const struct bus_doorbell *bell)
+{
+	if (bell_find(bus, bell) >= 0)
+		return -EEXIST;
+	if (bus->bell_count == bus->bell_capacity) {
+		size_t capacity = bus->bell_capacity ? bus->bell_capacity * 2 : 8;
+		struct bus_doorbell *grown = reallocarray(bus->bell, capacity, sizeof(*grown));
+
+		if (!grown)
+			return -ENOMEM;
+		bus->bell = grown;
+		bus->bell_capacity = capacity;
+	}
+	bus->bell[bus->bell_count++] = *bell;
+	return 0;
+}
+
+int bus_add_doorbell(struct bus *bus, const struct bus_doorbell *bell)
+{
+	unsigned size = bell->size_bytes;
+	int rc;
+
+	if (size != 1 && size != 2 && size != 4 && size != 8)
+		return -EINVAL;
+	pthread_rwlock_wrlock(&bus->lock);
+	rc = bell_insert(bus, bell);
+	pthread_rwlock_unlock(&bus->lock);
+	return rc;
+}
+
+int bus_remove_doorbell(struct bus *bus, const struct bus_doorbell *bell)
+{
+	ssize_t at;
+
+	pthread_rwlock_wrlock(&bus->lock);
+	at = bell_find(bus, bell);
+	if (at >= 0 && bus->bell[at].eventfd == bell->eventfd)
+		bus->bell[at] = bus->bell[--bus->bell_count];
+	else
+		at = -1;
+	pthread_rwlock_unlock(&bus->lock);
+	return at < 0 ? -ENOENT : 0;
+}
+
+/* Signals under the lock: after its removal a doorbell's eventfd is not touched. */
+static bool bell_ring(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes,
+	uint64_t value)
+{
+	bool rung = false;
+
+	pthread_rwlock_rdlock(&bus->lock);
+	for (size_t i = 0; !rung && i < bus->bell_count; i++) {
+		const struct bus_doorbell *b = &bus->bell[i];
+
+		rung = b->space == space && b->addr == addr && b->size_bytes == size_bytes &&
+		       (b->any_value || b->value == value);
+		if (rung)
+			eventfd_write(b->eventfd, 1); /* a full counter is a ring that nobody heard yet */
+	}
+	pthread_rwlock_unlock(&bus->lock);
+	return rung;
+}
+
+/* ---- accesses ---- */
 
 enum bus_hit {
 	BUS_HIT_NONE,  /* no byte of the access is claimed */
@@ -257,6 +343,9 @@ void bus_write(
 {
 	struct bus_range range;
 
+	if (unlikely(bus->bell_count) &&
+		bell_ring(bus, space, addr, size_bytes, value & size_mask(size_bytes)))
+		return;
 	switch (bus_find(bus, space, addr, size_bytes, &range)) {
 	case BUS_HIT_WHOLE:
 		range_write(&range, addr - range.base, size_bytes, value & size_mask(size_bytes));

@@ -40,6 +40,23 @@ int bus_add(struct bus *bus, enum bus_space space, uint64_t base, uint64_t lengt
 	const struct bus_ops *ops, void *device, pthread_mutex_t *lock);
 void bus_remove(struct bus *bus, enum bus_space space, uint64_t base);
 
+/* A doorbell: a write of `size_bytes` (1, 2, 4, 8) at addr, of `value` or of any, adds 1 to the eventfd and
+ * goes no further. It may lie inside a device's range. The eventfd stays its owner's and must be open until
+ * the doorbell is removed. */
+struct bus_doorbell {
+	enum bus_space space;
+	uint64_t addr;
+	unsigned size_bytes;
+	bool any_value;
+	uint64_t value;
+	int eventfd;
+};
+
+/* Errors: -EINVAL (size), -EEXIST (same place, size and value), -ENOMEM. */
+int bus_add_doorbell(struct bus *bus, const struct bus_doorbell *bell);
+/* The one that is equal to it. Errors: -ENOENT. */
+int bus_remove_doorbell(struct bus *bus, const struct bus_doorbell *bell);
+
 uint64_t bus_read(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes);
 void bus_write(
 	struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes, uint64_t value);

@@ -17,6 +17,7 @@
 #include "isa/x86/state.h"
 
 struct bus;
+struct bus_doorbell;
 struct error;
 struct guest_memory;
 struct engine_vm;   /* each engine's own */
@@ -118,6 +119,12 @@ struct engine_ops {
 	/* With ENGINE_CAP_IRQCHIP only; others return -ENOTSUP. */
 	int (*irq_line)(struct engine_vm *vm, unsigned gsi, bool level);
 	int (*msi)(struct engine_vm *vm, uint64_t address, uint32_t data);
+	/* Every signal of the eventfd is an edge on the line, until it is turned off. For every engine:
+	 * machine_irqfd(). */
+	int (*irqfd)(struct engine_vm *vm, unsigned gsi, int eventfd, bool on);
+
+	/* A doorbell (device/bus.h), rung without leaving the engine where it can. */
+	int (*ioeventfd)(struct engine_vm *vm, const struct bus_doorbell *bell, bool on);
 };
 
 extern const struct engine_ops engine_interp_ops;

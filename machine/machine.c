@@ -7,6 +7,7 @@
 #include "boot/layout.h"
 #include "device/bus.h"
 #include "memory/memory.h"
+#include "machine/irqfd.h"
 #include "machine/private.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -244,6 +245,7 @@ void machine_free(struct machine *m)
 		return;
 	machine_stop(m);
 	machine_wait(m, &ignored);
+	irqfds_free(m->irqfds);
 	board_free(m->board);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		m->config.engine->vcpu_free(m->vcpu[i].engine);
@@ -259,6 +261,25 @@ void machine_free(struct machine *m)
 	pthread_mutex_destroy(&m->lock);
 	pthread_cond_destroy(&m->changed);
 	free(m);
+}
+
+static void pulse_gsi(void *opaque, unsigned gsi)
+{
+	struct machine *m = opaque;
+
+	board_set_gsi(m->board, gsi, true);
+	board_set_gsi(m->board, gsi, false);
+}
+
+int machine_irqfd(struct machine *m, unsigned gsi, int eventfd, bool on)
+{
+	if (m->config.engine->caps & ENGINE_CAP_IRQCHIP)
+		return m->config.engine->irqfd(m->vm, gsi, eventfd, on);
+	AUTO_LOCK(&m->lock);
+	int status = m->irqfds ? 0 : irqfds_create(&m->irqfds, pulse_gsi, m);
+	if (status < 0)
+		return status;
+	return on ? irqfds_add(m->irqfds, gsi, eventfd) : irqfds_remove(m->irqfds, eventfd);
 }
 
 void machine_press_power(struct machine *m)

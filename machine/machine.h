@@ -67,6 +67,10 @@ void machine_stop(struct machine *machine);
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 
+/* Every signal of the eventfd, until it is turned off, is an edge on the interrupt line: for back ends that
+ * other processes or threads serve. With KVM no thread of ours runs for it. The eventfd stays the caller's. */
+MUST_CHECK int machine_irqfd(struct machine *machine, unsigned gsi, int eventfd, bool on);
+
 /* Press the power button: a guest that listens shuts down. */
 void machine_press_power(struct machine *machine);
 

@@ -43,6 +43,7 @@ struct machine {
 	struct machine_clock *clock;
 	struct bus *bus;
 	struct board *board;
+	struct irqfds *irqfds; /* made when first asked for, under `lock` */
 	struct x86_cpuid_model cpuid;
 	struct engine_vm *vm;
 	unsigned vcpu_count;

@@ -579,6 +579,16 @@ static int interp_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
 	return -ENOTSUP;
 }
 
+static int interp_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on)
+{
+	return -ENOTSUP;
+}
+
+static int interp_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool on)
+{
+	return on ? bus_add_doorbell(vm->config.bus, bell) : bus_remove_doorbell(vm->config.bus, bell);
+}
+
 const struct engine_ops engine_interp_ops = {
 	.name = "interp",
 	.probe = interp_probe,
@@ -598,4 +608,6 @@ const struct engine_ops engine_interp_ops = {
 	.dirty_stop = interp_dirty_stop,
 	.irq_line = interp_irq_line,
 	.msi = interp_msi,
+	.irqfd = interp_irqfd,
+	.ioeventfd = interp_ioeventfd,
 };

@@ -56,3 +56,32 @@ int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
 	/* 0: no processor took it, which is the guest's affair. */
 	return status < 0 ? status : 0;
 }
+
+int kvm_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on)
+{
+	struct kvm_irqfd irqfd = {
+		.fd = (uint32_t)eventfd, .gsi = gsi, .flags = on ? 0 : KVM_IRQFD_FLAG_DEASSIGN};
+
+	return kvm_ioctl(vm->fd, KVM_IRQFD, &irqfd);
+}
+
+/* The bus has the doorbell as well, for the instructions that engine/kvm/emulate.c executes. */
+int kvm_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool on)
+{
+	struct kvm_ioeventfd k = {.addr = bell->addr,
+		.len = bell->size_bytes,
+		.fd = bell->eventfd,
+		.datamatch = bell->any_value ? 0 : bell->value};
+	int status = on ? bus_add_doorbell(vm->config.bus, bell)
+			: bus_remove_doorbell(vm->config.bus, bell);
+
+	if (status < 0)
+		return status;
+	k.flags = (bell->space == BUS_PIO ? KVM_IOEVENTFD_FLAG_PIO : 0) |
+		  (bell->any_value ? 0 : KVM_IOEVENTFD_FLAG_DATAMATCH) |
+		  (on ? 0 : KVM_IOEVENTFD_FLAG_DEASSIGN);
+	status = kvm_ioctl(vm->fd, KVM_IOEVENTFD, &k);
+	if (status < 0 && on)
+		bus_remove_doorbell(vm->config.bus, bell);
+	return status;
+}

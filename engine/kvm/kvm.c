@@ -295,4 +295,6 @@ const struct engine_ops engine_kvm_ops = {
 	.dirty_stop = kvm_dirty_stop,
 	.irq_line = kvm_irq_line,
 	.msi = kvm_msi,
+	.irqfd = kvm_irqfd,
+	.ioeventfd = kvm_ioeventfd,
 };

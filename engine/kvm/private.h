@@ -76,6 +76,8 @@ void kvm_take_nmi(struct engine_vcpu *vcpu);
 int kvm_irq_routes(struct engine_vm *vm);
 int kvm_irq_line(struct engine_vm *vm, unsigned gsi, bool level);
 int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data);
+int kvm_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on);
+int kvm_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool on);
 
 /* ---- emulate.c ---- */
 

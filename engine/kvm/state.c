@@ -101,7 +101,7 @@ static bool has_pdptes(const struct x86_state *s)
 
 static int pdptes_get(struct engine_vcpu *vcpu, struct x86_state *s)
 {
-	struct kvm_sregs2 k = { 0 };
+	struct kvm_sregs2 k = {0};
 
 	if (!has_pdptes(s))
 		return 0;
@@ -120,7 +120,7 @@ static int pdptes_get(struct engine_vcpu *vcpu, struct x86_state *s)
 /* KVM_SET_SREGS has loaded them from memory, where the guest may have changed them since. */
 static int pdptes_set(struct engine_vcpu *vcpu, const struct x86_state *s)
 {
-	struct kvm_sregs2 k = { 0 };
+	struct kvm_sregs2 k = {0};
 
 	if (!has_pdptes(s) || !vcpu->vm->has_sregs2)
 		return 0;

@@ -7,6 +7,8 @@
  * is slow, so loops are short.
  */
 #include "engine_rig.h"
+#include <errno.h>
+#include <sys/eventfd.h>
 
 #define KICK_LIMIT_NS 50000000ull
 #define KICKS	      400
@@ -411,6 +413,91 @@ static void test_nmi_halted(void **state)
 	nmis(*state, true);
 }
 
+/* ---- doorbells, and interrupts by eventfd ---- */
+
+/* mov edx, PORT; mov al, 1; out dx, al; mov al, 2; out dx, al; mov edx, MMIO_GPA; mov [edx], eax;
+ * out END_PORT, al; hlt */
+static const uint8_t bells[] = {0xba, 0x00, 0x03, 0x00, 0x00, 0xb0, 0x01, 0xee, 0xb0, 0x02, 0xee,
+	0xba, 0x00, 0x00, 0x00, 0xd0, 0x89, 0x02, 0xe6, 0xf4, 0xf4};
+
+static uint64_t rings(int fd)
+{
+	eventfd_t count = 0;
+
+	return eventfd_read(fd, &count) == 0 ? count : 0;
+}
+
+static void test_doorbells(void **state)
+{
+	struct rig *r = *state;
+	int one = eventfd(0, EFD_NONBLOCK), any = eventfd(0, EFD_NONBLOCK);
+	const struct bus_doorbell port = {BUS_PIO, PORT, 1, false, 2, one};
+	const struct bus_doorbell page = {BUS_MMIO, MMIO_GPA, 4, true, 0, any};
+	struct x86_state s;
+
+	assert_int_equal(r->ops->ioeventfd(r->vm, &port, true), 0);
+	assert_int_equal(r->ops->ioeventfd(r->vm, &page, true), 0);
+	assert_int_equal(r->ops->ioeventfd(r->vm, &page, true), -EEXIST);
+	rig_flat(&s);
+	RIG_LOAD(r, &s, bells);
+	rig_run_to_end(r);
+	assert_int_equal(rings(one), 1);
+	assert_int_equal(rings(any), 1);
+	assert_int_equal(r->access_count, 1); /* the value that does not match */
+	check_access(r, 0, true, 0, 1, 1);
+	assert_int_equal(r->ops->ioeventfd(r->vm, &port, false), 0);
+	assert_int_equal(r->ops->ioeventfd(r->vm, &page, false), 0);
+	assert_int_equal(r->ops->ioeventfd(r->vm, &page, false), -ENOENT);
+	r->done = false;
+	RIG_LOAD(r, &s, bells);
+	rig_run_to_end(r);
+	assert_int_equal(rings(one) + rings(any), 0);
+	assert_int_equal(r->access_count, 4);
+	close(one);
+	close(any);
+}
+
+#define LINE 20 /* the PICs have none of that number */
+
+static int irqfd;
+
+static void send_by_eventfd(struct rig *r)
+{
+	eventfd_write(irqfd, 1);
+}
+
+/* mov ebx, 0xfec00000; mov dword [rbx], 0x39; mov dword [rbx+0x10], 0; mov dword [rbx], 0x38;
+ * mov dword [rbx+0x10], VECTOR: pin 20, edge, fixed, to APIC 0. What follows is `intr`. */
+static const uint8_t ioapic[] = {0xbb, 0x00, 0x00, 0xc0, 0xfe, 0xc7, 0x03, 0x39, 0x00, 0x00, 0x00,
+	0xc7, 0x43, 0x10, 0x00, 0x00, 0x00, 0x00, 0xc7, 0x03, 0x38, 0x00, 0x00, 0x00, 0xc7, 0x43,
+	0x10, 0x40, 0x00, 0x00, 0x00};
+
+static void test_irqfd(void **state)
+{
+	struct rig *r = *state;
+	uint8_t code[sizeof(ioapic) + sizeof(intr)];
+	struct x86_state s;
+
+	irqfd = eventfd(0, EFD_NONBLOCK);
+	if (!(r->ops->caps & ENGINE_CAP_IRQCHIP)) {
+		/* The machine does it: test_irqfd.c. */
+		assert_int_equal(r->ops->irqfd(r->vm, LINE, irqfd, true), -ENOTSUP);
+		close(irqfd);
+		return;
+	}
+	assert_int_equal(r->ops->irqfd(r->vm, LINE, irqfd, true), 0);
+	memcpy(code, ioapic, sizeof(ioapic));
+	memcpy(code + sizeof(ioapic), intr, sizeof(intr));
+	rig_long(r, &s);
+	rig_gate(r, VECTOR, 0, intrh, sizeof(intrh));
+	rig_put64(r, 0x5020, 3);
+	RIG_LOAD(r, &s, code);
+	run_with_sender(r, send_by_eventfd);
+	assert_in_range(rig_get64(r, DATA), 3, 4);
+	assert_int_equal(r->ops->irqfd(r->vm, LINE, irqfd, false), 0);
+	close(irqfd);
+}
+
 /* ---- instructions that some KVMs cannot emulate ---- */
 
 /* mov esi, 0x5000; mov rax, [rsi]; mov rdx, [rsi+8]; mov rbx, 0x1111; mov rcx, 0x2222;
@@ -495,6 +582,8 @@ int main(int argc, char **argv)
 		TEST(test_nmi),
 		TEST(test_nmi_halted),
 		TEST(test_rare_instructions),
+		TEST(test_doorbells),
+		TEST(test_irqfd),
 	};
 	struct engine_probe probe;
 
