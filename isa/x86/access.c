@@ -7,7 +7,7 @@
  * both of which have marked the page in the dirty log.
  *
  * Left out on purpose: alignment checks of accesses that hit the TLB (x86_cpu_refresh() sees to it that
- * none do while they are on), and of operands that are not 2, 4 or 8 bytes.
+ * none do while they are on).
  */
 #include "isa/x86/access.h"
 #include "isa/x86/descriptor.h"
@@ -147,9 +147,35 @@ enum x86_status x86_probe_write(struct x86_cpu *cpu, gva_t linear, unsigned size
 
 /* ---- segment:offset ---- */
 
-static bool alignment_checked(const struct x86_cpu *cpu)
+/*
+ * What an operand of this size is to be aligned to: AMD's processors check vectors (APM 2 8.2.18 says
+ * no more than that "unaligned" accesses are caught) and the images of the x87 state as well.
+ */
+static unsigned required_alignment(unsigned size)
 {
-	return cpu->cpl == 3 && (cpu->s.rflags & X86_AC) && (cpu->s.cr0 & X86_CR0_AM);
+	switch (size) {
+	case 2:
+	case 4:
+	case 8:
+	case 16: return size;
+	case 32: return 16;
+	case 10: return 8;
+	case 14:
+	case 94: return 2;
+	case 28:
+	case 108:
+	case 512: return 4;
+	default: return 1;
+	}
+}
+
+enum x86_status x86_check_alignment(struct x86_cpu *cpu, gva_t linear, unsigned size)
+{
+	if (likely(cpu->cpl != 3 || !(cpu->s.rflags & X86_AC) || !(cpu->s.cr0 & X86_CR0_AM)))
+		return X86_OK;
+	if (linear & (required_alignment(size) - 1))
+		return x86_fault_code(cpu, X86_AC_EXC, 0);
+	return X86_OK;
 }
 
 /* What the TLB could not have said: is this linear address one at all, and aligned if it must be? */
@@ -158,8 +184,7 @@ static enum x86_status check_linear(struct x86_cpu *cpu, unsigned seg, gva_t lin
 {
 	if (cpu->mode == 64 && !(x86_canonical(cpu, linear) && x86_canonical(cpu, linear + size - 1)))
 		return x86_fault_code(cpu, seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
-	if ((size == 2 || size == 4 || size == 8) && (linear & (size - 1)) && alignment_checked(cpu))
-		return x86_fault_code(cpu, X86_AC_EXC, 0);
+	X86_TRY(x86_check_alignment(cpu, linear, size));
 	if (cpu->watched)
 		x86_watch(cpu, linear, size, access);
 	return X86_OK;
@@ -199,6 +224,55 @@ enum x86_status x86_store_bytes(struct x86_cpu *cpu, unsigned seg, uint64_t offs
 		return x86_store_slow(cpu, seg, linear, size, buf);
 	memcpy(host, buf, size);
 	return X86_OK;
+}
+
+enum x86_status x86_check_store(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
+{
+	gva_t linear;
+
+	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	if (x86_tlb_host(cpu, linear, size, X86_WRITE))
+		return X86_OK;
+	X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
+	return x86_probe_write(cpu, linear, size, cpu->cpl == 3);
+}
+
+/* An element of a masked access: no alignment checks. */
+static enum x86_status element_linear(struct x86_cpu *cpu, unsigned seg, uint64_t offset,
+	unsigned size, enum x86_access access, gva_t *ret_linear)
+{
+	X86_TRY(x86_linear(cpu, seg, offset, size, access, ret_linear));
+	if (cpu->mode == 64 && !(x86_canonical(cpu, *ret_linear) &&
+				       x86_canonical(cpu, *ret_linear + size - 1)))
+		return x86_fault_code(cpu, seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
+	return X86_OK;
+}
+
+enum x86_status x86_load_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t *ret_value)
+{
+	gva_t linear;
+
+	*ret_value = 0;
+	X86_TRY(element_linear(cpu, seg, offset, size, X86_READ, &linear));
+	return x86_read_linear(cpu, linear, ret_value, size, cpu->cpl == 3);
+}
+
+enum x86_status x86_store_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t value)
+{
+	gva_t linear;
+
+	X86_TRY(element_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	return x86_write_linear(cpu, linear, &value, size, cpu->cpl == 3);
+}
+
+enum x86_status x86_check_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
+{
+	gva_t linear;
+
+	X86_TRY(element_linear(cpu, seg, offset, size, X86_WRITE, &linear));
+	return x86_probe_write(cpu, linear, size, cpu->cpl == 3);
 }
 
 enum x86_status x86_load_for_write(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,

@@ -130,6 +130,19 @@ enum x86_status x86_load_bytes(struct x86_cpu *cpu, unsigned seg, uint64_t offse
 enum x86_status x86_store_bytes(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
 	const void *buf);
 
+/* #AC if alignment is checked now and an operand of this size at this address lacks it. */
+enum x86_status x86_check_alignment(struct x86_cpu *cpu, gva_t linear, unsigned size);
+
+/* Would x86_store_bytes() fault? Then it says so in its stead. */
+enum x86_status x86_check_store(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
+
+/* Elements of masked vector accesses, 1 to 8 bytes: alignment is never checked. */
+enum x86_status x86_load_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t *ret_value);
+enum x86_status x86_store_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
+	uint64_t value);
+enum x86_status x86_check_element(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size);
+
 /*
  * Atomic read-modify-write of 1, 2, 4, 8 bytes: if the memory still holds *expected, store desired and
  * set *ret_done; else load *expected. Also right on MMIO (read, then write) and across pages.

@@ -95,6 +95,8 @@ static enum x86_status repeat(
 		X86_TRY(once(cpu, insn));
 		return X86_BOUNDARY;
 	}
+	/* The port is checked even if the count is 0. */
+	X86_TRY(x86_check_io(cpu, (uint16_t)cpu->s.reg[X86_RDX], size));
 	for (;;) {
 		const uint64_t count = x86_gpr_read(cpu, X86_RCX, insn->asize);
 		if (!count)

@@ -23,16 +23,16 @@ struct call_gate {
 static enum x86_status read_pointer(
 	struct x86_cpu *cpu, const struct x86_insn *insn, struct far_pointer *ret)
 {
-	uint8_t bytes[10] = {0};
+	uint64_t ea, selector;
 
 	if (insn->op[0].kind != X86_O_MEM) {
 		*ret = (struct far_pointer){insn->imm & x86_size_mask(insn->osize), insn->imm2};
 		return X86_OK;
 	}
-	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), insn->osize + 2u, bytes));
-	ret->offset = 0;
-	memcpy(&ret->offset, bytes, insn->osize);
-	memcpy(&ret->selector, bytes + insn->osize, 2);
+	ea = x86_ea(cpu, insn);
+	X86_TRY(x86_load(cpu, insn->seg, ea, insn->osize, &ret->offset));
+	X86_TRY(x86_load(cpu, insn->seg, ea + insn->osize, 2, &selector));
+	ret->selector = (uint16_t)selector;
 	return X86_OK;
 }
 
@@ -66,6 +66,7 @@ static enum x86_status transfer(
 	if (!call)
 		return enter(cpu, cs, rip, NULL);
 	x86_frame_current(&frame, cpu, slot, 0);
+	X86_TRY(x86_check_alignment(cpu, frame.ss.base + frame.sp, slot));
 	push_return(&frame, cpu);
 	X86_TRY(x86_frame_write(&frame, cpu));
 	return enter(cpu, cs, rip, &frame);

@@ -13,6 +13,8 @@
 
 #define X86_MXCSR_FLAGS	     0x3fu
 #define X86_MXCSR_MASKS	     0x1f80u
+#define X86_MXCSR_UE	     0x10u
+#define X86_MXCSR_PE	     0x20u
 #define X86_MXCSR_UM	     0x800u
 #define X86_MXCSR_FTZ	     0x8000u
 #define X86_MXCSR_MASK_SHIFT 7

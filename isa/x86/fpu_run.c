@@ -11,6 +11,7 @@
  * show them while an exception is pending. Left out: FERR# and IRQ 13 for CR0.NE = 0 (#MF is raised
  * instead).
  */
+#include "isa/x86/access.h"
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
@@ -88,7 +89,9 @@ enum x86_status x86_fpu_run(struct x86_cpu *cpu, const struct x86_insn *insn)
 	fpu_image_in(fpu, ctx->fx);
 	ctx->rflags = (cpu->s.rflags & X86_FLAGS_ARITH) | X86_FLAGS_FIXED;
 	fn(ctx);
-	if (store && !fpu_store_suppressed(ctx->fx))
+	if (store && fpu_store_suppressed(ctx->fx))
+		X86_TRY(x86_check_store(cpu, insn->seg, x86_ea(cpu, insn), mem->size));
+	else if (store)
 		X86_TRY(x86_native_store(cpu, insn, ctx->mem, mem->size));
 	fpu_image_out(fpu, ctx->fx);
 	fpu_pointers(cpu, insn);

@@ -192,10 +192,14 @@ static enum x86_status area_open(
 	area->count = cpu->mode == 64 ? 16 : 8;
 	area->pieces = 0;
 	X86_TRY(x86_linear(cpu, insn->seg, area->ea, 1, X86_READ, &area->linear));
-	if (!IS_ALIGNED(area->linear, (gva_t)align))
-		return x86_gp(cpu, 0);
 	if (cpu->mode == 64 && !canonical(area->linear))
 		return x86_fault_code(cpu, insn->seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
+	if (!IS_ALIGNED(area->linear, (gva_t)align)) {
+		/* FXSAVE's: the alignment check, where it is on, comes first. */
+		if (align == 16)
+			X86_TRY(x86_check_alignment(cpu, area->linear, X86_XSAVE_LEGACY_BYTES));
+		return x86_gp(cpu, 0);
+	}
 	return X86_OK;
 }
 
@@ -236,6 +240,8 @@ enum x86_status x86_fpu_fxsave(struct x86_cpu *cpu, const struct x86_insn *insn)
 	struct area area;
 
 	X86_TRY(area_open(cpu, insn, 16, &area));
+	/* All of the area must be writable, its end being looked at first on AMD's processors. */
+	X86_TRY(x86_check_store(cpu, insn->seg, area.ea + X86_XSAVE_LEGACY_BYTES - 1, 1));
 	image_put_x87(fpu, area.wide, area.image);
 	image_put_mxcsr(fpu, area.image);
 	image_put_vec(fpu, 0, area.count, area.image + FX_XMM);
@@ -306,6 +312,7 @@ static enum x86_status xsave_standard(
 
 	X86_TRY(xsave_check(cpu));
 	X86_TRY(area_open(cpu, insn, 64, &area));
+	X86_TRY(x86_check_store(cpu, insn->seg, area.ea + XS_BV, 8));
 	X86_TRY(area_read(cpu, &area, XS_BV, 8));
 	in_use = components_in_use(&cpu->s.fpu, area.count);
 	bv = (image_u64(area.image, XS_BV) & ~rfbm) | (in_use & rfbm);

@@ -574,10 +574,14 @@ void x86_native_free(struct x86_native *native)
 static enum x86_status operand_linear(struct x86_cpu *cpu, const struct x86_insn *insn,
 	unsigned size, enum x86_access access, gva_t *ret_linear)
 {
-	X86_TRY(x86_linear(cpu, insn->seg, x86_ea(cpu, insn), size, access, ret_linear));
-	if ((insn->row->attr & X86_A_ALIGN) && !IS_ALIGNED(*ret_linear, (gva_t)size))
-		return x86_gp(cpu, 0);
-	return X86_OK;
+	const uint64_t ea = x86_ea(cpu, insn);
+	enum x86_status status = x86_linear(cpu, insn->seg, ea, size, access, ret_linear);
+
+	if (!(insn->row->attr & X86_A_ALIGN))
+		return status;
+	if (unlikely(status != X86_OK)) /* a #SS for the segment's limit comes after alignment */
+		*ret_linear = ea + (insn->seg < 6 ? cpu->s.seg[insn->seg].base : 0);
+	return IS_ALIGNED(*ret_linear, (gva_t)size) ? status : x86_gp(cpu, 0);
 }
 
 static void copy_operand(void *to, const void *from, unsigned size)

@@ -16,8 +16,12 @@ enum x86_status x86_sem_jmp_rm(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return x86_branch(cpu, insn, target);
 }
 
+/* The stack is looked at before the target, as AMD's processors do. */
 static enum x86_status call(struct x86_cpu *cpu, const struct x86_insn *insn, uint64_t target)
 {
+	const uint64_t sp = (cpu->s.reg[X86_RSP] - insn->osize) & x86_stack_mask(cpu);
+
+	X86_TRY(x86_check_store(cpu, X86_SS, sp, insn->osize));
 	X86_TRY(x86_branch_target(cpu, insn, target, &target));
 	X86_TRY(x86_push(cpu, insn->osize, cpu->s.reg[X86_RIP]));
 	cpu->s.reg[X86_RIP] = target;

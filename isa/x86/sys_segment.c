@@ -58,14 +58,12 @@ enum x86_status x86_pop_seg(struct x86_cpu *cpu, const struct x86_insn *insn)
 static enum x86_status load_far_pointer(
 	struct x86_cpu *cpu, const struct x86_insn *insn, enum x86_seg_index seg)
 {
-	uint64_t offset = 0;
-	uint8_t pointer[10] = {0};
-	uint16_t selector;
+	const uint64_t ea = x86_ea(cpu, insn);
+	uint64_t offset, selector;
 
-	X86_TRY(x86_load_bytes(cpu, insn->seg, x86_ea(cpu, insn), insn->osize + 2u, pointer));
-	memcpy(&offset, pointer, insn->osize);
-	memcpy(&selector, pointer + insn->osize, 2);
-	X86_TRY(x86_load_segment(cpu, seg, selector));
+	X86_TRY(x86_load(cpu, insn->seg, ea, insn->osize, &offset));
+	X86_TRY(x86_load(cpu, insn->seg, ea + insn->osize, 2, &selector));
+	X86_TRY(x86_load_segment(cpu, seg, (uint16_t)selector));
 	x86_gpr_write(cpu, insn->op[0].reg, insn->osize, offset);
 	return X86_BOUNDARY;
 }
@@ -138,7 +136,8 @@ enum x86_status x86_lar(struct x86_cpu *cpu, const struct x86_insn *insn)
 	if (!visible || !type_among(desc.attr, cpu->long_mode ? LAR_LONG : LAR_LEGACY))
 		return answer(cpu, false);
 	x86_gpr_write(cpu, insn->op[0].reg, insn->osize,
-		desc.raw[0] >> 32 & (insn->osize == 2 ? 0xff00 : 0xf0ff00));
+		/* Limit bits 19-16 among them, which SDM 2 leaves open. */
+		desc.raw[0] >> 32 & (insn->osize == 2 ? 0xff00 : 0xffff00));
 	return answer(cpu, true);
 }
 
@@ -177,10 +176,7 @@ enum x86_status x86_arpl(struct x86_cpu *cpu, const struct x86_insn *insn)
 	uint64_t dest, src;
 
 	X86_TRY(x86_op_read(cpu, insn, 1, &src));
-	if (insn->op[0].kind == X86_O_MEM)
-		X86_TRY(x86_load_for_write(cpu, insn->seg, x86_ea(cpu, insn), 2, &dest));
-	else
-		X86_TRY(x86_op_read(cpu, insn, 0, &dest));
+	X86_TRY(x86_op_read(cpu, insn, 0, &dest));
 	if ((dest & 3) >= (src & 3))
 		return answer(cpu, false);
 	X86_TRY(x86_op_write(cpu, insn, 0, (dest & ~3ull) | (src & 3)));

@@ -1,10 +1,10 @@
 /*
  * Vector instructions whose memory accesses depend on a mask, element by element: MASKMOVQ,
  * MASKMOVDQU, V(P)MASKMOV*, gathers. SDM 2. Elements that are masked off are not accessed and
- * cannot fault.
+ * cannot fault, and alignment is not checked. (Except by MASKMOVQ and MASKMOVDQU.)
  *
- * Here all elements succeed or nothing is changed. (A processor may complete a gather's elements
- * below the faulting one; software cannot rely on it.)
+ * A gather that faults has completed the elements below: they are loaded and their mask is clear, so
+ * that it goes on from there. The others succeed with all elements or change nothing.
  */
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
@@ -15,30 +15,20 @@ static uint64_t address_mask(const struct x86_insn *insn)
 	return x86_size_mask(insn->asize);
 }
 
-/* Will a store of this element go through? */
-static enum x86_status element_probe(
-	struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size)
-{
-	uint64_t ignored;
-
-	return x86_load_for_write(cpu, seg, offset, size, &ignored);
-}
-
 /* Store the elements of `from` whose mask element has its top bit set. */
 static enum x86_status masked_store(struct x86_cpu *cpu, const struct x86_insn *insn, uint64_t ea,
 	const uint8_t *from, const uint8_t *mask, unsigned element, unsigned size)
 {
 	for (unsigned i = 0; i < size; i += element)
 		if (mask[i + element - 1] & 0x80)
-			X86_TRY(element_probe(
-				cpu, insn->seg, (ea + i) & address_mask(insn), element));
+			X86_TRY(x86_check_element(cpu, insn->seg, ea + i, element));
 	for (unsigned i = 0; i < size; i += element) {
 		uint64_t value = 0;
 
 		if (!(mask[i + element - 1] & 0x80))
 			continue;
 		memcpy(&value, from + i, element);
-		X86_TRY(x86_store(cpu, insn->seg, (ea + i) & address_mask(insn), element, value));
+		X86_TRY(x86_store_element(cpu, insn->seg, ea + i, element, value));
 	}
 	return X86_OK;
 }
@@ -52,13 +42,17 @@ enum x86_status x86_vec_maskmov(struct x86_cpu *cpu, const struct x86_insn *insn
 	uint64_t ea = cpu->s.reg[X86_RDI] & address_mask(insn);
 	struct x86_fpu *fpu = &cpu->s.fpu;
 
+	/* AMD's processors check the whole operand whatever the mask, after the change to MMX state. */
+	if (insn->op[0].kind == X86_O_MMX)
+		x86_fpu_enter_mmx(fpu);
+	X86_TRY(x86_check_store(cpu, insn->seg, ea, 8));
+	if (insn->op[0].kind == X86_O_VEC)
+		X86_TRY(x86_check_store(cpu, insn->seg, ea + 8, 8));
 	if (insn->op[0].kind == X86_O_VEC)
 		return masked_store(cpu, insn, ea, fpu->vec[insn->op[0].reg].b,
 			fpu->vec[insn->op[1].reg].b, 1, 16);
-	X86_TRY(masked_store(cpu, insn, ea, x86_fpu_mmx(fpu, insn->op[0].reg),
-		x86_fpu_mmx(fpu, insn->op[1].reg), 1, 8));
-	x86_fpu_enter_mmx(fpu);
-	return X86_OK;
+	return masked_store(cpu, insn, ea, x86_fpu_mmx(fpu, insn->op[0].reg),
+		x86_fpu_mmx(fpu, insn->op[1].reg), 1, 8);
 }
 
 /* VMASKMOVPS 2C 2E, VMASKMOVPD 2D 2F, VPMASKMOVD/Q 8C 8E (by W): operand 0, mask, operand 2. */
@@ -78,7 +72,7 @@ enum x86_status x86_vec_vmaskmov(struct x86_cpu *cpu, const struct x86_insn *ins
 
 		if (!(mask->b[i + element - 1] & 0x80))
 			continue;
-		X86_TRY(x86_load(cpu, insn->seg, (ea + i) & address_mask(insn), element, &loaded));
+		X86_TRY(x86_load_element(cpu, insn->seg, ea + i, element, &loaded));
 		memcpy(value.b + i, &loaded, element);
 	}
 	x86_vec_write(cpu, insn, insn->op[0].reg, &value);
@@ -105,7 +99,11 @@ enum x86_status x86_vec_gather(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 		if (!(mask->b[(i + 1) * data - 1] & 0x80))
 			continue;
-		X86_TRY(x86_load(cpu, insn->seg, ea, data, &loaded));
+		if (x86_load_element(cpu, insn->seg, ea, data, &loaded) != X86_OK) {
+			memcpy(&cpu->s.fpu.vec[insn->op[0].reg], &value, (size_t)i * data);
+			memset(mask, 0, (size_t)i * data);
+			return X86_FAULT;
+		}
 		memcpy(value.b + (size_t)i * data, &loaded, data);
 	}
 	x86_vec_write(cpu, insn, insn->op[0].reg, &value);

@@ -5,8 +5,10 @@
  * Operand 0 is the destination (of rows with flags_out it is only read). SSE keeps the bytes of the
  * destination above 15; VEX zeroes everything above the vector length.
  *
- * Inexact: the PE flag beside an unmasked underflow is always set.
+ * Inexact: the PE flag beside an unmasked underflow is also set for a result that only its denormal form
+ * cannot hold, and beside an unmasked overflow always.
  */
+#include "isa/x86/access.h"
 #include "isa/x86/fpu.h"
 #include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
@@ -39,6 +41,35 @@ static uint32_t vec_stub_mxcsr(uint32_t guest)
 	uint32_t mxcsr = (guest & ~X86_MXCSR_FLAGS) | X86_MXCSR_MASKS;
 
 	return guest & X86_MXCSR_UM ? mxcsr : mxcsr | X86_MXCSR_FTZ;
+}
+
+/* VCVTPS2PH never flushes to zero: its tiny results are there to be seen. */
+static void vec_check_half(
+	const struct x86_cpu *cpu, const struct x86_insn *insn, struct native_ctx *ctx)
+{
+	const bool to_memory = insn->op[0].kind == X86_O_MEM;
+	const uint16_t *half = to_memory ? (const uint16_t *)ctx->mem : ctx->out.w;
+
+	if (likely(cpu->s.fpu.mxcsr & X86_MXCSR_UM) || insn->operand_count != 3)
+		return;
+	for (unsigned i = 0; i < insn->vl / 4; i++)
+		if (!(half[i] & 0x7c00) && (half[i] & 0x3ff))
+			ctx->mxcsr |= X86_MXCSR_UE;
+}
+
+/*
+ * Flushing to zero flags every tiny result as inexact too: run again without, to learn whether one was.
+ */
+static void vec_check_inexact(struct x86_cpu *cpu, native_fn *fn, struct native_ctx *ctx)
+{
+	const uint32_t guest = cpu->s.fpu.mxcsr, flags = ctx->mxcsr & X86_MXCSR_FLAGS;
+
+	if (likely(guest & X86_MXCSR_UM) || !(flags & X86_MXCSR_UE))
+		return;
+	ctx->mxcsr = (guest & ~(X86_MXCSR_FLAGS | X86_MXCSR_FTZ)) | X86_MXCSR_MASKS;
+	fn(ctx);
+	ctx->mxcsr = (ctx->mxcsr & ~X86_MXCSR_FLAGS) | (flags & ~X86_MXCSR_PE) |
+		     (ctx->mxcsr & X86_MXCSR_PE);
 }
 
 /* Points the stub's operands at the registers and loads the memory operand. */
@@ -97,6 +128,11 @@ static enum x86_status vec_commit(
 	}
 }
 
+static bool uses_mmx(const struct x86_insn *insn)
+{
+	return insn->op[0].kind == X86_O_MMX || insn->op[1].kind == X86_O_MMX;
+}
+
 /*
  * The MMX transition of instructions with an operand in an MMX register. CVTPI2PS and CVTPI2PD from
  * memory make none: so says SDM 2 of the latter, and AMD processors do the same for both.
@@ -104,7 +140,7 @@ static enum x86_status vec_commit(
 static void vec_mmx_commit(
 	struct x86_cpu *cpu, const struct x86_insn *insn, const struct native_ctx *ctx)
 {
-	if (insn->op[0].kind != X86_O_MMX && insn->op[1].kind != X86_O_MMX)
+	if (!uses_mmx(insn))
 		return;
 	x86_fpu_enter_mmx(&cpu->s.fpu);
 	if (insn->op[0].kind == X86_O_MMX)
@@ -130,8 +166,19 @@ enum x86_status x86_vec_run(struct x86_cpu *cpu, const struct x86_insn *insn)
 	if (attr & X86_A_MXCSR)
 		ctx->mxcsr = vec_stub_mxcsr(cpu->s.fpu.mxcsr);
 	fn(ctx);
-	if (attr & X86_A_MXCSR)
-		X86_TRY(vec_exceptions(cpu, ctx->mxcsr & X86_MXCSR_FLAGS));
+	if (attr & X86_A_MXCSR) {
+		if (insn->row->feature == X86_F_F16C)
+			vec_check_half(cpu, insn, ctx);
+		vec_check_inexact(cpu, fn, ctx);
+		if ((attr & X86_A_WRITES_MEM) && insn->op[0].kind == X86_O_MEM)
+			X86_TRY(x86_check_store(cpu, insn->seg, x86_ea(cpu, insn), insn->op[0].size));
+		status = vec_exceptions(cpu, ctx->mxcsr & X86_MXCSR_FLAGS);
+		if (unlikely(status != X86_OK)) {
+			if (uses_mmx(insn)) /* the transition comes first on AMD's processors */
+				x86_fpu_enter_mmx(&cpu->s.fpu);
+			return status;
+		}
+	}
 	status = vec_commit(cpu, insn, ctx);
 	if (unlikely(status != X86_OK)) {
 		cpu->s.fpu.mxcsr = mxcsr;

@@ -16,7 +16,8 @@ bool diff_is_extra(const struct diff_case *c, const struct diff_result *interp,
 	const struct diff_result *native);
 
 /* The case: bytes and instructions; with `state`, what they begin with. */
-void diff_print_case(FILE *out, const struct diff_case *c, const struct diff_interp *interp, bool state);
+void diff_print_case(
+	FILE *out, const struct diff_case *c, const struct diff_interp *interp, bool state);
 /* What differs; with `all`, everything else too. */
 void diff_print_results(FILE *out, const struct diff_case *c, const struct diff_result *interp,
 	const struct diff_result *native, const struct diff_notes *notes, bool all);

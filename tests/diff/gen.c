@@ -70,7 +70,10 @@ static unsigned choose_prefix(struct gen *g, const struct x86_form *form, uint32
 
 	if (allowed == FOUR) {
 		if (attr & X86_A_REP)
-			return die < 40 ? X86_C_NP : die < 50 ? X86_C_66 : die < 80 ? X86_C_F3 : X86_C_F2;
+			return die < 40	  ? X86_C_NP
+			       : die < 50 ? X86_C_66
+			       : die < 80 ? X86_C_F3
+					  : X86_C_F2;
 		return die < 74 ? X86_C_NP : die < 92 ? X86_C_66 : die < 96 ? X86_C_F3 : X86_C_F2;
 	}
 	do
@@ -81,7 +84,7 @@ static unsigned choose_prefix(struct gen *g, const struct x86_form *form, uint32
 
 static void emit_common_prefixes(struct gen *g)
 {
-	static const uint8_t segments[] = { 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65 };
+	static const uint8_t segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
 
 	if (percent(g, 10))
 		emit(g, segments[diff_pick(&g->rng, 6)]);
@@ -122,7 +125,10 @@ static void emit_legacy(struct gen *g, const struct x86_form *form, uint32_t att
 static void emit_vex(struct gen *g, const struct x86_form *form, uint32_t attr)
 {
 	const unsigned prefix = choose_prefix(g, form, attr);
-	const unsigned pp = prefix == X86_C_66 ? 1 : prefix == X86_C_F3 ? 2 : prefix == X86_C_F2 ? 3 : 0;
+	const unsigned pp = prefix == X86_C_66	 ? 1
+			    : prefix == X86_C_F3 ? 2
+			    : prefix == X86_C_F2 ? 3
+						 : 0;
 	const unsigned map = form->map - X86_MAP_VEX + 1;
 	const bool w = choose_w(g, form);
 	const bool l = form->deny & X86_C_L0 || (!(form->deny & X86_C_L1) && percent(g, 50));
@@ -146,8 +152,9 @@ static void emit_vex(struct gen *g, const struct x86_form *form, uint32_t attr)
 static void emit_displacement(struct gen *g, unsigned bytes)
 {
 	const bool small = percent(g, 60);
-	emit_value(g, small ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 512) - 256) :
-			      diff_random(&g->rng),
+	emit_value(g,
+		small ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 512) - 256)
+		      : diff_random(&g->rng),
 		bytes);
 }
 
@@ -210,7 +217,8 @@ static void emit_row(struct gen *g, const struct x86_row *row, const struct x86_
 		emit_vex(g, form, row->attr);
 	else
 		emit_legacy(g, form, row->attr);
-	emit(g, form->opcode + (form->opcode_count > 1 ? diff_pick(&g->rng, form->opcode_count) : 0u));
+	emit(g, form->opcode +
+			(form->opcode_count > 1 ? diff_pick(&g->rng, form->opcode_count) : 0u));
 	if (form->flags & X86_FORM_MODRM)
 		emit_modrm(g, form, row->attr);
 	for (unsigned i = 0; i < form->operand_count; i++) {
@@ -233,10 +241,12 @@ static uint64_t choose_address(struct gen *g, unsigned size, bool aligned)
 	uint64_t at;
 
 	if (die < 62) {
-		static const uint8_t writable[] = { 0, 1, 4 };
+		static const uint8_t writable[] = {0, 1, 4};
 		at = writable[diff_pick(&g->rng, 3)] * page + diff_pick(&g->rng, 0x1000 - size);
 		if (aligned || percent(g, 30))
-			at &= ~(uint64_t)(size >= 64 ? 63 : size > 1 ? BIT(63 - __builtin_clzll(size)) - 1 : 0);
+			at &= ~(uint64_t)(size >= 64 ? 63
+					  : size > 1 ? BIT(63 - __builtin_clzll(size)) - 1
+						     : 0);
 	} else if (die < 70) {
 		at = (percent(g, 50) ? 2 : 5) * page - size; /* ends where the page does */
 	} else if (die < 79) {
@@ -250,7 +260,8 @@ static uint64_t choose_address(struct gen *g, unsigned size, bool aligned)
 	} else if (die < 96) {
 		at = 4 * page - within;
 	} else if (die < 97) {
-		at = (uint64_t)0 - within; /* around the end of the data, and of the address space */
+		at = (uint64_t)0 -
+		     within; /* around the end of the data, and of the address space */
 		if (percent(g, 50))
 			return at;
 	} else {
@@ -283,11 +294,11 @@ static uint64_t code_address(struct gen *g)
 
 static uint16_t choose_selector(struct gen *g)
 {
-	static const uint16_t known[] = { 0x33, 0x2b, 0x23, 0x2b, 0, 3, 0x08, 0x10, 0x18, 0x1b, 0x13, 0x43,
-		0x63, 0x7b, 0x80, 0x2f, 0x28, 0x2a };
+	static const uint16_t known[] = {0x33, 0x2b, 0x23, 0x2b, 0, 3, 0x08, 0x10, 0x18, 0x1b, 0x13,
+		0x43, 0x63, 0x7b, 0x80, 0x2f, 0x28, 0x2a};
 
-	return percent(g, 90) ? known[diff_pick(&g->rng, ARRAY_SIZE(known))] :
-				(uint16_t)diff_random(&g->rng);
+	return percent(g, 90) ? known[diff_pick(&g->rng, ARRAY_SIZE(known))]
+			      : (uint16_t)diff_random(&g->rng);
 }
 
 /* ---- images that instructions load ---- */
@@ -336,10 +347,10 @@ static uint32_t choose_mxcsr(struct gen *g)
 static void patch_fxsave(struct gen *g, uint64_t at, bool xsave)
 {
 	const uint16_t fcw = choose_fcw(g);
-	const uint16_t head[4] = { fcw, choose_fsw(g, fcw), (uint8_t)diff_random(&g->rng),
-		diff_random(&g->rng) & 0x7ff };
-	uint32_t mxcsr[2] = { choose_mxcsr(g), 0xffff };
-	uint64_t header[8] = { 0 };
+	const uint16_t head[4] = {fcw, choose_fsw(g, fcw), (uint8_t)diff_random(&g->rng),
+		diff_random(&g->rng) & 0x7ff};
+	uint32_t mxcsr[2] = {choose_mxcsr(g), 0xffff};
+	uint64_t header[8] = {0};
 
 	if (percent(g, 5))
 		mxcsr[0] |= BIT(diff_pick(&g->rng, 32));
@@ -358,7 +369,8 @@ static void patch_fxsave(struct gen *g, uint64_t at, bool xsave)
 static void patch_environment(struct gen *g, uint64_t at, const struct x86_insn *insn)
 {
 	const unsigned width = insn->osize == 2 ? 2 : 4;
-	const uint16_t fcw = choose_fcw(g), fsw = choose_fsw(g, fcw), tags = (uint16_t)diff_random(&g->rng);
+	const uint16_t fcw = choose_fcw(g), fsw = choose_fsw(g, fcw),
+		       tags = (uint16_t)diff_random(&g->rng);
 
 	add_patch(g, at, &fcw, 2);
 	add_patch(g, at + width, &fsw, 2);
@@ -452,8 +464,11 @@ static void add_fix(struct gen *g, enum fix_kind kind, unsigned at, unsigned byt
 	uint64_t target)
 {
 	if (g->fix_count < FIXES)
-		g->fix[g->fix_count++] = (struct fix){ .at = (uint8_t)at, .size_bytes = (uint8_t)bytes,
-			.end = (uint8_t)end, .kind = kind, .target = target };
+		g->fix[g->fix_count++] = (struct fix){.at = (uint8_t)at,
+			.size_bytes = (uint8_t)bytes,
+			.end = (uint8_t)end,
+			.kind = kind,
+			.target = target};
 }
 
 static uint64_t segment_base(const struct gen *g, const struct x86_insn *insn)
@@ -525,9 +540,10 @@ static bool is_bit_string(const struct x86_insn *insn)
 }
 
 /* CMPXCHG finds what it looks for in one of two cases. */
-static void choose_accumulator(struct gen *g, const struct x86_insn *insn, uint64_t at, unsigned size)
+static void choose_accumulator(
+	struct gen *g, const struct x86_insn *insn, uint64_t at, unsigned size)
 {
-	uint64_t value[2] = { diff_integer(&g->rng), diff_integer(&g->rng) };
+	uint64_t value[2] = {diff_integer(&g->rng), diff_integer(&g->rng)};
 
 	if (!strstr(insn->row->name, "CMPXCHG") || percent(g, 50) || !claim(g, X86_RAX))
 		return;
@@ -547,8 +563,8 @@ static void choose_memory(struct gen *g, const struct x86_insn *insn, const stru
 
 	if (is_bit_string(insn) && claim(g, insn->op[1].reg))
 		set_reg(g, insn->op[1].reg,
-			percent(g, 80) ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 1024) - 512) :
-					 diff_integer(&g->rng));
+			percent(g, 80) ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 1024) - 512)
+				       : diff_integer(&g->rng));
 	aim(g, insn, address);
 	patch_operand(g, insn, address, size);
 	choose_accumulator(g, insn, address, size);
@@ -557,17 +573,20 @@ static void choose_memory(struct gen *g, const struct x86_insn *insn, const stru
 /* Registers with a meaning that chance would hardly meet. */
 static void choose_registers(struct gen *g, const struct x86_insn *insn)
 {
-	const struct x86_operand *op = &insn->op[insn->fn == x86_lar || insn->fn == x86_lsl ||
-						 insn->fn == x86_mov_to_seg];
-	const bool selector = insn->fn == x86_lar || insn->fn == x86_lsl || insn->fn == x86_mov_to_seg ||
-			      insn->fn == x86_verr || insn->fn == x86_verw || insn->fn == x86_arpl;
+	const struct x86_operand *op =
+		&insn->op[insn->fn == x86_lar || insn->fn == x86_lsl || insn->fn == x86_mov_to_seg];
+	const bool selector = insn->fn == x86_lar || insn->fn == x86_lsl ||
+			      insn->fn == x86_mov_to_seg || insn->fn == x86_verr ||
+			      insn->fn == x86_verw || insn->fn == x86_arpl;
 	const bool target = insn->fn == x86_sem_call_rm || insn->fn == x86_sem_jmp_rm;
 
 	if (op->kind == X86_O_GPR && (selector || target) && percent(g, 80) && claim(g, op->reg))
 		set_reg(g, op->reg, target ? code_address(g) : choose_selector(g));
-	if ((insn->fn == x86_sem_div || insn->fn == x86_sem_idiv) && percent(g, 60) && claim(g, X86_RDX))
+	if ((insn->fn == x86_sem_div || insn->fn == x86_sem_idiv) && percent(g, 60) &&
+		claim(g, X86_RDX))
 		set_reg(g, X86_RDX, percent(g, 50) ? 0 : ~0ull);
-	if (insn->row->feature >= X86_F_XSAVE && strstr("xsaveopt xsavec xrstor", insn->row->name)) {
+	if (insn->row->feature >= X86_F_XSAVE &&
+		strstr("xsaveopt xsavec xrstor", insn->row->name)) {
 		if (claim(g, X86_RAX))
 			set_reg(g, X86_RAX, diff_pick(&g->rng, 8));
 	}
@@ -576,9 +595,9 @@ static void choose_registers(struct gen *g, const struct x86_insn *insn)
 /* Returns: what RET, RETF and IRET take off the stack. */
 static void choose_stack(struct gen *g, const struct x86_insn *insn)
 {
-	const uint64_t values[5] = { code_address(g), choose_selector(g),
+	const uint64_t values[5] = {code_address(g), choose_selector(g),
 		(diff_random(&g->rng) & 0x244cd5) | 0x202, choose_address(g, 8, true),
-		percent(g, 70) ? DIFF_DS : choose_selector(g) };
+		percent(g, 70) ? DIFF_DS : choose_selector(g)};
 	uint8_t image[40];
 
 	if (insn->fn != x86_sem_ret && insn->fn != x86_retf && insn->fn != x86_iret)
@@ -597,8 +616,9 @@ static void choose_branch(struct gen *g, const struct x86_insn *insn)
 		const struct x86_operand *op = &insn->op[i];
 		const unsigned bytes = insn->prefix & X86_P_OPSIZE && g->c->mode == 32 ? 2 : 4;
 		const uint8_t *at = g->bytes + insn->len - bytes;
-		if (op->kind == X86_O_REL && insn->opcode >= 0x80 && (insn->opcode & 0xfc) != 0xe0 &&
-			insn->opcode != 0xeb && percent(g, 85) && at > g->bytes)
+		if (op->kind == X86_O_REL && insn->opcode >= 0x80 &&
+			(insn->opcode & 0xfc) != 0xe0 && insn->opcode != 0xeb && percent(g, 85) &&
+			at > g->bytes)
 			add_fix(g, FIX_RELATIVE, end - bytes, bytes, end, code_address(g));
 		if (op->kind == X86_O_FAR) {
 			const unsigned size = insn->osize == 2 ? 2 : 4;
@@ -662,14 +682,14 @@ static void choose_state(struct gen *g)
 {
 	struct diff_state *s = &g->c->in;
 	const uint16_t cs = g->c->mode == 64 ? DIFF_CS64 : DIFF_CS32;
-	const uint16_t seg[6] = { DIFF_DS, cs, DIFF_DS, DIFF_DS, 0, 0 };
+	const uint16_t seg[6] = {DIFF_DS, cs, DIFF_DS, DIFF_DS, 0, 0};
 
 	memcpy(s->seg, seg, sizeof(seg));
 	for (unsigned i = 0; i < 16; i++) {
 		const unsigned die = diff_pick(&g->rng, 100);
-		const uint64_t value = die < 40 ? choose_address(g, 8, false) :
-				       die < 50 ? code_address(g) :
-						  diff_integer(&g->rng);
+		const uint64_t value = die < 40	  ? choose_address(g, 8, false)
+				       : die < 50 ? code_address(g)
+						  : diff_integer(&g->rng);
 		s->reg[i] = g->c->mode == 64 || i >= 8 ? value : (uint32_t)value;
 	}
 	set_reg(g, X86_RSP, choose_address(g, percent(g, 70) ? 64 : 8, true));
@@ -734,7 +754,8 @@ static void apply_fixes(struct gen *g)
 
 static void mutate(struct gen *g)
 {
-	static const uint8_t prefixes[] = { 0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x64, 0x48, 0x41, 0x0f };
+	static const uint8_t prefixes[] = {
+		0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x64, 0x48, 0x41, 0x0f};
 	struct diff_case *c = g->c;
 
 	for (unsigned n = 1 + diff_pick(&g->rng, 3); n; n--) {
@@ -774,7 +795,7 @@ static bool row_has_mode(const struct x86_row *row, unsigned mode)
 void diff_generate(const struct diff_interp *interp, const struct diff_rows *rows, uint64_t seed,
 	uint64_t index, struct diff_case *ret_case, int *ret_row)
 {
-	struct gen g = { .interp = interp, .c = ret_case };
+	struct gen g = {.interp = interp, .c = ret_case};
 	const unsigned number = rows->row[index % rows->count];
 
 	g.rng.state = seed * 0xd6e8feb86659fd93ull + index;

@@ -34,13 +34,14 @@ static int spawn(struct diff_host *host)
 /* Until the batch is done. Returns -EPIPE if the process died over it. */
 static int wait_done(struct diff_host *host)
 {
-	const struct timespec round = { 0, 50000000 };
+	const struct timespec round = {0, 50000000};
 	uint32_t done;
 
 	for (unsigned i = 0; i < WAIT_ROUNDS; i++) {
 		while ((done = __atomic_load_n(&host->shared->done, __ATOMIC_ACQUIRE)) !=
 			host->shared->go) {
-			if (syscall(SYS_futex, &host->shared->done, FUTEX_WAIT, done, &round, NULL, 0) < 0 &&
+			if (syscall(SYS_futex, &host->shared->done, FUTEX_WAIT, done, &round, NULL,
+				    0) < 0 &&
 				errno == ETIMEDOUT)
 				break;
 		}
@@ -74,12 +75,12 @@ static int restart(struct diff_host *host)
 
 int diff_host_start(struct diff_host *host, const char *program, uint64_t seed)
 {
-	*host = (struct diff_host){ .program = program };
+	*host = (struct diff_host){.program = program};
 	host->fd = memfd_create("diff", 0);
 	if (host->fd < 0 || ftruncate(host->fd, sizeof(struct diff_shared)) < 0)
 		return -errno;
-	host->shared = mmap(NULL, sizeof(struct diff_shared), PROT_READ | PROT_WRITE, MAP_SHARED,
-		host->fd, 0);
+	host->shared = mmap(
+		NULL, sizeof(struct diff_shared), PROT_READ | PROT_WRITE, MAP_SHARED, host->fd, 0);
 	if (host->shared == MAP_FAILED)
 		return -errno;
 	for (unsigned i = 0; i < DIFF_PATTERNS; i++)

@@ -46,9 +46,14 @@ const char *const diff_skip_names[DIFF_SKIPS] = {
 	[DIFF_SKIP_UNDEFINED] = "reads a flag that was left undefined",
 	[DIFF_SKIP_ENDLESS] = "does not end",
 	[DIFF_SKIP_EXTRA] = "the host has the instruction, the table does not",
+	[DIFF_SKIP_HOST_LOOP] =
+		"the host never ends, or delivers, its fault (32-bit pushes across 4 GiB)",
 	[DIFF_SKIP_MODE32] = "this host's kernel runs no 32-bit code",
 	[DIFF_SKIP_MXCSR] = "uses MXCSR.MM, which guests are not offered",
 	[DIFF_SKIP_CPU_NODE] = "uses Linux's selector with the CPU's number",
+	[DIFF_SKIP_XINUSE] = "saves AVX state that is all zero, in use or not",
+	[DIFF_SKIP_AREA] = "restores from an area whose end is missing, needed or not",
+	[DIFF_SKIP_PARTIAL] = "faults half-way, with registers loaded or not",
 	[DIFF_SKIP_VENDOR] = "differs between Intel's and AMD's processors",
 };
 
@@ -63,7 +68,9 @@ static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_b
 {
 	return ~0u;
 }
-static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value) {}
+static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value)
+{
+}
 static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
 {
 	return false;
@@ -120,7 +127,7 @@ static void make_tables(struct diff_interp *interp)
 	for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
 		if (i != DIFF_HOLE)
 			pt[(DIFF_DATA >> 12 & 511) + i] = (DATA + i * 0x1000) | PTE_P | PTE_U |
-				PTE_NX | (i == DIFF_READONLY ? 0 : PTE_W);
+							  PTE_NX | (i == DIFF_READONLY ? 0 : PTE_W);
 	pml4[256] = SYS_PDPT | PTE_P | PTE_W;
 	*(uint64_t *)(ram + SYS_PDPT) = SYS_PD | PTE_P | PTE_W;
 	*(uint64_t *)(ram + SYS_PD) = PTE_LARGE | PTE_P | PTE_W;
@@ -132,22 +139,22 @@ static void make_tables(struct diff_interp *interp)
 	gdt[4] = 0x00cffb000000ffffull; /* user, 32-bit code, data, 64-bit code */
 	gdt[5] = 0x00cff3000000ffffull;
 	gdt[6] = 0x00affb000000ffffull;
-	gdt[8] = 0x00008b0000002087ull; /* TSS */
+	gdt[8] = 0x00008b0000002087ull;		  /* TSS */
 	*(uint16_t *)(ram + TSS + 0x66) = 0xffff; /* no I/O map */
 	gdt[15] = 0x0040f50000000000ull | interp->shared->cpu_node_limit;
 }
 
 static struct x86_segment segment(uint16_t selector)
 {
-	const uint16_t data = X86_SEG_P | X86_SEG_S | X86_SEG_DPL | X86_SEG_WRITE | X86_SEG_ACCESSED |
-			      X86_SEG_G;
-	struct x86_segment s = { .limit = 0xffffffff, .selector = selector, .attr = data };
+	const uint16_t data =
+		X86_SEG_P | X86_SEG_S | X86_SEG_DPL | X86_SEG_WRITE | X86_SEG_ACCESSED | X86_SEG_G;
+	struct x86_segment s = {.limit = 0xffffffff, .selector = selector, .attr = data};
 
 	switch (selector) {
 	case DIFF_DS: s.attr |= X86_SEG_DB; break;
 	case DIFF_CS32: s.attr |= X86_SEG_DB | X86_SEG_CODE; break;
 	case DIFF_CS64: s.attr |= X86_SEG_L | X86_SEG_CODE; break;
-	default: s = (struct x86_segment){ .selector = selector }; break;
+	default: s = (struct x86_segment){.selector = selector}; break;
 	}
 	return s;
 }
@@ -163,11 +170,11 @@ static void set_system_state(struct x86_cpu *cpu)
 		 X86_CR4_OSXSAVE | X86_CR4_UMIP;
 	s->xcr0 = X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX;
 	s->msr.efer = X86_EFER_SCE | X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
-	s->gdtr = (struct x86_table_register){ SYS_LINEAR + GDT, 127 };
-	s->idtr = (struct x86_table_register){ SYS_LINEAR, 0 };
-	s->ldtr = (struct x86_segment){ 0 };
-	s->tr = (struct x86_segment){ .base = SYS_LINEAR + TSS, .limit = 0x67, .selector = 0x40,
-		.attr = X86_SEG_P | 11 };
+	s->gdtr = (struct x86_table_register){SYS_LINEAR + GDT, 127};
+	s->idtr = (struct x86_table_register){SYS_LINEAR, 0};
+	s->ldtr = (struct x86_segment){0};
+	s->tr = (struct x86_segment){
+		.base = SYS_LINEAR + TSS, .limit = 0x67, .selector = 0x40, .attr = X86_SEG_P | 11};
 }
 
 /* Features that the interpreter has whatever the host is. */
@@ -177,12 +184,11 @@ static void drop_what_host_lacks(struct x86_cpu *cpu)
 		uint16_t feature;
 		uint8_t reg, bit; /* EAX EBX ECX EDX = 0..3 */
 		uint32_t leaf;
-	} list[] = { { X86_F_MOVBE, 2, 22, 1 }, { X86_F_POPCNT, 2, 23, 1 }, { X86_F_CX16, 2, 13, 1 },
-		{ X86_F_FSGSBASE, 1, 0, 7 }, { X86_F_BMI1, 1, 3, 7 }, { X86_F_BMI2, 1, 8, 7 },
-		{ X86_F_ADX, 1, 19, 7 }, { X86_F_CLFLUSHOPT, 1, 23, 7 }, { X86_F_CLWB, 1, 24, 7 },
-		{ X86_F_MOVDIRI, 2, 27, 7 }, { X86_F_MOVDIR64B, 2, 28, 7 },
-		{ X86_F_SERIALIZE, 3, 14, 7 }, { X86_F_LAHF64, 2, 0, 0x80000001 },
-		{ X86_F_ABM, 2, 5, 0x80000001 } };
+	} list[] = {{X86_F_MOVBE, 2, 22, 1}, {X86_F_POPCNT, 2, 23, 1}, {X86_F_CX16, 2, 13, 1},
+		{X86_F_FSGSBASE, 1, 0, 7}, {X86_F_BMI1, 1, 3, 7}, {X86_F_BMI2, 1, 8, 7},
+		{X86_F_ADX, 1, 19, 7}, {X86_F_CLFLUSHOPT, 1, 23, 7}, {X86_F_CLWB, 1, 24, 7},
+		{X86_F_MOVDIRI, 2, 27, 7}, {X86_F_MOVDIR64B, 2, 28, 7}, {X86_F_SERIALIZE, 3, 14, 7},
+		{X86_F_LAHF64, 2, 0, 0x80000001}, {X86_F_ABM, 2, 5, 0x80000001}};
 	uint32_t r[4];
 
 	for (unsigned i = 0; i < ARRAY_SIZE(list); i++) {
@@ -195,7 +201,7 @@ static void drop_what_host_lacks(struct x86_cpu *cpu)
 int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp)
 {
 	struct diff_interp *interp = calloc(1, sizeof(*interp));
-	struct error err = { 0 };
+	struct error err = {0};
 
 	if (!interp)
 		return -ENOMEM;
@@ -238,9 +244,9 @@ static bool is_one_of(x86_semantic *fn, x86_semantic *const *list, unsigned coun
 
 static enum diff_skip row_kind(const struct x86_row *row)
 {
-	static x86_semantic *const syscalls[] = { x86_syscall, x86_sysenter };
-	static x86_semantic *const interrupts[] = { x86_int, x86_int1, x86_int3, x86_into };
-	static x86_semantic *const umip[] = { x86_sgdt, x86_sidt, x86_sldt, x86_str, sem_smsw };
+	static x86_semantic *const syscalls[] = {x86_syscall, x86_sysenter};
+	static x86_semantic *const interrupts[] = {x86_int, x86_int1, x86_int3, x86_into};
+	static x86_semantic *const umip[] = {x86_sgdt, x86_sidt, x86_sldt, x86_str, sem_smsw};
 
 	if (is_one_of(row->fn, syscalls, ARRAY_SIZE(syscalls)))
 		return DIFF_SKIP_SYSCALL;
@@ -265,6 +271,12 @@ enum diff_skip diff_row_skip(const struct diff_interp *interp, const struct x86_
 	return row_kind(row);
 }
 
+static uint64_t linear_ea(const struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	return x86_ea(cpu, insn) +
+	       (cpu->mode == 64 && insn->seg >= X86_FS ? cpu->s.seg[insn->seg].base : 0);
+}
+
 static bool is_xsave_family(x86_semantic *fn)
 {
 	return fn == x86_fpu_xsave || fn == x86_fpu_xrstor || fn == x86_fpu_xsaveopt ||
@@ -281,10 +293,32 @@ static bool reads_cpu_node(struct x86_cpu *cpu, const struct x86_insn *insn)
 	return x86_op_read(cpu, insn, 1, &selector) == X86_OK && (selector & 0xfffc) == 0x78;
 }
 
-/* Near branches with an operand-size prefix, and far pointers with REX.W, in 64-bit mode: Intel's ignore
- * the one and honour the other, AMD's the reverse. Ours are Intel's. */
-static bool differs_by_vendor(const struct x86_insn *insn)
+/* Is a SHA instruction's operand unaligned? Intel's raise #GP(0), AMD's do not. */
+static bool is_unaligned_sha(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
+	return insn->row->feature == X86_F_SHA && insn->op[1].kind == X86_O_MEM &&
+	       (linear_ea(cpu, insn) & 15);
+}
+
+/* VPINSRD and VPEXTRD with VEX.W outside 64-bit mode: Intel's ignore W, AMD's raise #UD. The decoder has
+ * dropped W by then, so look for it in the bytes. */
+static bool is_wide_insert(const struct x86_insn *insn, const uint8_t *bytes)
+{
+	const uint8_t *vex = memchr(bytes, 0xc4, insn->len);
+
+	return insn->mode == 32 && vex && vex[2] & 0x80 &&
+	       (strcmp(insn->row->name, "vpinsrd") == 0 || strcmp(insn->row->name, "vpextrd") == 0);
+}
+
+/* Near branches with an operand-size prefix, and far pointers with REX.W, in 64-bit mode: Intel's ignore
+ * the one and honour the other, AMD's the reverse. 0F 0D with a register: a NOP on Intel's, #UD on
+ * AMD's. Ours are Intel's. */
+static bool differs_by_vendor(const struct x86_insn *insn, const uint8_t *bytes)
+{
+	if (strcmp(insn->row->name, "PREFETCHW") == 0 && insn->op[0].kind == X86_O_GPR)
+		return true;
+	if (is_wide_insert(insn, bytes))
+		return true;
 	if (insn->mode != 64)
 		return false;
 	if ((insn->row->attr & X86_A_F64) && (insn->prefix & X86_P_OPSIZE) && !(insn->rex & 8))
@@ -292,17 +326,45 @@ static bool differs_by_vendor(const struct x86_insn *insn)
 	return strstr(insn->row->operands, "Mp") && (insn->rex & 8);
 }
 
-static enum diff_skip insn_skip(struct x86_cpu *cpu, const struct x86_insn *insn)
+/* LOOPE and LOOPNE with F2 or F3: AMD's take the condition from the prefix. */
+static bool is_prefixed_loop(const struct x86_insn *insn)
+{
+	return (insn->fn == x86_sem_loope || insn->fn == x86_sem_loopne) &&
+	       (insn->prefix & (X86_P_REP | X86_P_REPNE));
+}
+
+/* Is there anything but zero in the upper halves of the vectors? If not, a processor may call them in use
+ * or not (SDM 1 13.6). */
+static bool upper_halves(const struct x86_cpu *cpu)
+{
+	uint64_t any = 0;
+
+	for (unsigned i = 0; i < (cpu->mode == 64 ? 16 : 8); i++)
+		any |= cpu->s.fpu.vec[i].q[2] | cpu->s.fpu.vec[i].q[3];
+	return any;
+}
+
+static enum diff_skip insn_skip(
+	struct x86_cpu *cpu, const struct x86_insn *insn, const uint8_t *bytes)
 {
 	enum diff_skip skip = row_kind(insn->row);
+	gpa_t end;
 
 	if (skip)
 		return skip;
 	if (is_xsave_family(insn->fn) && (cpu->s.reg[X86_RAX] & 0xfffffff8))
 		return DIFF_SKIP_XCR0;
+	if (insn->fn == x86_fpu_xrstor &&
+		!x86_translate_debug(cpu, linear_ea(cpu, insn) + 831, &end))
+		return DIFF_SKIP_AREA;
 	if (reads_cpu_node(cpu, insn))
 		return DIFF_SKIP_CPU_NODE;
-	return differs_by_vendor(insn) ? DIFF_SKIP_VENDOR : DIFF_SKIP_NONE;
+	if (is_xsave_family(insn->fn) && insn->fn != x86_fpu_xrstor && !upper_halves(cpu))
+		return DIFF_SKIP_XINUSE;
+	return differs_by_vendor(insn, bytes) || is_prefixed_loop(insn) ||
+			       is_unaligned_sha(cpu, insn)
+		       ? DIFF_SKIP_VENDOR
+		       : DIFF_SKIP_NONE;
 }
 
 /* ---- what is compared less than exactly ---- */
@@ -310,29 +372,38 @@ static enum diff_skip insn_skip(struct x86_cpu *cpu, const struct x86_insn *insn
 /* Do the manuals leave open in which order its memory accesses happen? */
 static bool has_open_order(x86_semantic *fn)
 {
-	static x86_semantic *const list[] = { x86_fpu_ldenv, x86_fpu_stenv, x86_fpu_restore,
+	static x86_semantic *const list[] = {x86_fpu_ldenv, x86_fpu_stenv, x86_fpu_restore,
 		x86_fpu_save, x86_fpu_fxsave, x86_fpu_fxrstor, x86_fpu_xsave, x86_fpu_xsavec,
-		x86_fpu_xsaveopt, x86_fpu_xrstor, x86_vec_maskmov, x86_sem_pusha, x86_sem_popa,
-		x86_sem_enter, x86_retf, x86_iret, x86_call_far, x86_jmp_far };
+		x86_fpu_xsaveopt, x86_fpu_xrstor, x86_sem_pusha, x86_sem_popa, x86_sem_enter,
+		x86_retf, x86_iret, x86_call_far, x86_jmp_far};
 
 	return is_one_of(fn, list, ARRAY_SIZE(list));
 }
 
-/* FXSAVE's MXCSR_MASK: the host has MM (bit 17), guests are not offered it. */
-static void mend_mxcsr_mask(struct diff_interp *interp, const struct x86_insn *insn, uint64_t ea)
+/*
+ * What FXSAVE and its kin store and guests see otherwise: MXCSR_MASK has the host's MM (bit 17), which
+ * they are not offered; and AMD's processors store the x87 pointers only while an exception is pending.
+ */
+static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn, uint64_t ea)
 {
-	const uint64_t at = ea + 28 - DIFF_DATA;
+	const uint64_t at = ea - DIFF_DATA;
+	const bool fxsave = insn->fn == x86_fpu_fxsave;
+	uint8_t *image = interp->data + at;
 	uint32_t mask;
 
-	if (insn->fn != x86_fpu_fxsave && insn->fn != x86_fpu_xsave && insn->fn != x86_fpu_xsaveopt &&
+	if (!fxsave && insn->fn != x86_fpu_xsave && insn->fn != x86_fpu_xsaveopt &&
 		insn->fn != x86_fpu_xsavec)
 		return;
-	if (at > DIFF_DATA_BYTES - 4)
+	if (at > DIFF_DATA_BYTES - 32)
 		return;
-	memcpy(&mask, interp->data + at, 4);
+	memcpy(&mask, image + 28, 4);
 	if (mask == 0xffff)
 		mask = 0x2ffff;
-	memcpy(interp->data + at, &mask, 4);
+	memcpy(image + 28, &mask, 4);
+	if (!(interp->cpu.s.fpu.fsw & 0x80) && (fxsave || (interp->cpu.s.reg[X86_RAX] & 1))) {
+		memset(image + 6, 0, 2);
+		memset(image + 8, 0, 16);
+	}
 }
 
 /* ---- state ---- */
@@ -398,45 +469,72 @@ static bool uses_undefined(const struct x86_insn *insn, uint32_t undefined)
 	return undefined & x86_flags_mask(insn->row->flags_in);
 }
 
-static enum x86_status step(struct diff_interp *interp, struct diff_notes *notes, enum diff_skip *skip)
+/* A fault while fetching: would the whole instruction have been compared? */
+static enum diff_skip fetch_skip(
+	struct diff_interp *interp, const struct diff_case *c, uint64_t rip)
+{
+	uint8_t bytes[X86_INSN_BYTES_MAX] = {0};
+	const uint64_t at = rip - c->in.rip;
+	struct x86_cpu *cpu = &interp->cpu;
+	struct x86_insn insn;
+
+	if (at >= c->code_bytes)
+		return DIFF_SKIP_NONE;
+	memcpy(bytes, c->code + at, MIN(sizeof(bytes), c->code_bytes - at));
+	if (x86_decode(&insn, bytes, sizeof(bytes), cpu->mode, false, &cpu->features) !=
+		X86_DECODE_OK)
+		return DIFF_SKIP_NONE;
+	return differs_by_vendor(&insn, bytes) ? DIFF_SKIP_VENDOR : DIFF_SKIP_NONE;
+}
+
+static enum x86_status step(struct diff_interp *interp, const struct diff_case *c,
+	struct diff_notes *notes, enum diff_skip *skip)
 {
 	struct x86_cpu *cpu = &interp->cpu;
 	const uint64_t rip = cpu->s.reg[X86_RIP];
 	struct x86_insn insn;
 
 	cpu->s.interrupt_shadow = cpu->s.mov_ss_shadow = false;
-	notes->cr2_page = false;
-	X86_TRY(x86_fetch(cpu, &insn));
+	notes->cr2_open = notes->checks_open = notes->mxcsr_open = false;
+	if (x86_fetch(cpu, &insn) != X86_OK) {
+		*skip = fetch_skip(interp, c, rip);
+		return *skip ? X86_STOP : X86_FAULT;
+	}
 	if (insn.fn == x86_int3) {
 		cpu->s.reg[X86_RIP] = rip + insn.len;
 		return X86_STOP;
 	}
-	*skip = insn_skip(cpu, &insn);
+	cpu->s.reg[X86_RIP] = rip + insn.len;
+	if (cpu->mode != 64)
+		cpu->s.reg[X86_RIP] = (uint32_t)cpu->s.reg[X86_RIP];
+	*skip = insn_skip(cpu, &insn, interp->code + (rip - DIFF_CODE));
 	if (!*skip && uses_undefined(&insn, notes->undefined))
 		*skip = DIFF_SKIP_UNDEFINED;
 	if (*skip)
 		return X86_STOP;
 	X86_TRY(x86_check_row(cpu, &insn));
-	cpu->s.reg[X86_RIP] = rip + insn.len;
-	if (cpu->mode != 64)
-		cpu->s.reg[X86_RIP] = (uint32_t)cpu->s.reg[X86_RIP];
-	const uint64_t linear = x86_ea(cpu, &insn) +
-				(cpu->mode == 64 && insn.seg >= X86_FS ? cpu->s.seg[insn.seg].base : 0);
+	const uint64_t linear = linear_ea(cpu, &insn);
 	enum x86_status status = insn.fn(cpu, &insn);
-	notes->cr2_page = has_open_order(insn.fn);
+	notes->cr2_open = has_open_order(insn.fn);
+	notes->mxcsr_open = strstr(insn.row->name, "dpp");
+	notes->checks_open = insn.fn == x86_retf || insn.fn == x86_iret ||
+			     strstr(insn.row->operands, "Mp") || strstr(insn.row->operands, "Mt") ||
+			     (insn.mode == 32 && has_open_order(insn.fn));
+	if (status == X86_FAULT && insn.fn == x86_sem_popa)
+		*skip = DIFF_SKIP_PARTIAL;
 	if (status == X86_FAULT)
-		return status;
+		return *skip ? X86_STOP : status;
 	if (status == X86_REPEAT)
 		cpu->s.reg[X86_RIP] = rip;
-	mend_mxcsr_mask(interp, &insn, linear);
+	mend_fxsave(interp, &insn, linear);
 	notes->undefined &= ~x86_flags_mask(insn.row->flags_out);
 	notes->undefined |= x86_flags_mask(insn.row->flags_undef);
 	return status == X86_TRIPLE ? X86_STOP : X86_OK;
 }
 
 /* To the end of the case; result: what ended it. */
-static enum diff_skip run(struct diff_interp *interp, struct diff_result *r,
-	struct diff_notes *notes)
+static enum diff_skip run(struct diff_interp *interp, const struct diff_case *c,
+	struct diff_result *r, struct diff_notes *notes)
 {
 	struct x86_cpu *cpu = &interp->cpu;
 	enum diff_skip skip = DIFF_SKIP_NONE;
@@ -445,7 +543,7 @@ static enum diff_skip run(struct diff_interp *interp, struct diff_result *r,
 	for (unsigned i = 0; i < STEPS_MAX; i++) {
 		const bool trap = cpu->s.rflags & X86_TF;
 		rip = cpu->s.reg[X86_RIP];
-		enum x86_status status = step(interp, notes, &skip);
+		enum x86_status status = step(interp, c, notes, &skip);
 		if (status == X86_FAULT) {
 			cpu->s.reg[X86_RIP] = rip;
 			r->vector = cpu->fault.vector;
@@ -473,10 +571,10 @@ enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_cas
 	interp->pattern_now = c->pattern;
 	diff_place(c, interp->code, interp->data);
 	load_state(&interp->cpu, &c->in);
-	*ret_notes = (struct diff_notes){ 0 };
+	*ret_notes = (struct diff_notes){0};
 	ret_result->vector = X86_BP;
 	ret_result->error = 0;
-	enum diff_skip skip = run(interp, ret_result, ret_notes);
+	enum diff_skip skip = run(interp, c, ret_result, ret_notes);
 	save_state(&interp->cpu, &ret_result->out);
 	diff_collect(c, pattern, interp->code, interp->data, ret_result);
 	return skip;

@@ -22,9 +22,13 @@ enum diff_skip {
 	DIFF_SKIP_UNDEFINED, /* reads a flag that the one before left undefined */
 	DIFF_SKIP_ENDLESS,
 	DIFF_SKIP_EXTRA,     /* an instruction that the host has and the table does not */
+	DIFF_SKIP_HOST_LOOP, /* faults here, and for ever on the host: 32-bit pushes across 4 GiB */
 	DIFF_SKIP_MODE32,    /* 32-bit code, which this host's kernel does not run */
 	DIFF_SKIP_MXCSR,     /* MXCSR.MM, which guests are not offered */
 	DIFF_SKIP_CPU_NODE,  /* a selector of Linux that says which CPU this is */
+	DIFF_SKIP_XINUSE,    /* XSAVEOPT, XSAVEC: is zeroed AVX state in use? */
+	DIFF_SKIP_AREA,	     /* XRSTOR may read components that it does not load */
+	DIFF_SKIP_PARTIAL,   /* faults half-way; what was done by then is left open */
 	DIFF_SKIP_VENDOR,    /* Intel's and AMD's processors differ, each as documented */
 	DIFF_SKIPS,
 };
@@ -44,7 +48,9 @@ struct diff_interp {
 /* What of a result is not to be compared exactly. */
 struct diff_notes {
 	uint32_t undefined; /* flags that the table says are not defined at the end */
-	bool cr2_page;	    /* the order of the faulting instruction's accesses is not: only CR2's page */
+	bool cr2_open;	    /* the order of the faulting instruction's accesses is not */
+	bool mxcsr_open;    /* flags of #XM: which of DPPS's and DPPD's steps were done is not */
+	bool checks_open;   /* ... nor is that of its checks: any #GP or #PF will do */
 };
 
 int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp);

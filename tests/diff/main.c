@@ -65,7 +65,7 @@ static bool probe_mode32(struct diff_host *host)
 {
 	struct diff_case *c = &host->shared->cases[0];
 	const struct diff_result *r = &host->shared->results[0];
-	const uint16_t seg[6] = { DIFF_DS, DIFF_CS32, DIFF_DS, DIFF_DS, 0, 0 };
+	const uint16_t seg[6] = {DIFF_DS, DIFF_CS32, DIFF_DS, DIFF_DS, 0, 0};
 
 	memset(c, 0, sizeof(*c));
 	c->mode = 32;
@@ -76,7 +76,8 @@ static bool probe_mode32(struct diff_host *host)
 	c->in.fcw = 0x37f;
 	c->in.mxcsr = 0x1f80;
 	memcpy(c->in.seg, seg, sizeof(seg));
-	return diff_host_run(host, 1) == 0 && r->vector == X86_BP && r->out.seg[X86_CS] == DIFF_CS32;
+	return diff_host_run(host, 1) == 0 && r->vector == X86_BP &&
+	       r->out.seg[X86_CS] == DIFF_CS32;
 }
 
 static bool wanted(const struct options *o, const struct x86_row *row)
@@ -129,15 +130,15 @@ static void report(struct worker *w, unsigned slot, const struct diff_case *c, b
 
 	if (!out)
 		return;
-	fprintf(out, "%s %llu:%llu", all ? "case" : "DIFFERENCE", (unsigned long long)w->options->seed,
-		(unsigned long long)w->index[slot]);
+	fprintf(out, "%s %llu:%llu", all ? "case" : "DIFFERENCE",
+		(unsigned long long)w->options->seed, (unsigned long long)w->index[slot]);
 	if (w->row[slot] >= 0)
 		fprintf(out, "  row \"%s\" %s %s", x86_rows[w->row[slot]].encoding,
 			x86_rows[w->row[slot]].name, x86_rows[w->row[slot]].operands);
 	fprintf(out, "\n");
 	diff_print_case(out, c, w->interp, !w->options->brief);
-	diff_print_results(out, c, &w->result[slot], &w->host.shared->results[slot],
-		&w->notes[slot], all);
+	diff_print_results(
+		out, c, &w->result[slot], &w->host.shared->results[slot], &w->notes[slot], all);
 	fclose(out);
 	fwrite(text, 1, size, stdout);
 	fflush(stdout);
@@ -155,6 +156,10 @@ static void judge(struct worker *w, unsigned slot)
 		add(&t->ran, 1);
 		add(&t->by_vector[MIN(native->vector, 32u)], 1);
 		__atomic_fetch_add(&t->row_ran[row], 1, __ATOMIC_RELAXED);
+		return;
+	}
+	if (native->vector == DIFF_RUNAWAY && native->out.rip == w->result[slot].out.rip) {
+		add(&t->skipped[DIFF_SKIP_HOST_LOOP], 1);
 		return;
 	}
 	if (diff_is_extra(c, &w->result[slot], native)) {
@@ -250,8 +255,8 @@ static int replay(const struct options *o, struct totals *totals)
 		printf("not compared: %s\n", diff_skip_names[skip]);
 	} else if (diff_host_run(&w->host, 1) == 0) {
 		report(w, 0, c, true);
-		totals->differ = !diff_agree(&w->result[0], &w->host.shared->results[0],
-			&w->notes[0]);
+		totals->differ =
+			!diff_agree(&w->result[0], &w->host.shared->results[0], &w->notes[0]);
 		printf("%s\n", totals->differ ? "DIFFERENCE" : "they agree");
 	}
 	diff_host_stop(&w->host);
@@ -268,7 +273,8 @@ static void print_excluded(const struct options *o, struct diff_interp *interp)
 		for (unsigned i = 0; i < x86_row_count; i++) {
 			if (diff_row_skip(interp, &x86_rows[i]) != skip || !wanted(o, &x86_rows[i]))
 				continue;
-			const bool again = i > 0 && strcmp(x86_rows[i].name, x86_rows[i - 1].name) == 0;
+			const bool again =
+				i > 0 && strcmp(x86_rows[i].name, x86_rows[i - 1].name) == 0;
 			if (count++ == 0)
 				printf("NOT COMPARED, %s:", diff_skip_names[skip]);
 			if (!again)
@@ -279,7 +285,8 @@ static void print_excluded(const struct options *o, struct diff_interp *interp)
 	}
 }
 
-static void print_rows(const struct options *o, const struct totals *t, const struct diff_interp *interp)
+static void print_rows(
+	const struct options *o, const struct totals *t, const struct diff_interp *interp)
 {
 	uint32_t least = ~0u, most = 0;
 	unsigned rows = 0, differ = 0;
@@ -298,7 +305,8 @@ static void print_rows(const struct options *o, const struct totals *t, const st
 	}
 	printf("%u of %u rows compared, each %u to %u times; %u rows differ\n", rows, x86_row_count,
 		least, most, differ);
-	printf("mutated bytes: %u cases, %u differ\n", t->row_ran[ROWS_MAX], t->row_differ[ROWS_MAX]);
+	printf("mutated bytes: %u cases, %u differ\n", t->row_ran[ROWS_MAX],
+		t->row_differ[ROWS_MAX]);
 }
 
 static void print_summary(const struct options *o, const struct totals *t, double seconds)
@@ -317,7 +325,8 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 	print_rows(o, t, interp);
 	printf("ended by: %llu #BP (ran through), %llu #PF, %llu #GP, %llu #UD, %llu #DE, %llu #SS, "
 	       "%llu #MF, %llu #XM, %llu #AC, %llu #DB\n",
-		(unsigned long long)t->by_vector[X86_BP], (unsigned long long)t->by_vector[X86_PF_EXC],
+		(unsigned long long)t->by_vector[X86_BP],
+		(unsigned long long)t->by_vector[X86_PF_EXC],
 		(unsigned long long)t->by_vector[X86_GP], (unsigned long long)t->by_vector[X86_UD],
 		(unsigned long long)t->by_vector[X86_DE],
 		(unsigned long long)t->by_vector[X86_SS_EXC],
@@ -353,16 +362,19 @@ static const char *native_beside(const char *self)
 
 static bool parse(int argc, char **argv, struct options *o)
 {
-	static const struct option list[] = { { "seed", 1, NULL, 's' }, { "count", 1, NULL, 'c' },
-		{ "threads", 1, NULL, 't' }, { "rows", 1, NULL, 'r' }, { "reports", 1, NULL, 'n' },
-		{ "replay", 1, NULL, 'p' }, { "native", 1, NULL, 'x' }, { "by-row", 0, NULL, 'b' },
-		{ "brief", 0, NULL, 'B' }, { 0 } };
+	static const struct option list[] = {{"seed", 1, NULL, 's'}, {"count", 1, NULL, 'c'},
+		{"threads", 1, NULL, 't'}, {"rows", 1, NULL, 'r'}, {"reports", 1, NULL, 'n'},
+		{"replay", 1, NULL, 'p'}, {"native", 1, NULL, 'x'}, {"by-row", 0, NULL, 'b'},
+		{"brief", 0, NULL, 'B'}, {0}};
 	int opt;
 	char *end;
 
 	while ((opt = getopt_long(argc, argv, "", list, NULL)) >= 0) {
 		switch (opt) {
-		case 's': o->seed = strtoull(optarg, NULL, 0); o->seed_given = true; break;
+		case 's':
+			o->seed = strtoull(optarg, NULL, 0);
+			o->seed_given = true;
+			break;
 		case 'c': o->count = strtoull(optarg, NULL, 0); break;
 		case 't': o->threads = (unsigned)strtoul(optarg, NULL, 0); break;
 		case 'r': o->rows = optarg; break;
@@ -406,8 +418,8 @@ static int run_workers(const struct options *o, struct totals *totals)
 
 int main(int argc, char **argv)
 {
-	struct options o = { .count = 100000, .threads = 1, .reports = 1,
-		.native = native_beside(argv[0]) };
+	struct options o = {
+		.count = 100000, .threads = 1, .reports = 1, .native = native_beside(argv[0])};
 
 	if (!parse(argc, argv, &o)) {
 		usage();
@@ -415,8 +427,8 @@ int main(int argc, char **argv)
 	}
 	if (!o.seed_given)
 		o.seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32;
-	struct totals *totals = mmap(NULL, sizeof(*totals), PROT_READ | PROT_WRITE,
-		MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	struct totals *totals = mmap(
+		NULL, sizeof(*totals), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (totals == MAP_FAILED)
 		return 2;
 	if (o.is_replay)

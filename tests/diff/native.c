@@ -28,10 +28,10 @@
 #define PR_SET_SYSCALL_USER_DISPATCH 59
 #define PR_SYS_DISPATCH_ON	     1
 #endif
-#define UC_SS 6 /* UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
+#define UC_SS		 6 /* UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS */
 #define SA_RESTORER_FLAG 0x04000000
-#define ALARM_US      20000
-#define ALARMS_MAX    5
+#define ALARM_US	 20000 /* of processor time */
+#define ALARMS_MAX	 5
 
 extern char __executable_start, etext;
 
@@ -90,14 +90,14 @@ static void get_segments(uint16_t seg[6])
 
 /* ---- a signal's frame ---- */
 
-static const uint8_t greg_of[16] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
-	REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15 };
+static const uint8_t greg_of[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI,
+	REG_RDI, REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
 
 /* The XSAVE area: FXSAVE's, header at 512, upper halves of the vectors at 576. */
 static void load_fpu(uint8_t *area, const struct diff_state *s)
 {
 	const uint64_t present = 7;
-	const uint16_t head[4] = { s->fcw, s->fsw, s->ftw, s->fop };
+	const uint16_t head[4] = {s->fcw, s->fsw, s->ftw, s->fop};
 
 	memcpy(area, head, 8);
 	memcpy(area + 8, &s->fip, 8);
@@ -157,8 +157,8 @@ static void load_case(ucontext_t *uc, const struct diff_case *c)
 	load_fpu((uint8_t *)uc->uc_mcontext.fpregs, s);
 }
 
-static void save_case(const ucontext_t *uc, int signal, const struct diff_case *c,
-	struct diff_result *r)
+static void save_case(
+	const ucontext_t *uc, int signal, const struct diff_case *c, struct diff_result *r)
 {
 	const greg_t *g = uc->uc_mcontext.gregs;
 
@@ -172,7 +172,7 @@ static void save_case(const ucontext_t *uc, int signal, const struct diff_case *
 	r->vector = (uint32_t)g[REG_TRAPNO];
 	if (signal == SIGSYS)
 		r->vector = DIFF_SYSCALL;
-	if (signal == SIGALRM)
+	if (signal == SIGPROF)
 		r->vector = DIFF_RUNAWAY;
 	r->error = (uint32_t)g[REG_ERR];
 	r->cr2 = (uint64_t)g[REG_CR2];
@@ -199,7 +199,7 @@ __attribute__((used)) static void native_signal(int signal, siginfo_t *info, voi
 	ucontext_t *uc = context;
 
 	get_segments(seg);
-	if (signal == SIGALRM && (!running || ++alarms < ALARMS_MAX)) {
+	if (signal == SIGPROF && (!running || ++alarms < ALARMS_MAX)) {
 		set_segments(seg, fs, gs);
 		return;
 	}
@@ -273,15 +273,16 @@ static void map_all(void)
 
 static void catch_signals(void)
 {
-	static const int signals[] = { SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGALRM };
+	static const int signals[] = {SIGTRAP, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS, SIGPROF};
 	struct {
 		void (*handler)(int, siginfo_t *, void *);
 		unsigned long flags;
 		void (*restorer)(void);
 		unsigned long mask;
-	} action = { native_entry, SA_SIGINFO | SA_ONSTACK | SA_RESTORER_FLAG, native_restorer, ~0ul };
+	} action = {
+		native_entry, SA_SIGINFO | SA_ONSTACK | SA_RESTORER_FLAG, native_restorer, ~0ul};
 	const size_t bytes = 1 << 16;
-	stack_t stack = { .ss_sp = malloc(bytes), .ss_size = bytes };
+	stack_t stack = {.ss_sp = malloc(bytes), .ss_size = bytes};
 
 	if (!stack.ss_sp || sigaltstack(&stack, NULL) < 0)
 		die("sigaltstack");
@@ -303,9 +304,10 @@ static void guard_syscalls(void)
 
 int main(void)
 {
-	const struct itimerval tick = { { 0, ALARM_US }, { 0, ALARM_US } };
+	const struct itimerval tick = {{0, ALARM_US}, {0, ALARM_US}};
 
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, 3, 0);
+	shared = mmap(
+		NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, 3, 0);
 	if (shared == MAP_FAILED)
 		die("mmap of descriptor 3");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -315,7 +317,7 @@ int main(void)
 	batch = shared->go;
 	map_all();
 	catch_signals();
-	if (setitimer(ITIMER_REAL, &tick, NULL) < 0)
+	if (setitimer(ITIMER_PROF, &tick, NULL) < 0)
 		die("setitimer");
 	guard_syscalls();
 	__asm__ volatile("int3");

@@ -8,8 +8,8 @@
 
 uint64_t diff_integer(struct diff_rng *rng)
 {
-	static const uint64_t edges[] = { 0, 1, 2, ~0ull, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff,
-		0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000 };
+	static const uint64_t edges[] = {0, 1, 2, ~0ull, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff,
+		0x7fffffff, 0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000};
 	uint64_t r = diff_random(rng);
 
 	switch (diff_pick(rng, 8)) {
@@ -25,9 +25,9 @@ uint64_t diff_integer(struct diff_rng *rng)
 
 static uint32_t single(struct diff_rng *rng)
 {
-	static const uint32_t special[] = { 0, 0x80000000, 0x7f800000, 0xff800000, 0x7fc00000,
-		0x7fa00000, 0xffc12345, 1, 0x007fffff, 0x00800000, 0x3f800000, 0x7f7fffff, 0x4b000000,
-		0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0xbf000000, 0x40200000 };
+	static const uint32_t special[] = {0, 0x80000000, 0x7f800000, 0xff800000, 0x7fc00000,
+		0x7fa00000, 0xffc12345, 1, 0x007fffff, 0x00800000, 0x3f800000, 0x7f7fffff,
+		0x4b000000, 0x4f000000, 0xcf000000, 0x5f000000, 0x3f000000, 0xbf000000, 0x40200000};
 	uint32_t r = (uint32_t)diff_random(rng);
 
 	switch (diff_pick(rng, 5)) {
@@ -40,11 +40,11 @@ static uint32_t single(struct diff_rng *rng)
 
 static uint64_t real(struct diff_rng *rng)
 {
-	static const uint64_t special[] = { 0, BIT(63), 0x7ff0000000000000, 0xfff0000000000000,
+	static const uint64_t special[] = {0, BIT(63), 0x7ff0000000000000, 0xfff0000000000000,
 		0x7ff8000000000000, 0x7ff4000000000000, 0xfff8123456789abc, 1, 0x000fffffffffffff,
 		0x0010000000000000, 0x3ff0000000000000, 0x7fefffffffffffff, 0x41e0000000000000,
 		0xc1e0000000000000, 0x43e0000000000000, 0x3fe0000000000000, 0x36a0000000000000,
-		0x47efffffefffffff, 0x380fffffffffffff };
+		0x47efffffefffffff, 0x380fffffffffffff};
 	uint64_t r = diff_random(rng);
 
 	switch (diff_pick(rng, 5)) {
@@ -62,10 +62,23 @@ void diff_extended(struct diff_rng *rng, uint8_t to[10])
 		uint16_t exponent;
 		uint64_t significand;
 	} special[] = {
-		{ 0, 0 }, { 0x7fff, BIT(63) }, { 0x7fff, BIT(63) | BIT(62) }, { 0x7fff, BIT(63) | 1 },
-		{ 0x3fff, BIT(63) }, { 0, 1 }, { 0, BIT(63) }, { 1, BIT(63) }, { 0x7ffe, ~0ull },
-		{ 0x7fff, 0 }, { 0x7fff, 1 }, { 0x3fff, 1 }, { 0x4000, 0xc90fdaa22168c235 },
-		{ 0x403d, BIT(63) }, { 0x403e, BIT(63) }, { 0x401e, BIT(63) }, { 0x3ffe, BIT(63) },
+		{0, 0},
+		{0x7fff, BIT(63)},
+		{0x7fff, BIT(63) | BIT(62)},
+		{0x7fff, BIT(63) | 1},
+		{0x3fff, BIT(63)},
+		{0, 1},
+		{0, BIT(63)},
+		{1, BIT(63)},
+		{0x7ffe, ~0ull},
+		{0x7fff, 0},
+		{0x7fff, 1},
+		{0x3fff, 1},
+		{0x4000, 0xc90fdaa22168c235},
+		{0x403d, BIT(63)},
+		{0x403e, BIT(63)},
+		{0x401e, BIT(63)},
+		{0x3ffe, BIT(63)},
 	};
 	uint16_t exponent = (uint16_t)(0x3ff0 + diff_pick(rng, 64));
 	uint64_t significand = diff_random(rng) | BIT(63);
@@ -107,7 +120,7 @@ void diff_values(struct diff_rng *rng, uint8_t *to, unsigned size_bytes)
 
 void diff_pattern(uint64_t seed, unsigned number, uint8_t *to)
 {
-	struct diff_rng rng = { seed ^ (number + 1) * 0xd1342543de82ef95ull };
+	struct diff_rng rng = {seed ^ (number + 1) * 0xd1342543de82ef95ull};
 
 	for (unsigned at = 0; at < DIFF_DATA_BYTES; at += 16)
 		diff_values(&rng, to + at, 16);
