@@ -28,34 +28,34 @@
 #define ENTRY (LOAD + 32)
 
 /* What it may take on an idle host, and what a busy one (or a sanitizer) is allowed in the worst case. */
-#define SOON_NS	 50000000ull
-#define LATE_NS	 3000000000ull
-#define TURNS	 5
-#define TURNS_MAX 40
+#define SOON_NS	     50000000ull
+#define LATE_NS	     3000000000ull
+#define TURNS	     5
+#define TURNS_MAX    40
 #define RSS_MORE_KIB (64 * 1024) /* guest memory, block caches of four processors, stacks */
 
-#define GUEST(name, code)                                                        \
-	extern const uint8_t guest_##name[], guest_##name##_end[];               \
-	__asm__(".pushsection .rodata\n.balign 16\n.code32\nguest_" #name ":\n"  \
-		".set base, guest_" #name " - 0x100020\n" code "\nguest_" #name \
-		"_end:\n.code64\n.popsection\n")
+/* Guest address of a label: `label - 77b + 0x100020` (clang's assembler sets no symbol twice). */
+#define GUEST(name, code)                                                       \
+	extern const uint8_t guest_##name[], guest_##name##_end[];              \
+	__asm__(".pushsection .rodata\n.balign 16\n.code32\nguest_" #name ":\n" \
+		"77:\n" code "\nguest_" #name "_end:\n.code64\n.popsection\n")
 
 /* A GDT, a stack, and an IDT whose every vector goes to HANDLER(). */
-#define SETUP                                                                          \
-	"mov $0x300000, %esp\nlgdt 90f - base\nljmp $8, $91f - base\n"                 \
-	".balign 8\n92: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff\n"             \
-	"90: .word 23\n.long 92b - base\n93: .word 0x7ff\n.long 0x200000\n"            \
-	"91: mov $16, %eax\nmov %eax, %ss\nmov %eax, %ds\nmov %eax, %es\n"             \
-	"mov $0x200000, %edi\nmov $256, %ecx\n"                                        \
-	"94: mov $83f - base, %eax\nmov %ax, (%edi)\nmovl $0x8e000008, 2(%edi)\n"  \
-	"movw $0x8e00, 4(%edi)\nmovw $8, 2(%edi)\nshr $16, %eax\nmov %ax, 6(%edi)\n"   \
-	"add $8, %edi\nloop 94b\nlidt 93b - base\n"
+#define SETUP                                                                               \
+	"mov $0x300000, %esp\nlgdt 90f - 77b + 0x100020\nljmp $8, $91f - 77b + 0x100020\n"  \
+	".balign 8\n92: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff\n"                  \
+	"90: .word 23\n.long 92b - 77b + 0x100020\n93: .word 0x7ff\n.long 0x200000\n"       \
+	"91: mov $16, %eax\nmov %eax, %ss\nmov %eax, %ds\nmov %eax, %es\n"                  \
+	"mov $0x200000, %edi\nmov $256, %ecx\n"                                             \
+	"94: mov $83f - 77b + 0x100020, %eax\nmov %ax, (%edi)\nmovl $0x8e000008, 2(%edi)\n" \
+	"movw $0x8e00, 4(%edi)\nmovw $8, 2(%edi)\nshr $16, %eax\nmov %ax, 6(%edi)\n"        \
+	"add $8, %edi\nloop 94b\nlidt 93b - 77b + 0x100020\n"
 #define HANDLER(code) "jmp 80f\n83:\n" code "\n80:\n"
 
 /* Copy the real-mode code of AP() to 0x8000 and start all other processors there. */
-#define START_OTHERS                                                                   \
-	"mov $82f - base, %esi\nmov $0x8000, %edi\nmov $256, %ecx\nrep movsb\n"         \
-	"movl $0x1ff, 0xfee000f0\nmovl $0xc4500, 0xfee00300\n"                         \
+#define START_OTHERS                                                                      \
+	"mov $82f - 77b + 0x100020, %esi\nmov $0x8000, %edi\nmov $256, %ecx\nrep movsb\n" \
+	"movl $0x1ff, 0xfee000f0\nmovl $0xc4500, 0xfee00300\n"                            \
 	"mov $100000, %ecx\n95: loop 95b\nmovl $0xc4608, 0xfee00300\n"
 #define AP(code) "jmp 81f\n82:\n.code16\n" code "\n.code32\n81:\n"
 
@@ -63,41 +63,47 @@ GUEST(spin, "1: jmp 1b");
 GUEST(copy, "1: mov $0x400000, %esi\nmov $0x600000, %edi\nmov $-1, %ecx\nrep movsb\njmp 1b");
 GUEST(fill_device, "1: mov $0x80000000, %edi\nmov $-1, %ecx\nrep stosb\njmp 1b");
 GUEST(string_ports, "1: mov $0x400000, %esi\nmov $0xed, %edx\nmov $-1, %ecx\nrep outsb\njmp 1b");
-GUEST(devices, "1: mov 0xd0000000, %eax\nmov %eax, 0xd0000000\nin $0xed, %al\nout %al, $0xed\njmp 1b");
+GUEST(devices,
+	"1: mov 0xd0000000, %eax\nmov %eax, 0xd0000000\nin $0xed, %al\nout %al, $0xed\njmp 1b");
 GUEST(exceptions, SETUP HANDLER("add $12, %esp\njmp again1") "again1 = .\nud2");
 GUEST(divide, SETUP HANDLER("iret") "1: xor %ecx, %ecx\ndiv %ecx\njmp 1b");
 GUEST(interrupts, SETUP HANDLER("iret") "1: int $0x80\njmp 1b");
-GUEST(modify, "1: incl 2f - base + 1\n2: mov $0, %eax\nincb 3f - base + 1\n3: mov $0, %al\njmp 1b");
+GUEST(modify,
+	"1: incl 2f - 77b + 0x100020 + 1\n2: mov $0, %eax\nincb 3f - 77b + 0x100020 + 1\n3: mov $0, %al\njmp 1b");
 GUEST(distinct, "mov $0x400000, %edi\n"
 		"1: incl %eax\nmovb $0xb8, (%edi)\nmov %eax, 1(%edi)\nmovb $0xc3, 5(%edi)\n"
 		"mov $0x300000, %esp\ncall *%edi\nadd $16, %edi\ncmp $0xe00000, %edi\njb 1b\n"
 		"mov $0x400000, %edi\njmp 1b");
 GUEST(single_step, SETUP HANDLER("iret") "pushf\norl $0x100, (%esp)\npopf\n1: jmp 1b");
-GUEST(timer, SETUP HANDLER("movl $0, 0xfee000b0\niret")
-		"movl $0x1ff, 0xfee000f0\nmovl $0x20040, 0xfee00320\nmovl $0xb, 0xfee003e0\n"
-		"movl $1, 0xfee00380\nsti\n1: jmp 1b");
-GUEST(timer_halted, SETUP HANDLER("movl $0, 0xfee000b0\niret")
-		"movl $0x1ff, 0xfee000f0\nmovl $0x20040, 0xfee00320\nmovl $0xb, 0xfee003e0\n"
-		"movl $1, 0xfee00380\nsti\n1: hlt\njmp 1b");
-GUEST(ipi_self, SETUP HANDLER("movl $0, 0xfee000b0\niret")
-		"movl $0x1ff, 0xfee000f0\nsti\n1: movl $0x44040, 0xfee00300\njmp 1b");
+GUEST(timer,
+	SETUP HANDLER(
+		"movl $0, 0xfee000b0\niret") "movl $0x1ff, 0xfee000f0\nmovl $0x20040, 0xfee00320\nmovl $0xb, 0xfee003e0\n"
+					     "movl $1, 0xfee00380\nsti\n1: jmp 1b");
+GUEST(timer_halted,
+	SETUP HANDLER(
+		"movl $0, 0xfee000b0\niret") "movl $0x1ff, 0xfee000f0\nmovl $0x20040, 0xfee00320\nmovl $0xb, 0xfee003e0\n"
+					     "movl $1, 0xfee00380\nsti\n1: hlt\njmp 1b");
+GUEST(ipi_self,
+	SETUP HANDLER(
+		"movl $0, 0xfee000b0\niret") "movl $0x1ff, 0xfee000f0\nsti\n1: movl $0x44040, 0xfee00300\njmp 1b");
 GUEST(console, "mov $0x3f8, %edx\n1: mov $0x55, %al\nout %al, %dx\njmp 1b");
 GUEST(halt, "cli\n1: hlt\njmp 1b");
-GUEST(lock_pages, SETUP HANDLER("iret") START_OTHERS
-		AP("xor %ax, %ax\nmov %ax, %ds\n1: lock incl 0x6ffe\njmp 1b")
-		"1: lock incl 0x6ffe\njmp 1b");
-GUEST(lock_device, SETUP HANDLER("iret") START_OTHERS
-		AP("xor %ax, %ax\nmov %ax, %ds\n1: lock incl 0x6ffe\njmp 1b")
-		"1: lock incl 0xd0000000\nlock incl 0xfee00080\njmp 1b");
+GUEST(lock_pages,
+	SETUP HANDLER("iret") START_OTHERS AP(
+		"xor %ax, %ax\nmov %ax, %ds\n1: lock incl 0x6ffe\njmp 1b") "1: lock incl 0x6ffe\njmp 1b");
+GUEST(lock_device,
+	SETUP HANDLER("iret") START_OTHERS AP(
+		"xor %ax, %ax\nmov %ax, %ds\n1: lock incl 0x6ffe\njmp 1b") "1: lock incl 0xd0000000\nlock incl 0xfee00080\njmp 1b");
 /* The others halt with interrupts on; an NMI or interrupt 0x40 wakes them: their handler is an IRET. */
-GUEST(ipi_storm, SETUP HANDLER("iret")
-		"movl $0x9000, 0x100\nmovl $0x9000, 8\nmovl $0xcf90, 0x9000\n" START_OTHERS
+GUEST(ipi_storm,
+	SETUP HANDLER(
+		"iret") "movl $0x9000, 0x100\nmovl $0x9000, 8\nmovl $0xcf90, 0x9000\n" START_OTHERS
 		AP("xor %ax, %ax\nmov %ax, %ds\nmov %ax, %ss\nmov $0x7000, %sp\n"
-		   "sti\n1: hlt\njmp 1b")
-		"1: movl $0xc4040, 0xfee00300\nmovl $0xc4400, 0xfee00300\njmp 1b");
+		   "sti\n1: hlt\njmp 1b") "1: movl $0xc4040, 0xfee00300\nmovl $0xc4400, 0xfee00300\njmp 1b");
 /* Processors that are started over and over. */
-GUEST(init_storm, SETUP HANDLER("iret") START_OTHERS AP("1: jmp 1b")
-		"1: movl $0xc4500, 0xfee00300\nmovl $0xc4608, 0xfee00300\njmp 1b");
+GUEST(init_storm,
+	SETUP HANDLER("iret") START_OTHERS AP(
+		"1: jmp 1b") "1: movl $0xc4500, 0xfee00300\nmovl $0xc4608, 0xfee00300\njmp 1b");
 
 struct guest {
 	const char *name;
@@ -105,21 +111,41 @@ struct guest {
 	unsigned cpus;
 };
 
-#define ENTRY_OF(name, cpus) {#name, guest_##name, guest_##name##_end, cpus}
+#define ENTRY_OF(name, cpus)                                  \
+	{                                                     \
+#name, guest_##name, guest_##name##_end, cpus \
+	}
 static const struct guest guests[] = {
-	ENTRY_OF(spin, 1), ENTRY_OF(copy, 1), ENTRY_OF(fill_device, 1), ENTRY_OF(string_ports, 1),
-	ENTRY_OF(devices, 1), ENTRY_OF(exceptions, 1), ENTRY_OF(divide, 1), ENTRY_OF(interrupts, 1),
-	ENTRY_OF(modify, 1), ENTRY_OF(distinct, 1), ENTRY_OF(single_step, 1), ENTRY_OF(timer, 1),
-	ENTRY_OF(timer_halted, 1), ENTRY_OF(ipi_self, 1), ENTRY_OF(console, 1), ENTRY_OF(halt, 1),
-	ENTRY_OF(lock_pages, 2), ENTRY_OF(lock_pages, 4), ENTRY_OF(lock_device, 4),
-	ENTRY_OF(ipi_storm, 2), ENTRY_OF(ipi_storm, 4), ENTRY_OF(init_storm, 2),
+	ENTRY_OF(spin, 1),
+	ENTRY_OF(copy, 1),
+	ENTRY_OF(fill_device, 1),
+	ENTRY_OF(string_ports, 1),
+	ENTRY_OF(devices, 1),
+	ENTRY_OF(exceptions, 1),
+	ENTRY_OF(divide, 1),
+	ENTRY_OF(interrupts, 1),
+	ENTRY_OF(modify, 1),
+	ENTRY_OF(distinct, 1),
+	ENTRY_OF(single_step, 1),
+	ENTRY_OF(timer, 1),
+	ENTRY_OF(timer_halted, 1),
+	ENTRY_OF(ipi_self, 1),
+	ENTRY_OF(console, 1),
+	ENTRY_OF(halt, 1),
+	ENTRY_OF(lock_pages, 2),
+	ENTRY_OF(lock_pages, 4),
+	ENTRY_OF(lock_device, 4),
+	ENTRY_OF(ipi_storm, 2),
+	ENTRY_OF(ipi_storm, 4),
+	ENTRY_OF(init_storm, 2),
 };
 
 static int kernel_fd(const struct guest *guest)
 {
 	const uint32_t flags = 0x10000, magic = 0x1badb002;
 	const uint32_t size = (uint32_t)(guest->end - guest->code);
-	const uint32_t header[8] = {magic, flags, -(magic + flags), LOAD, LOAD, ENTRY + size, 0, ENTRY};
+	const uint32_t header[8] = {
+		magic, flags, -(magic + flags), LOAD, LOAD, ENTRY + size, 0, ENTRY};
 	int fd = memfd_create("guest", MFD_CLOEXEC);
 
 	assert_true(fd >= 0);
@@ -128,9 +154,7 @@ static int kernel_fd(const struct guest *guest)
 	return fd;
 }
 
-static void discard(void *opaque, const uint8_t *bytes, size_t count)
-{
-}
+static void discard(void *opaque, const uint8_t *bytes, size_t count) {}
 
 static unsigned long resident_kib(void)
 {
