@@ -110,6 +110,11 @@ struct engine_ops {
 	int (*set_state)(struct engine_vcpu *vcpu, const struct x86_state *state);
 	void (*counters)(struct engine_vcpu *vcpu, struct engine_counters *ret_counters);
 
+	/* The machine is paused (all vCPUs outside run): guest time that is the engine's stands still, until it is
+	 * released. get_state gives the held time; the time of a set_state in between is not kept. */
+	int (*hold)(struct engine_vm *vm);
+	int (*release)(struct engine_vm *vm);
+
 	/* Dirty log: after memory_dirty_start and after every fetch, with all vCPUs outside run. sync
 	 * moves what the engine knows into memory's log. */
 	int (*dirty_start)(struct engine_vm *vm);

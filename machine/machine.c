@@ -67,11 +67,17 @@ void machine_pause(struct machine *m)
 	while (!all_parked(m) && !m->stopping)
 		pthread_cond_wait(&m->changed, &m->lock);
 	machine_clock_hold(m->clock);
+	if (!m->held && m->config.engine->hold(m->vm) < 0)
+		log_warn("machine", "%s: the guest's clocks run on while it is paused", m->config.name);
+	m->held = true;
 }
 
 void machine_resume(struct machine *m)
 {
 	AUTO_LOCK(&m->lock);
+	if (m->held && m->config.engine->release(m->vm) < 0)
+		log_warn("machine", "%s: the guest's clocks ran on while it was paused", m->config.name);
+	m->held = false;
 	machine_clock_run(m->clock);
 	m->paused = false;
 	pthread_cond_broadcast(&m->changed);

@@ -53,6 +53,7 @@ struct machine {
 	pthread_cond_t changed;
 	_Atomic bool stopping;
 	_Atomic bool paused;
+	bool held; /* the engine's time, under `lock` */
 	bool has_result;
 	struct machine_result result;
 };

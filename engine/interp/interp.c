@@ -579,6 +579,12 @@ static int interp_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
 	return -ENOTSUP;
 }
 
+/* Time is the machine's. */
+static int interp_hold(struct engine_vm *vm)
+{
+	return 0;
+}
+
 static int interp_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on)
 {
 	return -ENOTSUP;
@@ -602,6 +608,8 @@ const struct engine_ops engine_interp_ops = {
 	.nmi = interp_nmi,
 	.get_state = interp_get_state,
 	.set_state = interp_set_state,
+	.hold = interp_hold,
+	.release = interp_hold,
 	.counters = interp_counters,
 	.dirty_start = interp_drop_writes,
 	.dirty_sync = interp_drop_writes,

@@ -181,6 +181,12 @@ static void kvm_vcpu_free(struct engine_vcpu *vcpu)
 {
 	if (!vcpu)
 		return;
+	for (struct engine_vcpu **at = &vcpu->vm->vcpus; *at; at = &(*at)->next) {
+		if (*at == vcpu) {
+			*at = vcpu->next;
+			break;
+		}
+	}
 	kvm_emulator_free(vcpu);
 	if (vcpu->run)
 		munmap(vcpu->run, vcpu->vm->run_bytes);
@@ -221,6 +227,8 @@ static int kvm_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 		kvm_vcpu_free(vcpu);
 		return status;
 	}
+	vcpu->next = vm->vcpus;
+	vm->vcpus = vcpu;
 	*ret_vcpu = vcpu;
 	return 0;
 }
@@ -289,6 +297,8 @@ const struct engine_ops engine_kvm_ops = {
 	.nmi = kvm_nmi,
 	.get_state = kvm_state_get,
 	.set_state = kvm_state_set,
+	.hold = kvm_hold,
+	.release = kvm_release,
 	.counters = kvm_counters,
 	.dirty_start = kvm_dirty_start,
 	.dirty_sync = kvm_dirty_sync,

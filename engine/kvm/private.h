@@ -20,18 +20,24 @@ struct engine_vm {
 	bool has_xcrs, has_debugregs, has_tsc_deadline, has_sregs2, has_tsc_control;
 	uint64_t msrs;		      /* a bit for each row of msr.c's table that this KVM knows */
 	struct x86_cpuid_model cpuid; /* config.cpuid less what this KVM lacks */
+	struct engine_vcpu *vcpus;    /* a list, by `next` */
+	bool held;		      /* time stands still: clock.c */
+	struct kvm_clock_data held_clock;
 };
 
 struct engine_vcpu {
 	struct engine_vm *vm;
+	struct engine_vcpu *next;
 	struct engine_vcpu_config config;
 	int fd;
 	struct kvm_run *run;
-	struct x86_cpuid_model cpuid; /* what the guest sees */
-	_Atomic bool kicked;	      /* run() shall return */
-	_Atomic bool nmi;	      /* one to inject before the next KVM_RUN */
-	_Atomic pid_t thread;	      /* that is in run(); 0: none */
-	bool shutdown;		      /* after a triple fault, until a state is set */
+	struct x86_cpuid_model cpuid;	/* what the guest sees */
+	_Atomic bool kicked;		/* run() shall return */
+	_Atomic bool nmi;		/* one to inject before the next KVM_RUN */
+	_Atomic pid_t thread;		/* that is in run(); 0: none */
+	bool shutdown;			/* after a triple fault, until a state is set */
+	uint64_t held_tsc, held_offset; /* while vm->held */
+	bool has_offset;
 	struct engine_counters counters;
 	struct x86_cpu *emulator; /* made when KVM first fails an instruction */
 	struct log_limit emulation_limit;
@@ -78,6 +84,11 @@ int kvm_irq_line(struct engine_vm *vm, unsigned gsi, bool level);
 int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data);
 int kvm_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on);
 int kvm_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool on);
+
+/* ---- clock.c ---- */
+
+int kvm_hold(struct engine_vm *vm);
+int kvm_release(struct engine_vm *vm);
 
 /* ---- emulate.c ---- */
 

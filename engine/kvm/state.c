@@ -379,6 +379,8 @@ int kvm_state_get(struct engine_vcpu *vcpu, struct x86_state *ret_state)
 		status = kvm_msrs_get(vcpu, ret_state);
 	if (status == 0)
 		status = lapic_get(vcpu, ret_state);
+	if (vcpu->vm->held)
+		ret_state->tsc = vcpu->held_tsc;
 	return status;
 }
 
