@@ -213,6 +213,28 @@ static void pause_and_resume(struct machine *machine, const struct guest *guest)
 	check_time(guest, "paused", best, worst);
 }
 
+/* Some of the guests spend their life in a few long instructions. */
+static bool does_little(const struct guest *guest)
+{
+	static const char *const names[] = {"halt", "copy", "fill_device", "string_ports"};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (strcmp(guest->name, names[i]) == 0)
+			return true;
+	return false;
+}
+
+/* On a busy host a vCPU may have had no turn yet. */
+static void wait_for_work(struct machine *machine, const struct guest *guest, bool counts)
+{
+	uint64_t until = clock_monotonic_ns() + LATE_NS;
+
+	do
+		usleep(20000);
+	while (counts && !does_little(guest) && instructions(machine, guest->cpus) <= 1000 &&
+		clock_monotonic_ns() < until);
+}
+
 static void run_guest(const struct guest *guest, const struct engine_ops *engine)
 {
 	struct machine_config config = {.name = guest->name,
@@ -230,7 +252,7 @@ static void run_guest(const struct guest *guest, const struct engine_ops *engine
 		fail_msg("%s", err.text);
 	assert_int_equal(machine_start(machine, &err), 0);
 	pause_and_resume(machine, guest);
-	usleep(20000);
+	wait_for_work(machine, guest, !(engine->caps & ENGINE_CAP_IRQCHIP));
 	uint64_t start = clock_monotonic_ns();
 	machine_stop(machine);
 	machine_wait(machine, &result);
@@ -239,9 +261,9 @@ static void run_guest(const struct guest *guest, const struct engine_ops *engine
 	/* It ran to the end, and did what it says. */
 	if (result.end != MACHINE_STOPPED)
 		fail_msg("%s: %s", guest->name, result.text);
-	assert_true(engine->caps & ENGINE_CAP_IRQCHIP || strcmp(guest->name, "halt") == 0 || instructions(machine, guest->cpus) > 1000 ||
-		    strcmp(guest->name, "copy") == 0 || strcmp(guest->name, "fill_device") == 0 ||
-		    strcmp(guest->name, "string_ports") == 0);
+	/* KVM does not count instructions. */
+	assert_true(engine->caps & ENGINE_CAP_IRQCHIP || does_little(guest) ||
+		    instructions(machine, guest->cpus) > 1000);
 	machine_free(machine);
 	close(config.boot.kernel.fd);
 }

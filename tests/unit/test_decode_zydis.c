@@ -131,9 +131,6 @@ static bool is_left_out(const struct pair *p)
 		if (p->zydis.meta.isa_ext == sets[i])
 			return true;
 	}
-	/* PREFETCHW with a register is a NOP to Intel and Zydis, #UD to AMD (seen by the differ). */
-	if (p->zydis.opcode_map == ZYDIS_OPCODE_MAP_0F && p->zydis.opcode == 0x0d)
-		return p->zydis.raw.modrm.mod == 3;
 	return p->zydis.mnemonic == ZYDIS_MNEMONIC_RSM; /* outside SMM: #UD */
 }
 
@@ -411,10 +408,8 @@ static void compare_access(struct pair *p)
 /* ALIGN and MXCSR follow from the exception class (SDM 2, 2.4; tables 2-17 and on). */
 static void compare_class(struct pair *p)
 {
-	/* The SHA instructions: AMD's processors take them unaligned, as the differ shows. */
 	static const char *const unaligned[] = {"movups", "movupd", "movdqu", "lddqu", "pcmpestrm",
-		"pcmpestri", "pcmpistrm", "pcmpistri", "sha1nexte", "sha1msg1", "sha1msg2", "sha1rnds4",
-		"sha256msg1", "sha256msg2", "sha256rnds2"};
+		"pcmpestri", "pcmpistrm", "pcmpistri"};
 	uint32_t attr = p->ours.row->attr;
 	ZydisExceptionClass class = p->zydis.meta.exception_class;
 	bool mxcsr = class == ZYDIS_EXCEPTION_CLASS_SSE2 || class == ZYDIS_EXCEPTION_CLASS_SSE3 ||
