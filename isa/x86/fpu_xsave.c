@@ -192,12 +192,13 @@ static enum x86_status area_open(
 	area->count = cpu->mode == 64 ? 16 : 8;
 	area->pieces = 0;
 	X86_TRY(x86_linear(cpu, insn->seg, area->ea, 1, X86_READ, &area->linear));
+	/* XSAVE's alignment comes before all else; FXSAVE's last, #AC before #GP where it is on. */
+	if (align == 64 && !IS_ALIGNED(area->linear, (gva_t)align))
+		return x86_gp(cpu, 0);
 	if (cpu->mode == 64 && !canonical(area->linear))
 		return x86_fault_code(cpu, insn->seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
 	if (!IS_ALIGNED(area->linear, (gva_t)align)) {
-		/* FXSAVE's: the alignment check, where it is on, comes first. */
-		if (align == 16)
-			X86_TRY(x86_check_alignment(cpu, area->linear, X86_XSAVE_LEGACY_BYTES));
+		X86_TRY(x86_check_alignment(cpu, area->linear, X86_XSAVE_LEGACY_BYTES));
 		return x86_gp(cpu, 0);
 	}
 	return X86_OK;

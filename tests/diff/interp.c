@@ -344,6 +344,12 @@ static bool upper_halves(const struct x86_cpu *cpu)
 	return any;
 }
 
+/* The same of the x87 state, pointers apart. */
+static bool x87_is_initial(const struct x86_cpu *cpu)
+{
+	return cpu->s.fpu.fcw == 0x37f && !cpu->s.fpu.fsw && !cpu->s.fpu.ftw;
+}
+
 static enum diff_skip insn_skip(
 	struct x86_cpu *cpu, const struct x86_insn *insn, const uint8_t *bytes)
 {
@@ -359,7 +365,8 @@ static enum diff_skip insn_skip(
 		return DIFF_SKIP_AREA;
 	if (reads_cpu_node(cpu, insn))
 		return DIFF_SKIP_CPU_NODE;
-	if (is_xsave_family(insn->fn) && insn->fn != x86_fpu_xrstor && !upper_halves(cpu))
+	if (is_xsave_family(insn->fn) && insn->fn != x86_fpu_xrstor &&
+		(!upper_halves(cpu) || x87_is_initial(cpu)))
 		return DIFF_SKIP_XINUSE;
 	return differs_by_vendor(insn, bytes) || is_prefixed_loop(insn) ||
 			       is_unaligned_sha(cpu, insn)
@@ -388,7 +395,7 @@ static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn,
 {
 	const uint64_t at = ea - DIFF_DATA;
 	const bool fxsave = insn->fn == x86_fpu_fxsave;
-	uint8_t *image = interp->data + at;
+	uint8_t *image;
 	uint32_t mask;
 
 	if (!fxsave && insn->fn != x86_fpu_xsave && insn->fn != x86_fpu_xsaveopt &&
@@ -396,6 +403,7 @@ static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn,
 		return;
 	if (at > DIFF_DATA_BYTES - 32)
 		return;
+	image = interp->data + at;
 	memcpy(&mask, image + 28, 4);
 	if (mask == 0xffff)
 		mask = 0x2ffff;
@@ -469,6 +477,20 @@ static bool uses_undefined(const struct x86_insn *insn, uint32_t undefined)
 	return undefined & x86_flags_mask(insn->row->flags_in);
 }
 
+/* Was it refused because of MXCSR.MM alone? */
+static bool loads_mm(const struct diff_interp *interp, const struct x86_insn *insn, uint64_t linear)
+{
+	const bool image = insn->fn == x86_fpu_fxrstor || insn->fn == x86_fpu_xrstor;
+	const uint64_t at = linear - DIFF_DATA + (image ? 24 : 0);
+	uint32_t value;
+
+	if ((!image && insn->fn != x86_vec_mxcsr) || interp->cpu.fault.vector != X86_GP ||
+		at > DIFF_DATA_BYTES - 4)
+		return false;
+	memcpy(&value, interp->data + at, 4);
+	return (value & 0xffff0000) == 0x20000;
+}
+
 /* A fault while fetching: would the whole instruction have been compared? */
 static enum diff_skip fetch_skip(
 	struct diff_interp *interp, const struct diff_case *c, uint64_t rip)
@@ -522,6 +544,8 @@ static enum x86_status step(struct diff_interp *interp, const struct diff_case *
 			     (insn.mode == 32 && has_open_order(insn.fn));
 	if (status == X86_FAULT && insn.fn == x86_sem_popa)
 		*skip = DIFF_SKIP_PARTIAL;
+	if (status == X86_FAULT && loads_mm(interp, &insn, linear))
+		*skip = DIFF_SKIP_MXCSR;
 	if (status == X86_FAULT)
 		return *skip ? X86_STOP : status;
 	if (status == X86_REPEAT)
