@@ -63,6 +63,7 @@ struct rig {
 	unsigned access_count;
 	struct access access[ACCESSES];
 	uint64_t next_value; /* that the device gives */
+	bool kick_on_read;   /* the device kicks the vCPU that reads from it */
 
 	pthread_mutex_t lock;
 	pthread_cond_t wake; /* interrupts a HLT that came back to us */
@@ -92,6 +93,8 @@ static uint64_t rig_read(void *device, uint64_t offset, unsigned size)
 
 	rig_note(r, false, offset, size, value);
 	r->next_value += 0x0101010101010101ull;
+	if (r->kick_on_read)
+		r->ops->kick(r->vcpu);
 	return value;
 }
 

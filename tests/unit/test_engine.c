@@ -303,6 +303,37 @@ static void test_kick_before(void **state)
 	rig_run_to_end(r);
 }
 
+/* mov edx, PORT; in eax, dx; mov ebx, MMIO_GPA; mov ecx, [ebx+0xffe]; mov edi, 0x5200; mov esi, ecx;
+ * mov ecx, 3; rep insw; out END_PORT, al; hlt */
+static const uint8_t reads[] = {0xba, 0x00, 0x03, 0x00, 0x00, 0xed, 0xbb, 0x00, 0x00, 0x00, 0xd0,
+	0x8b, 0x8b, 0xfe, 0x0f, 0x00, 0x00, 0xbf, 0x00, 0x52, 0x00, 0x00, 0x89, 0xce, 0xb9, 0x03,
+	0x00, 0x00, 0x00, 0x66, 0xf3, 0x6d, 0xe6, 0xf4, 0xf4};
+
+/* A kick in the middle of an instruction's I/O: run returns when that is finished, and nothing of it is left
+ * outside the state. */
+static void test_kick_in_io(void **state)
+{
+	struct rig *r = *state;
+	struct error err = {0};
+	unsigned runs = 0;
+	struct x86_state s;
+
+	rig_flat(&s);
+	RIG_LOAD(r, &s, reads);
+	r->kick_on_read = true;
+	do {
+		assert_int_equal(r->ops->run(r->vcpu, &err), ENGINE_EXIT_KICKED);
+		rig_state(r, &s);
+		assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+		if (runs++ == 0)
+			assert_int_equal(s.reg[X86_RAX], r->access[0].value);
+	} while (!r->done);
+	assert_int_equal(s.reg[X86_RSI], join(r, 1, r->access_count - 3, 0xffe));
+	assert_int_equal(s.reg[X86_RCX], 0);
+	assert_int_equal(s.reg[X86_RDI], 0x5206);
+	assert_int_equal(s.reg[X86_RIP], CODE + sizeof(reads) - 1);
+}
+
 /* ---- interrupts ---- */
 
 /* mov eax, 0xfee000f0; mov dword [rax], 0x1ff (enable the local APIC); mov qword [0x5000], 0;
@@ -577,6 +608,7 @@ int main(int argc, char **argv)
 		TEST(test_triple_fault),
 		TEST(test_kick),
 		TEST(test_kick_before),
+		TEST(test_kick_in_io),
 		TEST(test_interrupts),
 		TEST(test_interrupts_halted),
 		TEST(test_nmi),
