@@ -1,7 +1,9 @@
 /*
  * lodge: one program, many verbs. This file finds the verb; each verb has its own file.
  */
+#include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,6 +80,17 @@ static int streams_open(void)
 	return close(fd);
 }
 
+/* What a verb printed may be found lost only when it is flushed. */
+static int finish(int status)
+{
+	bool lost = ferror(stdout);
+
+	if (fflush(stdout) == 0 && !lost)
+		return status;
+	fprintf(stderr, "lodge: can't write to standard output: %s\n", strerror(errno));
+	return status ? status : EXIT_FAILURE;
+}
+
 int main(int argc, char **argv)
 {
 	const struct verb *verb;
@@ -92,12 +105,12 @@ int main(int argc, char **argv)
 	}
 	if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0) {
 		print_usage(stdout);
-		return EXIT_SUCCESS;
+		return finish(EXIT_SUCCESS);
 	}
 	verb = verb_find(argv[1]);
 	if (!verb) {
 		fprintf(stderr, "lodge: no verb '%s' (lodge help lists them)\n", argv[1]);
 		return EXIT_USAGE;
 	}
-	return verb->run(argc - 1, argv + 1);
+	return finish(verb->run(argc - 1, argv + 1));
 }
