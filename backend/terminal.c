@@ -32,7 +32,9 @@ static void guard(int fd, const struct termios *original)
 	char byte;
 	ssize_t got;
 
-	/* It must outlive whatever ends the monitor, and may set the terminal from the background. */
+	/* It must outlive whatever ends the monitor, a kill of its whole process group too, and may set the
+	 * terminal from the background. */
+	setsid();
 	signal(SIGTTOU, SIG_IGN);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGQUIT, SIG_IGN);
@@ -185,8 +187,5 @@ int terminal_read(struct terminal *terminal, uint8_t *buf, size_t size,
 		(void)!read(terminal->wake_fd, &count, sizeof(count));
 		return 0;
 	}
-	/* A closed descriptor (`<&-`) is the end of input too. */
-	if (fds[1].revents & POLLNVAL)
-		return -EPIPE;
 	return read_input(terminal, buf, size, ret_command);
 }

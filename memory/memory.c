@@ -88,6 +88,8 @@ static int region_map(struct memory_region *region)
 	/* Hints only: a host without huge pages runs as well, and a dump without guest RAM is small. */
 	madvise(region->host, region->size_bytes, MADV_HUGEPAGE);
 	madvise(region->host, region->size_bytes, MADV_DONTDUMP);
+	/* A child made by fork() has no business here, and would make each page that is written be copied. */
+	madvise(region->host, region->size_bytes, MADV_DONTFORK);
 	return 0;
 }
 
