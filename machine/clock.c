@@ -34,7 +34,7 @@ struct machine_clock {
 	pthread_t thread;
 	struct device_timer *timers;
 	struct device_timer *firing; /* its callback runs now */
-	uint64_t sleeps_until_ns;    /* guest time the event thread waits for; 0: no need to wake it */
+	uint64_t sleeps_until_ns; /* guest time the event thread waits for; 0: no need to wake it */
 	bool quit;
 
 	/* One word, so that readers need no lock: host time at guest time 0, times 2, + 1 while running;
@@ -98,7 +98,8 @@ static uint64_t guest_now_ns(struct timer_source *source)
 	 * before a timer that was found due. */
 	uint64_t base = clock_of(source)->base;
 
-	return base & BASE_RUNNING ? clock_monotonic_ns() - (uint64_t)((int64_t)base >> 1) : base >> 1;
+	return base & BASE_RUNNING ? clock_monotonic_ns() - (uint64_t)((int64_t)base >> 1)
+				   : base >> 1;
 }
 
 static uint64_t guest_realtime_ns(struct timer_source *source)
@@ -120,7 +121,8 @@ uint64_t machine_clock_tsc_to_ns(const struct machine_clock *clock, uint64_t tsc
 
 	/* Rounded up: at that time the TSC has the value. */
 	if (__builtin_mul_overflow(tsc / hz, NS_PER_SEC, &seconds_ns) ||
-		__builtin_add_overflow(seconds_ns, (tsc % hz * NS_PER_SEC + hz - 1) / hz, &seconds_ns))
+		__builtin_add_overflow(
+			seconds_ns, (tsc % hz * NS_PER_SEC + hz - 1) / hz, &seconds_ns))
 		return NEVER;
 	return seconds_ns;
 }
@@ -155,16 +157,16 @@ void machine_clock_hold(struct machine_clock *clock)
 
 /* ---- timers ---- */
 
-static struct device_timer *timer_new(struct timer_source *source, void (*fire)(void *opaque),
-	void *opaque)
+static struct device_timer *timer_new(
+	struct timer_source *source, void (*fire)(void *opaque), void *opaque)
 {
 	struct machine_clock *clock = clock_of(source);
 	struct device_timer *timer = calloc(1, sizeof(*timer));
 
 	if (!timer)
 		return NULL;
-	*timer = (struct device_timer){ .clock = clock, .deadline_ns = NEVER, .fire = fire,
-		.opaque = opaque };
+	*timer = (struct device_timer){
+		.clock = clock, .deadline_ns = NEVER, .fire = fire, .opaque = opaque};
 	AUTO_LOCK(&clock->lock);
 	timer->next = clock->timers;
 	clock->timers = timer;
@@ -234,8 +236,8 @@ static void sleep_until(struct machine_clock *clock, const struct device_timer *
 		pthread_cond_wait(&clock->changed, &clock->lock);
 	} else {
 		host_ns += clock->sleeps_until_ns;
-		struct timespec ts = { .tv_sec = (time_t)(host_ns / NS_PER_SEC),
-			.tv_nsec = (long)(host_ns % NS_PER_SEC) };
+		struct timespec ts = {.tv_sec = (time_t)(host_ns / NS_PER_SEC),
+			.tv_nsec = (long)(host_ns % NS_PER_SEC)};
 		pthread_cond_timedwait(&clock->changed, &clock->lock, &ts);
 	}
 	clock->sleeps_until_ns = 0;

@@ -6,10 +6,10 @@
 #include "device/kvmclock.h"
 #include "machine/private.h"
 
-#define MSR_APIC_BASE	       0x1bu
-#define HYPERCALL_KICK_CPU     5
-#define HYPERCALL_ENOSYS       (-1000)
-#define HYPERCALL_VAPIC_POLL   1
+#define MSR_APIC_BASE	     0x1bu
+#define HYPERCALL_KICK_CPU   5
+#define HYPERCALL_ENOSYS     (-1000)
+#define HYPERCALL_VAPIC_POLL 1
 
 static int hook_interrupt_ack(void *opaque)
 {
@@ -72,7 +72,8 @@ static bool is_lapic_msr(uint32_t index)
 /* Once a vCPU, for who looks into a guest that does not come up. */
 static bool no_such_msr(struct machine_vcpu *vcpu, const char *what, uint32_t index)
 {
-	log_debug("machine", "vCPU %u: %s of MSR %#x, which is not there: #GP", vcpu->index, what, index);
+	log_debug("machine", "vCPU %u: %s of MSR %#x, which is not there: #GP", vcpu->index, what,
+		index);
 	return false;
 }
 

@@ -17,7 +17,7 @@
 
 static void nap_ms(unsigned ms)
 {
-	nanosleep(&(struct timespec){ .tv_nsec = (long)ms * 1000000 }, NULL);
+	nanosleep(&(struct timespec){.tv_nsec = (long)ms * 1000000}, NULL);
 }
 
 static int set_up(void **state)
@@ -129,7 +129,7 @@ static void test_timers_fire_in_time(void **state)
 {
 	struct machine_clock *clock = *state;
 	struct timer_source *source = machine_clock_source(clock);
-	struct alarm late = { .source = source }, soon = { .source = source };
+	struct alarm late = {.source = source}, soon = {.source = source};
 	struct device_timer *a = timer_create_in(source, ring, &late),
 			    *b = timer_create_in(source, ring, &soon);
 	uint64_t now;
@@ -161,7 +161,7 @@ static void test_timers_wait_out_a_pause(void **state)
 {
 	struct machine_clock *clock = *state;
 	struct timer_source *source = machine_clock_source(clock);
-	struct alarm alarm = { .source = source };
+	struct alarm alarm = {.source = source};
 	struct device_timer *timer = timer_create_in(source, ring, &alarm);
 	uint64_t deadline;
 
@@ -183,7 +183,7 @@ static void test_free_waits_for_the_callback(void **state)
 {
 	struct machine_clock *clock = *state;
 	struct timer_source *source = machine_clock_source(clock);
-	struct alarm alarm = { .source = source, .slow_ms = 20 };
+	struct alarm alarm = {.source = source, .slow_ms = 20};
 	struct device_timer *timer = timer_create_in(source, ring, &alarm);
 
 	machine_clock_run(clock);
@@ -222,7 +222,7 @@ static void test_all_threads_see_one_clock(void **state)
 	_Atomic uint64_t last = 0;
 	_Atomic bool stop = false;
 	_Atomic unsigned back = 0;
-	struct watch w = { *state, &last, &stop, &back };
+	struct watch w = {*state, &last, &stop, &back};
 	pthread_t thread[3];
 
 	machine_clock_run(w.clock);
