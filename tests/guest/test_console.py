@@ -22,7 +22,7 @@ def start(path, *options, **more):
 @pytest.fixture
 def stuck(tiny):  # noqa: F811
     """Lodge whose guest has printed all that a reader who reads nothing lets it."""
-    process = start(tiny("chatter"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    process = start(tiny("shout"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     time.sleep(1)
     yield process
     process.kill()
@@ -44,7 +44,7 @@ def test_a_reader_who_goes_away_does_not_end_it(stuck):
 
 
 def test_ctrl_a_x_ends_it_though_the_terminal_is_full(console, tiny):  # noqa: F811
-    machine = console(PROGRAM, "run", "--engine", "interp", "--kernel", tiny("chatter"))
+    machine = console(PROGRAM, "run", "--engine", "interp", "--kernel", tiny("shout"))
     machine.wait_until(machine.is_raw, "no raw mode")
     time.sleep(1)
     machine.send("\x01x")
