@@ -173,16 +173,15 @@ static bool extra_0f(uint8_t opcode, uint8_t modrm, bool rep, bool repne, bool o
 	}
 }
 
-static bool extra_vex(const uint8_t *b, bool three, unsigned mode)
+static bool extra_vex(const uint8_t *b, bool three)
 {
 	const unsigned map = three ? b[1] & 31 : 1;
 	const uint8_t opcode = three ? b[3] : b[2];
 
 	if (map == 1) /* AVX-512's mask registers */
 		return (opcode >= 0x41 && opcode <= 0x4b) || (opcode >= 0x90 && opcode <= 0x99);
-	if (map == 3 &&
-		opcode <= 1) /* VPERMQ, VPERMPD: W, which must be 1, is ignored in 32-bit code */
-		return mode == 32;
+	if (map == 3 && opcode <= 1) /* VPERMQ, VPERMPD: AMD's ignore W, which must be 1 */
+		return true;
 	if (map == 3)
 		return opcode >= 0x30 && opcode <= 0x33;
 	return false;
@@ -211,7 +210,7 @@ bool diff_is_extra(const struct diff_case *c, const struct diff_result *interp,
 	if (*b == 0x62 || *b == 0x8f)
 		return true;
 	if (*b == 0xc4 || *b == 0xc5)
-		return extra_vex(b, *b == 0xc4, c->mode);
+		return extra_vex(b, *b == 0xc4);
 	return *b == 0x0f && extra_0f(b[1], b[2], rep, repne, opsize);
 }
 
