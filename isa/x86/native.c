@@ -415,8 +415,9 @@ static int stub_make_x87(struct emit *e, const struct x86_insn *insn)
 
 /*
  * Arithmetic on two registers or memory; exceptions are masked, and the host's stack is empty, as
- * its calling convention says. Afterwards the result is on top: ST(0) for D8 and memory; below what
- * was ST(0) for DC, which is dropped; DE popped it.
+ * its calling convention says, and must be empty again afterwards. The result is ST(0) for D8 and
+ * memory; the other register, below, is dropped after D8. It is below what was ST(0) for DC, which is
+ * dropped; DE popped it.
  */
 static int stub_make_x87_light(struct emit *e, const struct x86_insn *insn)
 {
@@ -441,6 +442,8 @@ static int stub_make_x87_light(struct emit *e, const struct x86_insn *insn)
 	emit_ctx(e, 7, CTX(fsw));
 	if (!mem && insn->opcode == 0xdc)
 		EMIT(e, "\xdd\xd8"); /* fstp st0 */
+	if (!mem && insn->opcode == 0xd8)
+		EMIT(e, "\xdd\xd9"); /* fstp st1 */
 	EMIT(e, "\xdb");	     /* fstp tword */
 	emit_ctx(e, 7, CTX(st));
 	EMIT(e, "\xd9"); /* fldcw */

@@ -256,6 +256,42 @@ static void test_host_agrees(void **state)
 	assert_int_equal(*(uint16_t *)test_host(t, DATA), 0x37f); /* the host's own is back */
 }
 
+/* The tags of the host's own registers: all empty, as the calling convention wants them. */
+static void assert_host_stack_empty(void)
+{
+	uint16_t environment[14];
+
+	__asm__ volatile("fnstenv %0; fldenv %0" : "=m"(environment));
+	assert_int_equal(environment[4], 0xffff);
+}
+
+/*
+ * Register arithmetic over and over, with nothing else in between: an operation that left a value on
+ * the host's own stack would give NaNs once that is full.
+ */
+static void test_long_runs(void **state)
+{
+	static const uint8_t operation[] = {0xc1, 0xc9, 0xe1, 0xe9, 0xf1, 0xf9};
+	static const double want[] = {5, 6, -1, 1, 2.0 / 3, 1.5};
+	struct test_cpu *t = *state;
+
+	for (unsigned n = 0; n < ARRAY_SIZE(operation) * 20; n++) {
+		char to_st0[] = {(char)0xd8, (char)operation[n / 20]};
+		char to_st1[] = {(char)0xdc, (char)operation[n / 20]};
+
+		push(t, 3);
+		push(t, 2);
+		assert_int_equal(run_bytes(t, to_st0, 2), X86_OK);
+		assert_host_stack_empty();
+		assert_true(pop(t) == want[n / 20]);
+		push(t, 2);
+		assert_int_equal(run_bytes(t, to_st1, 2), X86_OK);
+		assert_host_stack_empty();
+		assert_true(pop(t) == 2);
+		assert_true(pop(t) == want[n / 20]);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -269,6 +305,7 @@ int main(void)
 		TEST(test_environment),
 		TEST(test_top_moves),
 		TEST(test_host_agrees),
+		TEST(test_long_runs),
 	};
 
 	return cmocka_run_group_tests_name("x87", tests, NULL, NULL);
