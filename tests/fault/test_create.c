@@ -55,14 +55,14 @@ static void *counted(void *block)
 	return block;
 }
 
-#define WRAP(type, name, ...)              \
-	type __real_##name(__VA_ARGS__);   \
-	type __wrap_##name(__VA_ARGS__);   \
+#define WRAP(type, name, ...)            \
+	type __real_##name(__VA_ARGS__); \
+	type __wrap_##name(__VA_ARGS__); \
 	type __wrap_##name(__VA_ARGS__)
-#define FAIL(name, value, code)            \
-	if (fails(name)) {                 \
-		errno = code;              \
-		return value;              \
+#define FAIL(name, value, code) \
+	if (fails(name)) {      \
+		errno = code;   \
+		return value;   \
 	}
 
 WRAP(void *, malloc, size_t size)
@@ -150,7 +150,8 @@ WRAP(ssize_t, pread64, int fd, void *buf, size_t size, off_t offset)
 	return __real_pread64(fd, buf, size, offset);
 }
 
-WRAP(int, pthread_create, pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *), void *opaque)
+WRAP(int, pthread_create, pthread_t *thread, const pthread_attr_t *attr, void *(*start)(void *),
+	void *opaque)
 {
 	if (fails("pthread_create"))
 		return EAGAIN;
@@ -198,8 +199,8 @@ struct residue {
 
 static struct residue residue(void)
 {
-	return (struct residue){blocks, mapped_bytes, entries("/proc/self/fd"),
-		entries("/proc/self/task")};
+	return (struct residue){
+		blocks, mapped_bytes, entries("/proc/self/fd"), entries("/proc/self/task")};
 }
 
 static void check_residue(const struct residue *before)
@@ -212,7 +213,8 @@ static void check_residue(const struct residue *before)
 		now = residue();
 	}
 	if (memcmp(before, &now, sizeof(now)))
-		fail_msg("after a failing %s: %+lld blocks, %+lld bytes mapped, %+d fds, %+d threads",
+		fail_msg(
+			"after a failing %s: %+lld blocks, %+lld bytes mapped, %+d fds, %+d threads",
 			(const char *)failed, (long long)(now.blocks - before->blocks),
 			(long long)(now.mapped_bytes - before->mapped_bytes),
 			(int)(now.fds - before->fds), (int)(now.threads - before->threads));
@@ -234,9 +236,7 @@ static int kernel_fd(void)
 	return fd;
 }
 
-static void discard(void *opaque, const uint8_t *bytes, size_t count)
-{
-}
+static void discard(void *opaque, const uint8_t *bytes, size_t count) {}
 
 static struct machine_config config_of(const struct engine_ops *engine, int fd)
 {
@@ -315,7 +315,8 @@ static void fail_each(const struct engine_ops *engine, bool on)
 		if (!failed) {
 			assert_true(good);
 			printf("%s, %s: %lld calls that can fail, %u of them without consequence\n",
-				engine->name, on ? "from then on" : "once", (long long)n - 1, survived);
+				engine->name, on ? "from then on" : "once", (long long)n - 1,
+				survived);
 			break;
 		}
 		survived += good;
