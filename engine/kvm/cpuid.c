@@ -11,9 +11,10 @@
 
 #define SUPPORTED_MAX 256
 
-struct supported {
-	struct kvm_cpuid2 head;
-	struct kvm_cpuid_entry2 entry[SUPPORTED_MAX];
+/* A list as KVM takes and gives it, with room for its entries. */
+union supported {
+	struct kvm_cpuid2 list;
+	uint8_t room[sizeof(struct kvm_cpuid2) + SUPPORTED_MAX * sizeof(struct kvm_cpuid_entry2)];
 };
 
 /* Which registers of a leaf are sets of features (SDM 2A, AMD APM 3 appendix E, KVM's own). */
@@ -44,16 +45,16 @@ static const struct feature_leaf feature_leaves[] = {
 };
 
 static const struct kvm_cpuid_entry2 *find(
-	const struct supported *s, uint32_t leaf, uint32_t subleaf)
+	const union supported *s, uint32_t leaf, uint32_t subleaf)
 {
-	for (unsigned i = 0; i < s->head.nent; i++)
-		if (s->entry[i].function == leaf && s->entry[i].index == subleaf)
-			return &s->entry[i];
+	for (unsigned i = 0; i < s->list.nent; i++)
+		if (s->list.entries[i].function == leaf && s->list.entries[i].index == subleaf)
+			return &s->list.entries[i];
 	return NULL;
 }
 
 static void remove_unsupported(
-	const struct engine_vm *vm, const struct supported *s, struct x86_cpuid_leaf *l)
+	const struct engine_vm *vm, const union supported *s, struct x86_cpuid_leaf *l)
 {
 	const uint32_t deadline = vm->has_tsc_deadline ? LEAF1_ECX_DEADLINE : 0;
 
@@ -74,7 +75,7 @@ static void remove_unsupported(
 }
 
 /* Widths of addresses: not more than KVM's. */
-static void limit_addresses(const struct supported *s, struct x86_cpuid_leaf *l)
+static void limit_addresses(const union supported *s, struct x86_cpuid_leaf *l)
 {
 	const struct kvm_cpuid_entry2 *k = find(s, 0x80000008, 0);
 
@@ -110,11 +111,11 @@ static void fit_xsave(struct x86_cpuid_model *model)
 
 int kvm_cpuid_filter(struct engine_vm *vm, struct error *err)
 {
-	AUTO_FREE struct supported *supported = calloc(1, sizeof(*supported));
+	AUTO_FREE union supported *supported = calloc(1, sizeof(*supported));
 
 	if (!supported)
 		return error_set(err, ENOMEM, "no memory for KVM's CPU model");
-	supported->head.nent = SUPPORTED_MAX;
+	supported->list.nent = SUPPORTED_MAX;
 	int status = kvm_ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
 	if (status < 0)
 		return error_set_errno(err, -status, "KVM does not say which CPUID it supports");
@@ -164,12 +165,12 @@ static void tell_tsc_rate(struct kvm_cpuid_entry2 *e, uint64_t khz)
 /* Some KVMs show guests more than they were told, as they cannot hide it: note what the guest sees. */
 static void note_cpuid(struct engine_vcpu *vcpu)
 {
-	AUTO_FREE struct supported *seen = calloc(1, sizeof(*seen));
+	AUTO_FREE union supported *seen = calloc(1, sizeof(*seen));
 
 	vcpu->cpuid = vcpu->vm->cpuid;
 	if (!seen)
 		return;
-	seen->head.nent = SUPPORTED_MAX;
+	seen->list.nent = SUPPORTED_MAX;
 	if (kvm_ioctl(vcpu->fd, KVM_GET_CPUID2, seen) < 0)
 		return;
 	for (unsigned i = 0; i < vcpu->cpuid.count; i++) {
@@ -189,14 +190,14 @@ static void note_cpuid(struct engine_vcpu *vcpu)
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err)
 {
 	const struct x86_cpuid_model *model = &vcpu->vm->cpuid;
-	AUTO_FREE struct supported *cpuid = calloc(1, sizeof(*cpuid));
+	AUTO_FREE union supported *cpuid = calloc(1, sizeof(*cpuid));
 	uint64_t khz = tune_tsc(vcpu);
 
 	if (!cpuid)
 		return error_set(err, ENOMEM, "no memory for vCPU %u", vcpu->config.index);
 	for (unsigned i = 0; i < model->count && i < SUPPORTED_MAX; i++) {
 		const struct x86_cpuid_leaf *leaf = &model->leaf[i];
-		struct kvm_cpuid_entry2 *e = &cpuid->entry[cpuid->head.nent++];
+		struct kvm_cpuid_entry2 *e = &cpuid->list.entries[cpuid->list.nent++];
 		uint32_t regs[4];
 
 		x86_cpuid_query(

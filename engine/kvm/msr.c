@@ -74,11 +74,16 @@ static const struct msr_field msr_fields[] = {
 
 _Static_assert(ARRAY_SIZE(msr_fields) <= 64, "engine_vm.msrs has a bit for each");
 
-/* A list as KVM takes it, and which field each entry is. */
+/* A list as KVM takes it, with room for its entries. */
+union msr_list {
+	struct kvm_msrs list;
+	uint8_t room[sizeof(struct kvm_msrs) +
+		     ARRAY_SIZE(msr_fields) * sizeof(struct kvm_msr_entry)];
+};
+
 struct msr_batch {
-	struct kvm_msrs head;
-	struct kvm_msr_entry entry[ARRAY_SIZE(msr_fields)];
-	uint8_t field[ARRAY_SIZE(msr_fields)];
+	uint8_t field[ARRAY_SIZE(msr_fields)]; /* which one each entry is */
+	union msr_list msrs;
 };
 
 /* MSRs whose value moves by itself, or whose write does more than store. */
@@ -126,12 +131,12 @@ static uint64_t *field_at(struct x86_state *s, unsigned field)
 static void fill(struct msr_batch *batch, const struct engine_vm *vm, const struct x86_state *s,
 	bool time_too)
 {
-	batch->head = (struct kvm_msrs){0};
+	batch->msrs.list.nmsrs = batch->msrs.list.pad = 0;
 	for (unsigned i = 0; i < ARRAY_SIZE(msr_fields); i++) {
 		if (!(vm->msrs >> i & 1) || (!time_too && is_time(msr_fields[i].index)))
 			continue;
-		unsigned at = batch->head.nmsrs++;
-		batch->entry[at] = (struct kvm_msr_entry){.index = msr_fields[i].index,
+		unsigned at = batch->msrs.list.nmsrs++;
+		batch->msrs.list.entries[at] = (struct kvm_msr_entry){.index = msr_fields[i].index,
 			.data = *field_at((struct x86_state *)(uintptr_t)s, i)};
 		batch->field[at] = (uint8_t)i;
 	}
@@ -140,9 +145,10 @@ static void fill(struct msr_batch *batch, const struct engine_vm *vm, const stru
 /* Take the first `count` entries off the list. */
 static void drop(struct msr_batch *batch, unsigned count)
 {
-	batch->head.nmsrs -= count;
-	memmove(batch->entry, batch->entry + count, batch->head.nmsrs * sizeof(batch->entry[0]));
-	memmove(batch->field, batch->field + count, batch->head.nmsrs);
+	batch->msrs.list.nmsrs -= count;
+	memmove(batch->msrs.list.entries, batch->msrs.list.entries + count,
+		batch->msrs.list.nmsrs * sizeof(batch->msrs.list.entries[0]));
+	memmove(batch->field, batch->field + count, batch->msrs.list.nmsrs);
 }
 
 /* One that KVM does not give after all (the CPU model lacks it) is left as it is. */
@@ -151,13 +157,13 @@ int kvm_msrs_get(struct engine_vcpu *vcpu, struct x86_state *s)
 	struct msr_batch batch;
 
 	fill(&batch, vcpu->vm, s, true);
-	while (batch.head.nmsrs) {
-		int done = kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &batch);
+	while (batch.msrs.list.nmsrs) {
+		int done = kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &batch.msrs);
 		if (done < 0)
 			return done;
 		for (int i = 0; i < done; i++)
-			*field_at(s, batch.field[i]) = batch.entry[i].data;
-		drop(&batch, MIN((unsigned)done + 1, batch.head.nmsrs));
+			*field_at(s, batch.field[i]) = batch.msrs.list.entries[i].data;
+		drop(&batch, MIN((unsigned)done + 1, batch.msrs.list.nmsrs));
 	}
 	return 0;
 }
@@ -168,38 +174,34 @@ int kvm_msrs_set(struct engine_vcpu *vcpu, const struct x86_state *s, bool time_
 	struct msr_batch batch;
 
 	fill(&batch, vcpu->vm, s, time_too);
-	while (batch.head.nmsrs) {
-		int done = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &batch);
+	while (batch.msrs.list.nmsrs) {
+		int done = kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &batch.msrs);
 		if (done < 0)
 			return done;
-		if ((unsigned)done < batch.head.nmsrs && batch.entry[done].data)
+		if ((unsigned)done < batch.msrs.list.nmsrs && batch.msrs.list.entries[done].data)
 			log_debug("kvm", "vCPU %u: MSR %#x does not take %#llx", vcpu->config.index,
-				batch.entry[done].index,
-				(unsigned long long)batch.entry[done].data);
-		drop(&batch, MIN((unsigned)done + 1, batch.head.nmsrs));
+				batch.msrs.list.entries[done].index,
+				(unsigned long long)batch.msrs.list.entries[done].data);
+		drop(&batch, MIN((unsigned)done + 1, batch.msrs.list.nmsrs));
 	}
 	return 0;
 }
 
 bool kvm_msr_get(struct engine_vcpu *vcpu, uint32_t index, uint64_t *ret_value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = {.head.nmsrs = 1, .entry.index = index};
+	union msr_list one = {.list.nmsrs = 1};
 
+	one.list.entries[0] = (struct kvm_msr_entry){.index = index};
 	if (kvm_ioctl(vcpu->fd, KVM_GET_MSRS, &one) != 1)
 		return false;
-	*ret_value = one.entry.data;
+	*ret_value = one.list.entries[0].data;
 	return true;
 }
 
 bool kvm_msr_set(struct engine_vcpu *vcpu, uint32_t index, uint64_t value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = {.head.nmsrs = 1, .entry = {.index = index, .data = value}};
+	union msr_list one = {.list.nmsrs = 1};
 
+	one.list.entries[0] = (struct kvm_msr_entry){.index = index, .data = value};
 	return kvm_ioctl(vcpu->fd, KVM_SET_MSRS, &one) == 1;
 }
