@@ -69,11 +69,11 @@ static bool is_lapic_msr(uint32_t index)
 	       index == LAPIC_MSR_TSC_DEADLINE;
 }
 
-/* Once a vCPU, for who looks into a guest that does not come up. */
+/* For who looks into a guest that does not come up. */
 static bool no_such_msr(struct machine_vcpu *vcpu, const char *what, uint32_t index)
 {
-	log_debug("machine", "vCPU %u: %s of MSR %#x, which is not there: #GP", vcpu->index, what,
-		index);
+	log_limited(&vcpu->msr_limit, LOG_LEVEL_DEBUG, "machine",
+		"vCPU %u: %s of MSR %#x, which is not there: #GP", vcpu->index, what, index);
 	return false;
 }
 

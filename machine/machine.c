@@ -216,15 +216,16 @@ int machine_create(struct machine **ret_machine, const struct machine_config *co
 
 int machine_start(struct machine *m, struct error *err)
 {
-	machine_clock_run(m->clock);
+	/* A pause that comes meanwhile waits, and then finds every thread. */
+	AUTO_LOCK(&m->lock);
+	if (!m->paused)
+		machine_clock_run(m->clock);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		struct machine_vcpu *vcpu = &m->vcpu[i];
 		int status = pthread_create(&vcpu->thread, NULL, vcpu_thread, vcpu);
 		if (status)
 			return error_set_errno(err, status, "can't start a thread for vCPU %u", i);
-		pthread_mutex_lock(&m->lock);
 		vcpu->started = true;
-		pthread_mutex_unlock(&m->lock);
 	}
 	return 0;
 }

@@ -35,6 +35,7 @@ struct machine_vcpu {
 	_Atomic uint64_t tsc_offset; /* this vCPU's TSC - the machine's */
 	uint64_t kvm_system_time;    /* MSR_KVM_SYSTEM_TIME_NEW */
 	uint64_t kvm_wall_clock;
+	struct log_limit msr_limit;
 };
 
 struct machine {
