@@ -405,7 +405,7 @@ static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn,
 		return;
 	image = interp->data + at;
 	memcpy(&mask, image + 28, 4);
-	if (mask == 0xffff)
+	if (mask == 0xffff && (fxsave || (interp->cpu.s.reg[X86_RAX] & 6)))
 		mask = 0x2ffff;
 	memcpy(image + 28, &mask, 4);
 	if (!(interp->cpu.s.fpu.fsw & 0x80) && (fxsave || (interp->cpu.s.reg[X86_RAX] & 1))) {

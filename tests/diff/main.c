@@ -169,7 +169,8 @@ static void judge(struct worker *w, unsigned slot)
 	add(&t->ran, 1);
 	add(&t->differ, 1);
 	__atomic_fetch_add(&t->row_ran[row], 1, __ATOMIC_RELAXED);
-	if (__atomic_fetch_add(&t->row_differ[row], 1, __ATOMIC_RELAXED) == 0 &&
+	const uint32_t before = __atomic_fetch_add(&t->row_differ[row], 1, __ATOMIC_RELAXED);
+	if ((before == 0 || row == ROWS_MAX) &&
 		__atomic_fetch_add(&t->reports, 1, __ATOMIC_RELAXED) < w->options->reports)
 		report(w, slot, c, false);
 }
