@@ -163,8 +163,10 @@ static bool extra_0f(uint8_t opcode, uint8_t modrm, bool rep, bool repne, bool o
 {
 	switch (opcode) {
 	case 0x00: return (modrm >> 3 & 6) == 4; /* VERR, VERW with LOCK */
-	case 0x01: return modrm >= 0xc0;	 /* CLZERO, RDPRU, RDPKRU ... */
-	case 0x2b: return rep || repne;		 /* MOVNTSS, MOVNTSD */
+	case 0x20:
+	case 0x22: return true;		 /* MOV of CR0 with LOCK: CR8 on AMD's */
+	case 0x01: return modrm >= 0xc0; /* CLZERO, RDPRU, RDPKRU ... */
+	case 0x2b: return rep || repne;	 /* MOVNTSS, MOVNTSD */
 	case 0x78:
 	case 0x79: return repne || opsize;			 /* SSE4A */
 	case 0x0e: return true;					 /* FEMMS */
