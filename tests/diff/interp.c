@@ -300,6 +300,16 @@ static bool is_unaligned_sha(struct x86_cpu *cpu, const struct x86_insn *insn)
 	       (linear_ea(cpu, insn) & 15);
 }
 
+/* FS or GS and an offset that is not canonical by itself: Intel's look at the sum with the base only, AMD's raise
+ * #GP(0) all the same. Ours are Intel's. */
+static bool is_wrapping_offset(const struct x86_cpu *cpu, const struct x86_insn *insn)
+{
+	int64_t ea = (int64_t)x86_ea(cpu, insn);
+
+	return insn->mode == 64 && (insn->seg == X86_FS || insn->seg == X86_GS) &&
+	       ea != (int64_t)((uint64_t)ea << 16) >> 16;
+}
+
 /* VPINSRD and VPEXTRD with VEX.W outside 64-bit mode: Intel's ignore W, AMD's raise #UD. The decoder has
  * dropped W by then, so look for it in the bytes. */
 static bool is_wide_insert(const struct x86_insn *insn, const uint8_t *bytes)
@@ -369,7 +379,7 @@ static enum diff_skip insn_skip(
 		(!upper_halves(cpu) || x87_is_initial(cpu)))
 		return DIFF_SKIP_XINUSE;
 	return differs_by_vendor(insn, bytes) || is_prefixed_loop(insn) ||
-			       is_unaligned_sha(cpu, insn)
+			       is_wrapping_offset(cpu, insn) || is_unaligned_sha(cpu, insn)
 		       ? DIFF_SKIP_VENDOR
 		       : DIFF_SKIP_NONE;
 }
