@@ -18,7 +18,7 @@
 #define ESCAPE 0x01 /* Ctrl-A */
 
 struct terminal {
-	bool tty, raw;
+	bool raw;
 	bool escaped; /* the last byte was an escape */
 	struct termios original;
 	int wake_fd;
@@ -100,8 +100,8 @@ int terminal_open(struct terminal **ret_terminal, struct error *err)
 		free(terminal);
 		return status;
 	}
-	terminal->tty = isatty(STDIN_FILENO) && tcgetattr(STDIN_FILENO, &terminal->original) == 0;
-	if (terminal->tty && tcgetpgrp(STDIN_FILENO) == getpgrp())
+	if (isatty(STDIN_FILENO) && tcgetattr(STDIN_FILENO, &terminal->original) == 0 &&
+		tcgetpgrp(STDIN_FILENO) == getpgrp())
 		status = go_raw(terminal, err);
 	if (status < 0) {
 		terminal_close(terminal);
@@ -124,11 +124,6 @@ void terminal_close(struct terminal *terminal)
 	}
 	close(terminal->wake_fd);
 	free(terminal);
-}
-
-bool terminal_is_tty(const struct terminal *terminal)
-{
-	return terminal->tty;
 }
 
 void terminal_wake(struct terminal *terminal)

@@ -25,8 +25,6 @@ int terminal_open(struct terminal **ret_terminal, struct error *err);
 /* Restore and free. NULL is allowed. */
 void terminal_close(struct terminal *terminal);
 
-bool terminal_is_tty(const struct terminal *terminal);
-
 /*
  * Wait for input or terminal_wake(). Returns the number of bytes stored (escape sequences removed, an
  * escape's command in *ret_command), 0 after a wake or a command, -EPIPE at the end of input, or

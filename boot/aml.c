@@ -21,10 +21,8 @@ enum aml_op {
 	AML_SCOPE = 0x10,
 	AML_BUFFER = 0x11,
 	AML_PACKAGE = 0x12,
-	AML_METHOD = 0x14,
 	AML_EXT = 0x5b,
 	AML_EXT_DEVICE = 0x82,
-	AML_RETURN = 0xa4,
 };
 
 /* Resource descriptors: the tag byte of small ones holds their length. */
@@ -164,17 +162,6 @@ unsigned aml_device_open(struct aml *aml, const char *name)
 	return block;
 }
 
-unsigned aml_method_open(struct aml *aml, const char *name, unsigned args)
-{
-	unsigned block;
-
-	put8(aml, AML_METHOD);
-	block = aml->size_bytes;
-	put_name(aml, name);
-	put8(aml, args & 7);
-	return block;
-}
-
 unsigned aml_package_open(struct aml *aml, uint8_t elements)
 {
 	unsigned block;
@@ -224,12 +211,6 @@ void aml_close(struct aml *aml, unsigned block)
 	memmove(aml->bytes + block + n, aml->bytes + block, content);
 	memcpy(aml->bytes + block, length, n);
 	aml->size_bytes += n;
-}
-
-void aml_return_integer(struct aml *aml, uint64_t value)
-{
-	put8(aml, AML_RETURN);
-	aml_integer(aml, value);
 }
 
 unsigned aml_resources_open(struct aml *aml)

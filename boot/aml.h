@@ -38,11 +38,8 @@ void aml_eisaid(struct aml *aml, const char *id);
 /* Blocks: each returns what aml_close() wants. */
 unsigned aml_scope_open(struct aml *aml, const char *name);
 unsigned aml_device_open(struct aml *aml, const char *name);
-unsigned aml_method_open(struct aml *aml, const char *name, unsigned args);
 unsigned aml_package_open(struct aml *aml, uint8_t elements);
 void aml_close(struct aml *aml, unsigned block);
-
-void aml_return_integer(struct aml *aml, uint64_t value);
 
 /* A resource template: a buffer with descriptors (ACPI 6.4, section 6.4), closed by aml_resources_close(),
  * which writes the end tag. */
