@@ -2,6 +2,9 @@
  * Far JMP and CALL: to code segments, through call gates, and to tasks (SDM 2 "JMP", "CALL"; SDM 3A 5.8, 8.3).
  *
  * REX.W with a far pointer in memory reads a 64-bit offset, as on Intel's processors.
+ *
+ * In long mode a call that changes between 64-bit and compatibility mode pushes as its target would: the
+ * target's mode decides how wide the stack pointer is. The SDM does not say so, AMD's processors do it.
  */
 #include "isa/x86/semantics.h"
 
@@ -55,6 +58,16 @@ static void push_return(struct x86_frame *frame, const struct x86_cpu *cpu)
 	x86_frame_push(frame, cpu->s.reg[X86_RIP]);
 }
 
+/* The present stack as code of segment `cs` uses it. */
+static void frame_for(struct x86_frame *frame, const struct x86_cpu *cpu,
+	const struct x86_segment *cs, unsigned slot)
+{
+	x86_frame_current(frame, cpu, slot, 0);
+	if (!cpu->long_mode)
+		return;
+	frame->width = cs->attr & X86_SEG_L ? 8 : frame->ss.attr & X86_SEG_DB ? 4 : 2;
+}
+
 /* Jump or call within the present privilege. */
 static enum x86_status transfer(
 	struct x86_cpu *cpu, const struct x86_segment *cs, uint64_t rip, bool call, unsigned slot)
@@ -65,8 +78,8 @@ static enum x86_status transfer(
 		return x86_gp(cpu, 0);
 	if (!call)
 		return enter(cpu, cs, rip, NULL);
-	x86_frame_current(&frame, cpu, slot, 0);
-	X86_TRY(x86_check_alignment(cpu, frame.ss.base + frame.sp, slot));
+	frame_for(&frame, cpu, cs, slot);
+	X86_TRY(x86_check_alignment(cpu, frame.sp + (frame.width == 8 ? 0 : frame.ss.base), slot));
 	push_return(&frame, cpu);
 	X86_TRY(x86_frame_write(&frame, cpu));
 	return enter(cpu, cs, rip, &frame);

@@ -59,6 +59,53 @@ static void test_call_gate_64(void **state)
 	assert_int_equal(cpu->mode, 64);
 }
 
+/* The stack is as wide as the target's mode has it, as AMD's processors do it. */
+static void test_call_between_modes(void **state)
+{
+	struct test_cpu *t = *state;
+	struct x86_cpu *cpu = start(t, 64, 3);
+
+	put(t, 0x6000, (uint64_t)UCODE << 32 | HANDLER(200), 6);
+	cpu->s.reg[X86_RBX] = 0x6000;
+	cpu->s.reg[X86_RSP] = 0xff80000000000000 | STACK3; /* not canonical, and not looked at */
+	CODE_BYTES(t, "\xff\x1b");			   /* call far [rbx] */
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	assert_int_equal(cpu->mode, 32);
+	assert_int_equal(cpu->s.reg[X86_RIP], HANDLER(200));
+	assert_int_equal(cpu->s.reg[X86_RSP], STACK3 - 8);
+	assert_int_equal(slot(t, 0, 4), CODE + 2);
+	assert_int_equal(slot(t, 1, 4), UCODE64);
+
+	cpu->s.seg[X86_SS].base = 0x1001; /* which 64-bit mode ignores */
+	cpu->s.rflags |= X86_AC;
+	cpu->s.cr0 |= X86_CR0_AM;
+	x86_cpu_refresh(cpu);
+	CODE_BYTES(t, "\x9a\x00\x00\x01\x00\x2b\x00"); /* call 0x2b:CODE */
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	assert_int_equal(cpu->mode, 64);
+	assert_int_equal(cpu->s.reg[X86_RSP], STACK3 - 16);
+	assert_int_equal(get(t, STACK3 - 16, 4), HANDLER(200) + 7);
+	assert_int_equal(get(t, STACK3 - 12, 4), UCODE);
+}
+
+/* A stack that compatibility mode cannot use: here none, as 64-bit mode may have it. */
+static void test_call_without_stack(void **state)
+{
+	struct test_cpu *t = *state;
+	struct x86_cpu *cpu = start(t, 64, 0);
+
+	set_descriptor(t, FREE, 0, 0xfffff, A_CODE | A_BIG);
+	put(t, 0x6000, (uint64_t)FREE << 32 | HANDLER(200), 6);
+	cpu->s.reg[X86_RBX] = 0x6000;
+	cpu->s.seg[X86_SS] = x86_segment_null(0, 0);
+	x86_cpu_refresh(cpu);
+	CODE_BYTES(t, "\xff\x1b"); /* call far [rbx] */
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	at_handler(t, X86_SS_EXC);
+	assert_int_equal(slot(t, 0, 8), 0);
+	assert_int_equal(slot(t, 1, 8), CODE);
+}
+
 static void test_jmp_far(void **state)
 {
 	struct test_cpu *t = *state;
@@ -326,6 +373,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_call_gate_with_parameters),
 		TEST(test_call_gate_64),
+		TEST(test_call_between_modes),
+		TEST(test_call_without_stack),
 		TEST(test_jmp_far),
 		TEST(test_real_mode),
 		TEST(test_task_call_and_return),
