@@ -48,12 +48,20 @@ enum engine_caps {
 	ENGINE_CAP_HARDWARE = 1u << 1, /* guest code runs on virtualization hardware */
 };
 
+/* For runs that must be repeatable or comparable; all zero: none of it. Not for KVM. */
+struct engine_tuning {
+	uint64_t random_seed; /* RDRAND and RDSEED are a sequence that begins with it; 0: the host's */
+	unsigned block_instructions; /* at most, in one block; 0: as many as the engine likes */
+	bool precise; /* whenever run returns the state is exact, with the flags that nobody will read */
+};
+
 struct engine_vm_config {
 	struct guest_memory *memory; /* complete before the first run; outlives the VM */
 	struct bus *bus;
 	const struct engine_hooks *hooks;
 	const struct x86_cpuid_model *cpuid; /* the model guests see; engines may only remove from it */
 	unsigned cpus_max;
+	struct engine_tuning tuning;
 };
 
 struct engine_vcpu_config {
@@ -64,6 +72,7 @@ struct engine_vcpu_config {
 
 enum engine_exit {
 	ENGINE_EXIT_KICKED,   /* kick() was called */
+	ENGINE_EXIT_BUDGET,   /* what set_budget() allowed is used up */
 	ENGINE_EXIT_HALTED,   /* HLT with nothing to deliver: run again after interrupt(), nmi() */
 	ENGINE_EXIT_SHUTDOWN, /* triple fault */
 	ENGINE_EXIT_RESET,    /* the guest or the engine asks for a machine reset */
@@ -78,7 +87,8 @@ struct engine_probe {
 	char reason[256];	/* why not usable, and the remedy */
 };
 
-/* Counters of one vCPU, monotonic, read racily. */
+/* Counters of one vCPU, monotonic, read racily. `instructions` is exact whenever run has returned: those
+ * completed, by retiring or by a fault that was delivered. */
 struct engine_counters {
 	uint64_t instructions, blocks_decoded, block_flushes, exits, interrupts, exceptions, mmio, pio;
 	uint64_t emulated; /* instructions KVM could not run and the interpreter did */
@@ -103,6 +113,16 @@ struct engine_ops {
 	void (*kick)(struct engine_vcpu *vcpu);	     /* run returns ENGINE_EXIT_KICKED soon */
 	void (*interrupt)(struct engine_vcpu *vcpu); /* interrupt_ack may have a vector now */
 	void (*nmi)(struct engine_vcpu *vcpu);
+
+	/* The next runs return ENGINE_EXIT_BUDGET at the first block's end at which `instructions` have been
+	 * completed since now, without delivering anything after them; UINT64_MAX: never. interp, and any
+	 * engine whose blocks have one instruction, stops exactly there. A run that starts with an
+	 * interrupt announced asks for it before it executes anything. On the vCPU's thread, outside
+	 * run. Errors: -ENOTSUP, the engine does not count. */
+	int (*set_budget)(struct engine_vcpu *vcpu, uint64_t instructions);
+	/* RFLAGS bits that get_state() gives wrong now, as the code to come writes them before it reads them;
+	 * 0 with engine_tuning.precise. NULL: always 0. */
+	uint64_t (*dead_flags)(struct engine_vcpu *vcpu);
 
 	/* The TSC is as RDTSC has it. Without ENGINE_CAP_IRQCHIP the local APIC and the TSC are the machine's:
 	 * get_state copies the TSC, set_state leaves both alone. With it, lapic.apic_base 0 leaves the APIC. */

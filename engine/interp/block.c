@@ -14,16 +14,18 @@ struct interp_cache {
 	struct interp_block *table[TABLE_SIZE];
 	uint8_t *arena;
 	size_t arena_bytes, used;
+	unsigned insns_max; /* in a block */
 	uint64_t decoded, flushes;
 };
 
-int interp_cache_create(struct interp_cache **ret_cache, size_t arena_bytes)
+int interp_cache_create(struct interp_cache **ret_cache, size_t arena_bytes, unsigned insns_max)
 {
 	AUTO_FREE struct interp_cache *cache = calloc(1, sizeof(*cache));
 
 	if (!cache)
 		return -ENOMEM;
 	cache->arena_bytes = arena_bytes;
+	cache->insns_max = insns_max ? MIN(insns_max, (unsigned)INTERP_BLOCK_INSNS) : INTERP_BLOCK_INSNS;
 	cache->arena = mmap(NULL, arena_bytes, PROT_READ | PROT_WRITE,
 		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (cache->arena == MAP_FAILED)
@@ -90,12 +92,12 @@ static void mark_insn(struct x86_insn *insn)
 }
 
 /* Decode from the private copy `bytes`; returns the number of instructions, sets *ret_size. */
-static unsigned decode_run(struct x86_insn *insn, const uint8_t *bytes, unsigned avail, unsigned mode,
-	bool real, const struct x86_feature_set *features, unsigned *ret_size)
+static unsigned decode_run(struct x86_insn *insn, unsigned insns_max, const uint8_t *bytes,
+	unsigned avail, unsigned mode, bool real, const struct x86_feature_set *features, unsigned *ret_size)
 {
 	unsigned count = 0, at = 0;
 
-	while (count < INTERP_BLOCK_INSNS && at < avail) {
+	while (count < insns_max && at < avail) {
 		if (x86_decode(&insn[count], bytes + at, avail - at, mode, real, features) !=
 			X86_DECODE_OK)
 			break;
@@ -122,7 +124,8 @@ struct interp_block *interp_cache_decode(struct interp_cache *cache, uint64_t ke
 					 ALIGN_UP(sizeof(*block) + (size_t)INTERP_BLOCK_BYTES, 64));
 
 	/* Decoded where they have room for sure, then moved up behind the bytes. */
-	unsigned count = decode_run(insn, copy, avail, mode, real, features, &size);
+	unsigned count =
+		decode_run(insn, cache->insns_max, copy, avail, mode, real, features, &size);
 	if (!count)
 		return NULL;
 	size_t head = ALIGN_UP(sizeof(*block) + size, (size_t)64);

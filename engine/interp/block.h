@@ -37,8 +37,9 @@ struct interp_block {
 
 struct interp_cache;
 
-/* arena_bytes bounds what the decoded blocks take. Errors: -ENOMEM. */
-int interp_cache_create(struct interp_cache **ret_cache, size_t arena_bytes);
+/* arena_bytes bounds what the decoded blocks take, insns_max (0: INTERP_BLOCK_INSNS) the instructions of a block.
+ * Errors: -ENOMEM. */
+int interp_cache_create(struct interp_cache **ret_cache, size_t arena_bytes, unsigned insns_max);
 void interp_cache_free(struct interp_cache *cache);
 
 static inline uint64_t interp_block_key(gpa_t gpa, unsigned mode, bool real)

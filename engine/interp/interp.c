@@ -85,11 +85,12 @@ static inline struct interp_block *find_block(struct engine_vcpu *v, const uint8
 	return block;
 }
 
+/* The first `count` instructions of it. */
 static enum x86_status run_block(struct engine_vcpu *v, const struct interp_block *block,
-	const uint8_t *host)
+	unsigned count, const uint8_t *host)
 {
 	struct x86_cpu *cpu = &v->soft.cpu;
-	const struct x86_insn *insn = block->insn, *end = insn + block->insn_count;
+	const struct x86_insn *insn = block->insn, *end = insn + count;
 	const uint64_t start = cpu->s.reg[X86_RIP];
 	enum x86_status status = X86_OK;
 	unsigned done = 0;
@@ -118,14 +119,17 @@ static enum x86_status run_block(struct engine_vcpu *v, const struct interp_bloc
 }
 
 /* One turn of the loop: a block, or one instruction where that does not do. */
-static enum x86_status run_some(struct engine_vcpu *v)
+static inline enum x86_status run_some(struct engine_vcpu *v, bool counted)
 {
 	const uint8_t *host = NULL;
 	struct interp_block *block = find_block(v, &host);
 
 	if (unlikely(!block))
 		return x86_step(&v->soft.cpu);
-	enum x86_status status = run_block(v, block, host);
+	unsigned count = block->insn_count;
+	if (counted)
+		count = (unsigned)MIN((uint64_t)count, v->soft.stop_at - v->soft.cpu.instructions);
+	enum x86_status status = run_block(v, block, count, host);
 	if (unlikely(status == X86_FAULT)) {
 		v->soft.counters.exceptions++;
 		status = x86_deliver_fault(&v->soft.cpu);
@@ -133,7 +137,8 @@ static enum x86_status run_some(struct engine_vcpu *v)
 	return status;
 }
 
-static enum x86_status run_loop(struct soft_vcpu *soft)
+/* counted: not past soft->stop_at. */
+static inline __attribute__((always_inline)) enum x86_status loop(struct soft_vcpu *soft, bool counted)
 {
 	struct engine_vcpu *v = (struct engine_vcpu *)soft;
 	struct x86_cpu *cpu = &soft->cpu;
@@ -145,13 +150,15 @@ static enum x86_status run_loop(struct soft_vcpu *soft)
 
 		if (unlikely(attention & SOFT_KICK))
 			return X86_STOP;
+		if (counted && cpu->instructions >= soft->stop_at)
+			return X86_STOP;
 		if (soft_must_attend(soft, attention)) {
 			status = soft_attend(soft, attention);
 			if (status == X86_TRIPLE)
 				return status;
 			step = soft_needs_step(cpu);
 		}
-		status = unlikely(step) ? x86_step(cpu) : run_some(v);
+		status = unlikely(step) ? x86_step(cpu) : run_some(v, counted);
 		if (likely(!step && (status == X86_OK || status == X86_JUMP)))
 			continue;
 		if (status == X86_HLT || status == X86_TRIPLE || status == X86_STOP)
@@ -160,9 +167,19 @@ static enum x86_status run_loop(struct soft_vcpu *soft)
 	}
 }
 
+static enum x86_status run_loop(struct soft_vcpu *soft)
+{
+	return loop(soft, false);
+}
+
+static enum x86_status run_loop_counted(struct soft_vcpu *soft)
+{
+	return loop(soft, true);
+}
+
 static enum engine_exit interp_run(struct engine_vcpu *v, struct error *err)
 {
-	return soft_run(&v->soft, run_loop);
+	return soft_run(&v->soft, v->soft.stop_at == UINT64_MAX ? run_loop : run_loop_counted);
 }
 
 /* ---- the engine's slots ---- */
@@ -217,7 +234,8 @@ static int interp_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *v
 		free(v);
 		return status;
 	}
-	if (interp_cache_create(&v->cache, ARENA_BYTES) < 0) {
+	if (interp_cache_create(&v->cache, ARENA_BYTES,
+		    vm->soft.config.tuning.block_instructions) < 0) {
 		interp_vcpu_free(v);
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
 	}

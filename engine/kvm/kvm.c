@@ -283,6 +283,12 @@ static int kvm_dirty_sync(struct engine_vm *vm)
 	return status;
 }
 
+/* Processors count instructions where hosts let them, and not to the one. */
+static int kvm_set_budget(struct engine_vcpu *vcpu, uint64_t instructions)
+{
+	return instructions == UINT64_MAX ? 0 : -ENOTSUP;
+}
+
 const struct engine_ops engine_kvm_ops = {
 	.name = "kvm",
 	.caps = ENGINE_CAP_IRQCHIP | ENGINE_CAP_HARDWARE,
@@ -307,4 +313,5 @@ const struct engine_ops engine_kvm_ops = {
 	.msi = kvm_msi,
 	.irqfd = kvm_irqfd,
 	.ioeventfd = kvm_ioeventfd,
+	.set_budget = kvm_set_budget,
 };

@@ -263,14 +263,16 @@ enum engine_exit soft_run(struct soft_vcpu *v, soft_loop *loop)
 	for (;;) {
 		if (atomic_load(&v->attention) & SOFT_KICK)
 			break;
+		if (v->cpu.instructions >= v->stop_at && v->cpu.s.activity != X86_SHUTDOWN) {
+			exit = ENGINE_EXIT_BUDGET;
+			break;
+		}
 		if (still_halted(v)) {
 			exit = v->cpu.s.activity == X86_SHUTDOWN ? ENGINE_EXIT_SHUTDOWN
 								 : ENGINE_EXIT_HALTED;
 			break;
 		}
-		enum x86_status status = loop(v);
-		if (status == X86_STOP)
-			break;
+		loop(v); /* why it came back shows in what is asked above */
 	}
 	atomic_fetch_and(&v->attention, ~(uint32_t)SOFT_KICK);
 	guest_leave(v);
@@ -312,6 +314,8 @@ int soft_vcpu_init(struct soft_vcpu *v, struct soft_vm *vm, const struct engine_
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
 	}
 	v->cpu.apic_id = config->apic_id;
+	v->cpu.random = vm->config.tuning.random_seed;
+	v->stop_at = UINT64_MAX;
 	AUTO_LOCK(&vm->lock);
 	if (vm->exclusive_depth)
 		atomic_fetch_or(&v->attention, SOFT_HOLD);
@@ -358,6 +362,15 @@ void soft_interrupt(struct engine_vcpu *vcpu)
 void soft_nmi(struct engine_vcpu *vcpu)
 {
 	atomic_fetch_or(&vcpu_of(vcpu)->attention, SOFT_NMI);
+}
+
+int soft_set_budget(struct engine_vcpu *vcpu, uint64_t instructions)
+{
+	struct soft_vcpu *v = vcpu_of(vcpu);
+
+	if (__builtin_add_overflow(v->cpu.instructions, instructions, &v->stop_at))
+		v->stop_at = UINT64_MAX;
+	return 0;
 }
 
 int soft_get_state(struct engine_vcpu *vcpu, struct x86_state *ret_state)

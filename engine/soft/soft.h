@@ -6,8 +6,7 @@
  *	struct engine_vcpu { struct soft_vcpu soft; ... };
  *
  * because the slots below, which go into its engine_ops as they are (SOFT_ENGINE_SLOTS), take one for the
- * other, and soft_of() takes the x86_cpu for its soft_vcpu. Who only steps single instructions (KVM's fallback,
- * tests) takes the structures and soft_env as well, with none of the slots.
+ * other, and soft_of() takes the x86_cpu for its soft_vcpu.
  *
  * Threads: a thread per vCPU, no shared translation state. What is in soft_vcpu belongs to that thread but
  * for two fields: `attention`, the one word through which any thread talks to a vCPU and which the engine
@@ -61,6 +60,7 @@ struct soft_vcpu {
 	struct soft_vm *vm;
 	struct engine_vcpu_config config;
 	_Atomic uint32_t attention; /* enum soft_attention */
+	uint64_t stop_at; /* leave run when cpu.instructions is there; UINT64_MAX: never */
 	bool in_guest;		    /* executes guest code or may; under vm->lock */
 	struct engine_counters counters;
 };
@@ -92,8 +92,8 @@ static inline struct soft_vcpu *soft_of(struct x86_cpu *cpu)
 /* ---- for an engine's loop, on the vCPU's thread ---- */
 
 /*
- * Executes guest code until something is for soft_run(): X86_STOP when it sees SOFT_KICK, X86_HLT,
- * X86_TRIPLE. Other attention it hands to soft_attend(). It is entered with the vCPU running.
+ * Executes guest code until something is for soft_run(): X86_STOP when it sees SOFT_KICK or is at a block's end
+ * with cpu.instructions >= stop_at (and has attended to nothing since it got there), X86_HLT, X86_TRIPLE. Other attention it hands to soft_attend(). It is entered with the vCPU running.
  */
 typedef enum x86_status soft_loop(struct soft_vcpu *v);
 
@@ -157,6 +157,7 @@ void soft_exclusive_end(struct soft_vm *vm, struct soft_vcpu *self);
 void soft_kick(struct engine_vcpu *vcpu);
 void soft_interrupt(struct engine_vcpu *vcpu);
 void soft_nmi(struct engine_vcpu *vcpu);
+int soft_set_budget(struct engine_vcpu *vcpu, uint64_t instructions);
 int soft_get_state(struct engine_vcpu *vcpu, struct x86_state *ret_state);
 int soft_set_state(struct engine_vcpu *vcpu, const struct x86_state *state);
 int soft_hold(struct engine_vm *vm);
@@ -171,6 +172,7 @@ int soft_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool o
  * calls this one. */
 #define SOFT_ENGINE_SLOTS                                                                      \
 	.kick = soft_kick, .interrupt = soft_interrupt, .nmi = soft_nmi,                       \
+	.set_budget = soft_set_budget,                                                         \
 	.get_state = soft_get_state, .set_state = soft_set_state, .hold = soft_hold,           \
 	.release = soft_hold, .dirty_start = soft_drop_writes, .dirty_sync = soft_drop_writes, \
 	.dirty_stop = soft_dirty_stop, .irq_line = soft_irq_line, .msi = soft_msi,             \

@@ -87,7 +87,11 @@ struct x86_cpu {
 	bool slow_path;
 	bool watched;	   /* data breakpoints are armed: tlb_now holds nothing, see x86_watch() */
 	uint8_t watch_hit; /* DR6 bits of data and I/O breakpoints that this instruction met */
-	uint64_t instructions; /* retired, for counters and virtual time */
+	/* Completed, for counters and virtual time: retired, or ended by a fault that was delivered. So two
+	 * engines that have the same count are at the same place; a string instruction that has not come to
+	 * its end is the exception. */
+	uint64_t instructions;
+	uint64_t random; /* what RDRAND and RDSEED give comes from here; 0: from the host */
 
 	struct guest_memory *memory;
 	const struct x86_env_ops *env;

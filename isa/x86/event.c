@@ -350,6 +350,7 @@ enum x86_status x86_deliver_fault(struct x86_cpu *cpu)
 {
 	struct x86_event event = take_fault(cpu);
 
+	cpu->instructions++;
 	return x86_deliver(cpu, &event);
 }
 

@@ -98,11 +98,23 @@ static enum x86_status random_result(struct x86_cpu *cpu, const struct x86_insn 
 	return X86_OK;
 }
 
+/* The next number of a repeatable run: a step of xorshift64 (Marsaglia 2003), which 0 never leaves nor
+ * enters, and a multiplication that spreads it. */
+static uint64_t random_next(struct x86_cpu *cpu)
+{
+	cpu->random ^= cpu->random << 13;
+	cpu->random ^= cpu->random >> 7;
+	cpu->random ^= cpu->random << 17;
+	return cpu->random * 0x9e3779b97f4a7c15ull;
+}
+
 /* The guest's CPUID has these features only if the host's does. */
 enum x86_status x86_sem_rdrand(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint64_t value;
 	bool ready;
+	if (unlikely(cpu->random))
+		return random_result(cpu, insn, random_next(cpu), true);
 	__asm__ volatile("rdrand %0" : "=r"(value), "=@ccc"(ready));
 	return random_result(cpu, insn, value, ready);
 }
@@ -111,6 +123,8 @@ enum x86_status x86_sem_rdseed(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint64_t value;
 	bool ready;
+	if (unlikely(cpu->random))
+		return random_result(cpu, insn, random_next(cpu), true);
 	__asm__ volatile("rdseed %0" : "=r"(value), "=@ccc"(ready));
 	return random_result(cpu, insn, value, ready);
 }

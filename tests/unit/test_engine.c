@@ -592,6 +592,106 @@ static void test_rare_instructions(void **state)
 	check_emulated(r);
 }
 
+/* ---- budgets ---- */
+
+static uint64_t instructions_of(struct rig *r)
+{
+	struct engine_counters counters;
+
+	r->ops->counters(r->vcpu, &counters);
+	return counters.instructions;
+}
+
+static bool can_count(struct rig *r)
+{
+	if (r->ops->set_budget(r->vcpu, 1) == 0)
+		return true;
+	print_message("NOT CHECKED: budgets (%s does not count instructions)\n", r->ops->name);
+	return false;
+}
+
+/* Run with this budget; the interpreter keeps it to the instruction, others to the block. */
+static uint64_t run_budget(struct rig *r, uint64_t budget)
+{
+	uint64_t before = instructions_of(r), done;
+	struct error err = {0};
+
+	assert_int_equal(r->ops->set_budget(r->vcpu, budget), 0);
+	assert_int_equal(r->ops->run(r->vcpu, &err), ENGINE_EXIT_BUDGET);
+	done = instructions_of(r) - before;
+	assert_true(done >= budget);
+	if (strcmp(r->ops->name, "interp") == 0)
+		assert_int_equal(done, budget);
+	return done;
+}
+
+/* inc eax; ud2; jmp to the inc. The handler: add qword [rsp], 2; iretq. Five turns of the count, and the second
+ * is the fault. */
+static void test_budget(void **state)
+{
+	static const uint8_t code[] = {0xff, 0xc0, 0x0f, 0x0b, 0xeb, 0xfa};
+	static const uint8_t handler[] = {0x48, 0x83, 0x04, 0x24, 0x02, 0x48, 0xcf};
+	static const uint64_t place[] = {CODE, CODE + 2, HANDLERS, HANDLERS + 5, CODE + 4};
+	struct rig *r = *state;
+	struct x86_state s;
+	uint64_t total = 0;
+
+	if (!can_count(r))
+		return;
+	rig_long(r, &s);
+	rig_gate(r, X86_UD, 0, handler, sizeof(handler));
+	RIG_LOAD(r, &s, code);
+	for (uint64_t budget = 1; budget < 60; budget++) {
+		total += run_budget(r, budget);
+		rig_state(r, &s);
+		assert_int_equal(s.reg[X86_RIP], place[total % 5]);
+		assert_int_equal(s.reg[X86_RAX], total / 5 + (total % 5 > 0));
+	}
+}
+
+/* mov ecx; rep stosb of 100000 bytes; inc edx; jmp to itself: the string instruction counts once, at its end. */
+static void test_budget_strings(void **state)
+{
+	static const uint8_t code[] = {0xb9, 0xa0, 0x86, 0x01, 0x00, 0xf3, 0xaa, 0xff, 0xc2, 0xeb, 0xfe};
+	struct rig *r = *state;
+	struct x86_state s;
+
+	if (!can_count(r))
+		return;
+	rig_long(r, &s);
+	s.reg[X86_RDI] = 0x100000;
+	RIG_LOAD(r, &s, code);
+	uint64_t done = run_budget(r, 2);
+	rig_state(r, &s);
+	assert_int_equal(s.reg[X86_RCX], 0);
+	assert_int_equal(s.reg[X86_RDI], 0x100000 + 100000);
+	assert_int_equal(s.reg[X86_RDX], done > 2);
+}
+
+/* An interrupt that was announced comes before the first instruction. */
+static void test_budget_interrupt(void **state)
+{
+	static const uint8_t code[] = {0xeb, 0xfe};
+	static const uint8_t handler[] = {0xff, 0xc2, 0xeb, 0xfe}; /* inc edx; jmp to itself */
+	struct rig *r = *state;
+	struct x86_state s;
+
+	if (!can_count(r))
+		return;
+	rig_long(r, &s);
+	s.rflags |= X86_IF;
+	rig_gate(r, 0x40, 0, handler, sizeof(handler));
+	RIG_LOAD(r, &s, code);
+	run_budget(r, 100);
+	rig_state(r, &s);
+	assert_int_equal(s.reg[X86_RIP], CODE);
+	r->vector = 0x40;
+	r->ops->interrupt(r->vcpu);
+	run_budget(r, 1);
+	rig_state(r, &s);
+	assert_int_equal(s.reg[X86_RDX], 1);
+}
+
 /* ---- ---- */
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -616,6 +716,9 @@ int main(int argc, char **argv)
 		TEST(test_rare_instructions),
 		TEST(test_doorbells),
 		TEST(test_irqfd),
+		TEST(test_budget),
+		TEST(test_budget_strings),
+		TEST(test_budget_interrupt),
 	};
 	struct engine_probe probe;
 
