@@ -22,6 +22,7 @@
 #include "device/timer/pit.h"
 #include "device/timer/rtc.h"
 #include "machine/private.h"
+#include "machine/virtual.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,11 +90,22 @@ int board_pic_ack(struct board *board)
 	return pic_pending(board->pic) ? pic_ack(board->pic) : -1;
 }
 
+bool board_interrupt_pending(struct board *board, unsigned index)
+{
+	struct lapic *lapic = board->machine->vcpu[index].lapic;
+
+	return lapic_pending(lapic) >= 0 || (lapic_accepts_pic(lapic) && pic_pending(board->pic));
+}
+
 static void lapic_notify(void *opaque, enum lapic_signal signal, uint8_t vector)
 {
 	struct machine_vcpu *vcpu = opaque;
 	const struct engine_ops *ops = vcpu->machine->config.engine;
 
+	if (vcpu->machine->config.virtual_time.on) {
+		virtual_notify(vcpu, signal);
+		return;
+	}
 	switch (signal) {
 	case LAPIC_SIGNAL_INTR:
 	case LAPIC_SIGNAL_EXTINT:

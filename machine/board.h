@@ -29,6 +29,9 @@ void board_lapic_state(struct board *board, unsigned index, struct x86_lapic *re
 void board_press_power(struct board *board);
 size_t board_console_input(struct board *board, const uint8_t *bytes, size_t count);
 
+/* Is there an interrupt that board_pic_ack() or the local APIC of vCPU `index` would give now? */
+bool board_interrupt_pending(struct board *board, unsigned index);
+
 /* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
 int board_pic_ack(struct board *board);
 

@@ -36,6 +36,8 @@ struct machine_clock {
 	struct device_timer *firing; /* its callback runs now */
 	uint64_t sleeps_until_ns; /* guest time the event thread waits for; 0: no need to wake it */
 	bool quit;
+	bool is_virtual; /* `base` never runs, and `thread` is who advanced it last */
+	uint64_t start_realtime_ns; /* virtual: wall clock at guest time 0 */
 
 	/* One word, so that readers need no lock: host time at guest time 0, times 2, + 1 while running;
 	 * the guest time, times 2, while held. */
@@ -104,7 +106,10 @@ static uint64_t guest_now_ns(struct timer_source *source)
 
 static uint64_t guest_realtime_ns(struct timer_source *source)
 {
-	return clock_realtime_ns();
+	const struct machine_clock *clock = clock_of(source);
+
+	return clock->is_virtual ? clock->start_realtime_ns + guest_now_ns(source) :
+				   clock_realtime_ns();
 }
 
 /* Whole seconds apart, so that nothing overflows 64 bits. */
@@ -134,13 +139,14 @@ uint64_t machine_clock_tsc_hz(const struct machine_clock *clock)
 
 uint64_t machine_clock_boot_realtime_ns(struct machine_clock *clock)
 {
-	return clock_realtime_ns() - guest_now_ns(&clock->source);
+	return clock->is_virtual ? clock->start_realtime_ns :
+				   clock_realtime_ns() - guest_now_ns(&clock->source);
 }
 
 void machine_clock_run(struct machine_clock *clock)
 {
 	AUTO_LOCK(&clock->lock);
-	if (clock->base & BASE_RUNNING)
+	if (clock->is_virtual || clock->base & BASE_RUNNING)
 		return;
 	clock->base = (clock_monotonic_ns() - (clock->base >> 1)) << 1 | BASE_RUNNING;
 	pthread_cond_signal(&clock->changed);
@@ -286,43 +292,99 @@ static uint64_t choose_tsc_hz(void)
 	return told ? told : host_tsc_hz_measured();
 }
 
-int machine_clock_create(struct machine_clock **ret_clock, struct error *err)
+static struct machine_clock *clock_new(struct error *err)
 {
 	struct machine_clock *clock = calloc(1, sizeof(*clock));
 	pthread_condattr_t attr;
 
-	if (!clock)
-		return error_set(err, ENOMEM, "no memory for the machine's clock");
+	if (!clock) {
+		error_set(err, ENOMEM, "no memory for the machine's clock");
+		return NULL;
+	}
 	clock->source.ops = &clock_timer_ops;
-	clock->tsc_hz = choose_tsc_hz();
 	pthread_mutex_init(&clock->lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
 	pthread_cond_init(&clock->changed, &attr);
 	pthread_cond_init(&clock->idle, NULL);
 	pthread_condattr_destroy(&attr);
+	return clock;
+}
+
+static void clock_delete(struct machine_clock *clock)
+{
+	pthread_mutex_destroy(&clock->lock);
+	pthread_cond_destroy(&clock->changed);
+	pthread_cond_destroy(&clock->idle);
+	free(clock);
+}
+
+int machine_clock_create(struct machine_clock **ret_clock, struct error *err)
+{
+	struct machine_clock *clock = clock_new(err);
+
+	if (!clock)
+		return -ENOMEM;
+	clock->tsc_hz = choose_tsc_hz();
 	int status = pthread_create(&clock->thread, NULL, event_thread, clock);
 	if (status) {
-		free(clock);
+		clock_delete(clock);
 		return error_set_errno(err, status, "can't start the machine's clock thread");
 	}
 	*ret_clock = clock;
 	return 0;
 }
 
-void machine_clock_free(struct machine_clock *clock)
+int machine_clock_create_virtual(struct machine_clock **ret_clock, uint64_t start_realtime_ns,
+	struct error *err)
 {
+	struct machine_clock *clock = clock_new(err);
+
 	if (!clock)
-		return;
+		return -ENOMEM;
+	clock->is_virtual = true;
+	clock->start_realtime_ns = start_realtime_ns;
+	clock->tsc_hz = NS_PER_SEC;
+	clock->thread = pthread_self();
+	*ret_clock = clock;
+	return 0;
+}
+
+static void stop_thread(struct machine_clock *clock)
+{
 	pthread_mutex_lock(&clock->lock);
 	clock->quit = true;
 	pthread_cond_signal(&clock->changed);
 	pthread_mutex_unlock(&clock->lock);
 	pthread_join(clock->thread, NULL);
-	pthread_mutex_destroy(&clock->lock);
-	pthread_cond_destroy(&clock->changed);
-	pthread_cond_destroy(&clock->idle);
-	free(clock);
+}
+
+void machine_clock_free(struct machine_clock *clock)
+{
+	if (!clock)
+		return;
+	if (!clock->is_virtual)
+		stop_thread(clock);
+	clock_delete(clock);
+}
+
+void machine_clock_advance(struct machine_clock *clock, uint64_t now_ns)
+{
+	struct device_timer *timer;
+
+	AUTO_LOCK(&clock->lock);
+	clock->thread = pthread_self();
+	clock->base = MAX(now_ns, clock->base >> 1) << 1;
+	while ((timer = earliest(clock)) && timer->deadline_ns <= clock->base >> 1)
+		fire(clock, timer);
+}
+
+uint64_t machine_clock_next(struct machine_clock *clock)
+{
+	AUTO_LOCK(&clock->lock);
+	const struct device_timer *timer = earliest(clock);
+
+	return timer ? timer->deadline_ns : NEVER;
 }
 
 struct timer_source *machine_clock_source(struct machine_clock *clock)

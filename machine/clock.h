@@ -7,7 +7,9 @@
  * CLOCK_MONOTONIC right while a rate measured once is always a little wrong. Engines that run guest code
  * on hardware have a TSC of their own.
  *
- * Threads: everything but create and free may be called on any thread.
+ * A virtual clock moves only when it is told to, and starts no thread: see machine/virtual.h.
+ *
+ * Threads: everything but create, free and advance may be called on any thread.
  */
 #ifndef LODGE_MACHINE_CLOCK_H
 #define LODGE_MACHINE_CLOCK_H
@@ -20,12 +22,22 @@ struct error;
 
 /* Starts stopped, at guest time 0. Starts the event thread. */
 int machine_clock_create(struct machine_clock **ret_clock, struct error *err);
+/* A virtual one: at guest time 0 it is start_realtime_ns since 1970 UTC. Its TSC runs at 1 GHz; run and hold do
+ * nothing. Errors: -ENOMEM. */
+int machine_clock_create_virtual(struct machine_clock **ret_clock, uint64_t start_realtime_ns,
+	struct error *err);
 /* Stops the event thread; all timers must have been freed. */
 void machine_clock_free(struct machine_clock *clock);
 
 /* Let guest time run, or hold it. Callbacks under way may still finish. */
 void machine_clock_run(struct machine_clock *clock);
 void machine_clock_hold(struct machine_clock *clock);
+
+/* Virtual clocks only. Set the time, never back, and fire on this thread what is due, in the order of the
+ * deadlines; callbacks read the new time. One thread at a time. */
+void machine_clock_advance(struct machine_clock *clock, uint64_t now_ns);
+/* The earliest deadline of all timers; UINT64_MAX: none is armed. */
+uint64_t machine_clock_next(struct machine_clock *clock);
 
 /* What devices are given. */
 struct timer_source *machine_clock_source(struct machine_clock *clock);

@@ -5,6 +5,7 @@
 #include "device/irq/lapic.h"
 #include "device/kvmclock.h"
 #include "machine/private.h"
+#include "machine/virtual.h"
 
 #define MSR_APIC_BASE	     0x1bu
 #define HYPERCALL_KICK_CPU   5
@@ -14,6 +15,8 @@
 static int hook_interrupt_ack(void *opaque)
 {
 	struct machine_vcpu *vcpu = opaque;
+	if (vcpu->machine->config.virtual_time.on && !virtual_take_offer(vcpu))
+		return -1;
 	int vector = lapic_ack(vcpu->lapic);
 
 	if (vector < 0 && lapic_accepts_pic(vcpu->lapic))

@@ -9,6 +9,7 @@
 #include "memory/memory.h"
 #include "machine/irqfd.h"
 #include "machine/private.h"
+#include "machine/virtual.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -21,7 +22,8 @@
 static void kick_all(struct machine *m)
 {
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
-		if (m->vcpu[i].engine)
+		/* In virtual time a run is short and its end must not depend on the host. */
+		if (m->vcpu[i].engine && !m->config.virtual_time.on)
 			m->config.engine->kick(m->vcpu[i].engine);
 		vcpu_post(&m->vcpu[i], VCPU_WAKE);
 	}
@@ -96,7 +98,16 @@ static int check_config(const struct machine_config *config, struct error *err)
 			" bytes",
 			(uint64_t)MACHINE_MEMORY_MIN >> 20, (uint64_t)MACHINE_MEMORY_MAX >> 30,
 			config->memory_bytes);
-	return 0;
+	return config->virtual_time.on ? virtual_check(config, err) : 0;
+}
+
+static int add_clock(struct machine *m, struct error *err)
+{
+	const struct machine_virtual_time *virtual_time = &m->config.virtual_time;
+
+	return virtual_time->on ? machine_clock_create_virtual(
+					  &m->clock, virtual_time->start_realtime_ns, err) :
+				  machine_clock_create(&m->clock, err);
 }
 
 static int add_memory(struct machine *m, struct error *err)
@@ -171,14 +182,15 @@ static int build(struct machine *m, struct error *err)
 	if (status == 0)
 		status = add_memory(m, err);
 	if (status == 0)
-		status = machine_clock_create(&m->clock, err);
+		status = add_clock(m, err);
 	if (status == 0 && bus_create(&m->bus) < 0)
 		status = error_set(err, ENOMEM, "no memory for the bus");
 	if (status < 0)
 		return status;
 	x86_cpuid_default(&m->cpuid, m->config.cpus, machine_clock_tsc_hz(m->clock));
 	struct engine_vm_config vm_config = { .memory = m->memory, .bus = m->bus,
-		.hooks = &machine_hooks, .cpuid = &m->cpuid, .cpus_max = m->config.cpus };
+		.hooks = &machine_hooks, .cpuid = &m->cpuid, .cpus_max = m->config.cpus,
+		.tuning = m->config.tuning };
 	status = m->config.engine->vm_create(&m->vm, &vm_config, err);
 	if (status == 0)
 		status = add_vcpus(m, err);
@@ -203,6 +215,8 @@ int machine_create(struct machine **ret_machine, const struct machine_config *co
 	if (!m)
 		return error_set(err, ENOMEM, "no memory for the machine");
 	m->config = *config;
+	if (config->virtual_time.on)
+		virtual_defaults(&m->config);
 	pthread_mutex_init(&m->lock, NULL);
 	pthread_cond_init(&m->changed, NULL);
 	int status = build(m, err);

@@ -20,12 +20,25 @@
 
 struct machine;
 
+/*
+ * Virtual time: the guest's clocks count the instructions that its processor has completed and not the host's
+ * time, and whatever else could differ from run to run is fixed. Two runs of one configuration without input
+ * are the same, instruction by instruction. One vCPU only; not with an engine that cannot count. All zero: off.
+ */
+struct machine_virtual_time {
+	bool on;
+	uint32_t ns_per_kiloinstruction; /* guest time of 1000 instructions; 0: 1000 */
+	uint64_t start_realtime_ns;	 /* wall clock at the start, since 1970 UTC */
+};
+
 struct machine_config {
 	const char *name; /* for messages */
 	const struct engine_ops *engine;
 	unsigned cpus;
 	uint64_t memory_bytes; /* a multiple of the page size */
 	struct boot_config boot;
+	struct machine_virtual_time virtual_time;
+	struct engine_tuning tuning; /* for tests; random_seed is 1 if virtual time is on and it is 0 */
 	/* The first serial port. output: on a vCPU's thread, must not call back. room: input that was
 	 * not taken would be now; only wake somebody. */
 	void (*console_output)(void *opaque, const uint8_t *bytes, size_t count);

@@ -30,6 +30,10 @@ struct machine_vcpu {
 	pthread_cond_t wake;
 	unsigned events; /* enum vcpu_event */
 	uint8_t sipi_vector;
+	/* Virtual time (virtual.h); the vCPU's thread only. */
+	bool nmi_asked;	 /* an NMI waits for the next tick */
+	bool intr_offered; /* interrupt_ack may give a vector */
+
 	bool parked; /* holds no guest state in the engine: paused or ended */
 
 	_Atomic uint64_t tsc_offset; /* this vCPU's TSC - the machine's */
@@ -55,6 +59,7 @@ struct machine {
 	_Atomic bool stopping;
 	_Atomic bool paused;
 	bool held; /* the engine's time, under `lock` */
+	uint64_t skipped_ns; /* virtual time: what halted processors did not wait for */
 	bool has_result;
 	struct machine_result result;
 };
@@ -71,5 +76,10 @@ void machine_end(struct machine *machine, enum machine_end end, uint8_t status, 
 /* Tell a vCPU that something happened. Any thread, any device lock held. */
 void vcpu_post(struct machine_vcpu *vcpu, unsigned event);
 void *vcpu_thread(void *vcpu);
+/* On the vCPU's thread: become the current one (NULL: none is), do what other processors asked, act on what the
+ * engine's run returned. A halted one does not wait here. */
+void vcpu_enter(struct machine_vcpu *vcpu);
+void vcpu_obey(struct machine_vcpu *vcpu);
+void vcpu_finish_run(struct machine_vcpu *vcpu, enum engine_exit exit, const struct error *err);
 
 #endif

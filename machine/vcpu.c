@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "device/irq/lapic.h"
 #include "machine/private.h"
+#include "machine/virtual.h"
 #include <stdio.h>
 
 static _Thread_local struct machine_vcpu *current;
@@ -62,6 +63,14 @@ static void apply_init_sipi(struct machine_vcpu *vcpu, unsigned events, uint8_t 
 	ops->set_state(vcpu->engine, &state);
 }
 
+void vcpu_obey(struct machine_vcpu *vcpu)
+{
+	uint8_t sipi_vector;
+	unsigned events = take_events(vcpu, &sipi_vector);
+
+	apply_init_sipi(vcpu, events, sipi_vector);
+}
+
 /* Wait out a pause. False: the machine ends. */
 static bool gate(struct machine_vcpu *vcpu)
 {
@@ -92,22 +101,49 @@ static void crashed(struct machine_vcpu *vcpu)
 		(unsigned long long)s.cr4);
 }
 
-static void run_once(struct machine_vcpu *vcpu)
+void vcpu_finish_run(struct machine_vcpu *vcpu, enum engine_exit exit, const struct error *err)
 {
 	struct machine *m = vcpu->machine;
-	struct error err = { 0 };
 
-	switch (m->config.engine->run(vcpu->engine, &err)) {
-	case ENGINE_EXIT_KICKED: break;
-	case ENGINE_EXIT_HALTED: wait_for_event(vcpu); break;
+	switch (exit) {
+	case ENGINE_EXIT_KICKED:
+	case ENGINE_EXIT_BUDGET:
+	case ENGINE_EXIT_HALTED: break;
 	case ENGINE_EXIT_SHUTDOWN: crashed(vcpu); break;
 	case ENGINE_EXIT_RESET:
 		machine_end(m, MACHINE_RESET, 0, "the guest reset the machine");
 		break;
 	case ENGINE_EXIT_ERROR:
-		machine_end(m, MACHINE_FAILED, 0, "vCPU %u: %s", vcpu->index, err.text);
+		machine_end(m, MACHINE_FAILED, 0, "vCPU %u: %s", vcpu->index, err->text);
 		break;
 	}
+}
+
+static void run_once(struct machine_vcpu *vcpu)
+{
+	struct error err = { 0 };
+	enum engine_exit exit;
+
+	vcpu_obey(vcpu);
+	exit = vcpu->machine->config.engine->run(vcpu->engine, &err);
+	vcpu_finish_run(vcpu, exit, &err);
+	if (exit == ENGINE_EXIT_HALTED)
+		wait_for_event(vcpu);
+}
+
+static void run_once_virtual(struct machine_vcpu *vcpu)
+{
+	struct machine *m = vcpu->machine;
+
+	if (machine_virtual_tick(m) == MACHINE_ASLEEP)
+		wait_for_event(vcpu);
+	else
+		machine_virtual_run(m, MACHINE_VIRTUAL_SLICE);
+}
+
+void vcpu_enter(struct machine_vcpu *vcpu)
+{
+	current = vcpu;
 }
 
 void *vcpu_thread(void *opaque)
@@ -115,15 +151,14 @@ void *vcpu_thread(void *opaque)
 	struct machine_vcpu *vcpu = opaque;
 	char name[16];
 
-	current = vcpu;
+	vcpu_enter(vcpu);
 	snprintf(name, sizeof(name), "vcpu%u", vcpu->index);
 	pthread_setname_np(pthread_self(), name);
 	while (gate(vcpu)) {
-		uint8_t sipi_vector;
-		unsigned events = take_events(vcpu, &sipi_vector);
-
-		apply_init_sipi(vcpu, events, sipi_vector);
-		run_once(vcpu);
+		if (vcpu->machine->config.virtual_time.on)
+			run_once_virtual(vcpu);
+		else
+			run_once(vcpu);
 	}
 	return NULL;
 }

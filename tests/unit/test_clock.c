@@ -235,6 +235,82 @@ static void test_all_threads_see_one_clock(void **state)
 	assert_int_equal(back, 0);
 }
 
+/* ---- virtual clocks ---- */
+
+#define START_NS 1700000000000000000ull
+
+static int set_up_virtual(void **state)
+{
+	struct machine_clock *clock;
+
+	if (machine_clock_create_virtual(&clock, START_NS, NULL) < 0)
+		return -1;
+	*state = clock;
+	return 0;
+}
+
+static void test_virtual_moves_when_told(void **state)
+{
+	struct machine_clock *clock = *state;
+	struct timer_source *source = machine_clock_source(clock);
+
+	machine_clock_run(clock);
+	nap_ms(1);
+	assert_int_equal(timer_now_ns(source), 0);
+	machine_clock_advance(clock, 12345);
+	machine_clock_hold(clock);
+	assert_int_equal(timer_now_ns(source), 12345);
+	assert_int_equal(timer_realtime_ns(source), START_NS + 12345);
+	assert_int_equal(machine_clock_boot_realtime_ns(clock), START_NS);
+	assert_int_equal(machine_clock_tsc(clock), 12345);
+	machine_clock_advance(clock, 12000); /* never back */
+	assert_int_equal(timer_now_ns(source), 12345);
+}
+
+struct virtual_timer {
+	struct timer_source *source;
+	struct device_timer *timer;
+	uint64_t again_ns; /* arms itself so much later, until it has fired four times */
+	unsigned number, fired;
+	unsigned *order;
+};
+
+static void virtual_fire(void *opaque)
+{
+	struct virtual_timer *t = opaque;
+
+	*t->order = *t->order * 10 + t->number;
+	assert_int_equal(timer_now_ns(t->source), 1000);
+	if (++t->fired < 4 && t->again_ns)
+		timer_arm_in(t->source, t->timer, t->fired * t->again_ns);
+}
+
+static void test_virtual_timers_fire_in_order(void **state)
+{
+	struct machine_clock *clock = *state;
+	struct timer_source *source = machine_clock_source(clock);
+	struct virtual_timer t[3];
+	unsigned order = 0;
+
+	assert_true(machine_clock_next(clock) == UINT64_MAX);
+	for (unsigned i = 0; i < 3; i++) {
+		t[i] = (struct virtual_timer){.source = source, .number = i + 1, .order = &order};
+		t[i].timer = timer_create_in(source, virtual_fire, &t[i]);
+	}
+	t[2].again_ns = 400; /* at 400 and 800, then not yet */
+	timer_arm_in(source, t[0].timer, 1001);
+	timer_arm_in(source, t[1].timer, 700);
+	timer_arm_in(source, t[2].timer, 399);
+	assert_int_equal(machine_clock_next(clock), 399);
+	machine_clock_advance(clock, 398);
+	assert_int_equal(order, 0);
+	machine_clock_advance(clock, 1000);
+	assert_int_equal(order, 3323);
+	assert_int_equal(machine_clock_next(clock), 1001);
+	for (unsigned i = 0; i < 3; i++)
+		timer_free_in(source, t[i].timer);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -247,6 +323,10 @@ int main(void)
 		TEST(test_timers_wait_out_a_pause),
 		TEST(test_free_waits_for_the_callback),
 		TEST(test_all_threads_see_one_clock),
+#undef TEST
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_virtual, tear_down)
+		TEST(test_virtual_moves_when_told),
+		TEST(test_virtual_timers_fire_in_order),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
