@@ -4,7 +4,7 @@
  * selectors are Linux's. Segment attributes: SDM 3A 3.4.5. Page tables: SDM 3A 4.5.
  *
  * What firmware would have set up besides, and no protocol mentions: MTRRs on with write-back as the
- * default type, and the local APIC in virtual wire mode, so that the 8259's interrupts arrive.
+ * default type. The local APIC's state is the board's (board_lapic_state).
  */
 #include "boot/entry.h"
 
@@ -26,14 +26,6 @@
 #define TSS_LIMIT   0x67
 
 #define MTRR_DEFAULT_WRITE_BACK (BIT(11) | 6) /* SDM 3A 11.11.2.1: enabled, type WB */
-
-/* Slots of the local APIC's page (SDM 3A table 11-1). */
-#define LAPIC_SVR   (0xf0 / 16)
-#define LAPIC_LINT0 (0x350 / 16)
-#define LAPIC_LINT1 (0x360 / 16)
-#define LAPIC_SVR_ENABLED 0x1ff
-#define LAPIC_LVT_EXTINT  0x700
-#define LAPIC_LVT_NMI	  0x400
 
 #define PTE_P  BIT(0)
 #define PTE_W  BIT(1)
@@ -124,9 +116,6 @@ static void entry_common(struct x86_state *state, gpa_t rip, uint16_t code)
 	state->gdtr = (struct x86_table_register){BOOT_GDT_GPA, GDT_ENTRIES * 8 - 1};
 	state->idtr = (struct x86_table_register){0, 0};
 	state->msr.mtrr_def_type = MTRR_DEFAULT_WRITE_BACK;
-	state->lapic.reg[LAPIC_SVR] = LAPIC_SVR_ENABLED;
-	state->lapic.reg[LAPIC_LINT0] = LAPIC_LVT_EXTINT;
-	state->lapic.reg[LAPIC_LINT1] = LAPIC_LVT_NMI;
 	state->activity = X86_RUNNING;
 }
 
