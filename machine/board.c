@@ -150,7 +150,7 @@ static void lapic_eoi(void *opaque, uint8_t vector)
 	ioapic_eoi(board->ioapic, vector);
 }
 
-/* The register page is each processor's own, at one address. */
+/* The register page is each processor's own, at one address: guests that move it lose it. */
 static uint64_t lapic_page_read(void *opaque, uint64_t offset, unsigned size_bytes)
 {
 	struct machine_vcpu *vcpu = machine_current_vcpu();

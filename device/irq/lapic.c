@@ -228,7 +228,7 @@ static void reset_registers(struct lapic *lapic)
 
 static void set_base(struct lapic *lapic, uint64_t value)
 {
-	__atomic_store_n(&lapic->apic_base, value, __ATOMIC_RELAXED);
+	lapic->apic_base = value;
 }
 
 static void reset_all(struct lapic *lapic)

@@ -6,7 +6,8 @@
  * The timer counts at 1 GHz, one tick a nanosecond, before its divider.
  *
  * Left out: CMCI; focus processor checking; arbitration priority (reads 0); writes of the APIC ID,
- * which is read-only as on recent processors. An RTE or MSI reaches IDs above 254 by the extended
+ * which is read-only as on recent processors. Where the register page lies is the caller's business: the
+ * address in APIC_BASE is kept and moves nothing. An RTE or MSI reaches IDs above 254 by the extended
  * destination ID (address bits 11-5, RTE bits 55-49).
  *
  * Threads: every function may be called from any thread; one mutex a lapic_bus guards all of its
@@ -124,8 +125,6 @@ void lapic_set_lint(struct lapic *lapic, unsigned pin, bool level);
 uint8_t lapic_read_cr8(struct lapic *lapic);
 void lapic_write_cr8(struct lapic *lapic, uint8_t priority);
 
-/* True if gpa is in the register page and the LAPIC is in xAPIC mode. No lock: for its own vCPU. */
-bool lapic_claims(struct lapic *lapic, gpa_t gpa);
 /* offset is relative to the page. Any width and alignment. */
 uint64_t lapic_mmio_read(struct lapic *lapic, uint64_t offset, unsigned size_bytes);
 void lapic_mmio_write(struct lapic *lapic, uint64_t offset, unsigned size_bytes, uint64_t value);

@@ -74,7 +74,7 @@ enum lapic_register {
 struct lapic {
 	struct lapic_bus *bus;
 	struct lapic_config config;
-	uint64_t apic_base; /* read without the mutex by lapic_claims(): stored atomically */
+	uint64_t apic_base;
 	uint32_t reg[64];
 	uint64_t tsc_deadline;
 	bool lint[2];

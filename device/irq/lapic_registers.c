@@ -103,14 +103,6 @@ static bool read_common(struct lapic *lapic, unsigned reg, uint32_t *ret_value)
 
 /* The page ---------------------------------------------------------------------------------- */
 
-bool lapic_claims(struct lapic *lapic, gpa_t gpa)
-{
-	uint64_t base = __atomic_load_n(&lapic->apic_base, __ATOMIC_RELAXED);
-
-	return (base & BASE_MODE) == LAPIC_BASE_ENABLE &&
-	       (gpa & GUEST_PAGE_MASK) == (base & GUEST_PAGE_MASK);
-}
-
 static uint32_t page_read(struct lapic *lapic, unsigned reg)
 {
 	uint32_t value = 0;
