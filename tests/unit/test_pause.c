@@ -3,96 +3,11 @@
  * runs and each one's state can be read; the guest's own clock stands still. Argument: the engine; 77 where
  * this host has no KVM.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "tests/unit/machine_rig.h"
 
-#include <cmocka.h>
-
-#include "base/clock.h"
-#include "engine/engine.h"
-#include "machine/private.h"
-#include "memory/memory.h"
-#include <elf.h>
-#include <stdio.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
-#define CPUS	4
-#define PAUSES	30
-#define LOAD	0x100000u
-#define AP_GPA	0x8000u
-#define FIRST	0x7000u /* counted up by the boot processor */
-#define OTHERS	0x7008u /* counted up by the others */
-#define WAIT_NS 20000000000ull
+#define PAUSES 30
 
 static const struct engine_ops *ops;
-
-/* mov ebx, 0xfee00000; mov dword [ebx+0x310], 0; mov dword [ebx+0x300], 0xc4500 (INIT, all but self);
- * mov dword [ebx+0x300], 0xc4608 (SIPI, AP_GPA); 1: lock inc dword [FIRST]; jmp 1b */
-static const uint8_t smp[] = {0xbb, 0x00, 0x00, 0xe0, 0xfe, 0xc7, 0x83, 0x10, 0x03, 0x00, 0x00,
-	0x00, 0x00, 0x00, 0x00, 0xc7, 0x83, 0x00, 0x03, 0x00, 0x00, 0x00, 0x45, 0x0c, 0x00, 0xc7,
-	0x83, 0x00, 0x03, 0x00, 0x00, 0x08, 0x46, 0x0c, 0x00, 0xf0, 0xff, 0x05, 0x00, 0x70, 0x00,
-	0x00, 0xeb, 0xf7};
-/* 16 bits: 1: lock inc dword [OTHERS]; jmp 1b */
-static const uint8_t ap[] = {0x66, 0xf0, 0xff, 0x06, 0x08, 0x70, 0xeb, 0xf8};
-
-struct image {
-	Elf32_Ehdr elf;
-	Elf32_Phdr segment;
-	uint32_t multiboot[3];
-	uint8_t code[sizeof(smp)];
-} __attribute__((packed));
-
-static int kernel_file(void)
-{
-	struct image image = {
-		.elf = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, EV_CURRENT},
-			.e_type = ET_EXEC,
-			.e_machine = EM_386,
-			.e_version = EV_CURRENT,
-			.e_entry = LOAD + offsetof(struct image, code),
-			.e_phoff = offsetof(struct image, segment),
-			.e_ehsize = sizeof(Elf32_Ehdr),
-			.e_phentsize = sizeof(Elf32_Phdr),
-			.e_phnum = 1},
-		.segment = {.p_type = PT_LOAD,
-			.p_vaddr = LOAD,
-			.p_paddr = LOAD,
-			.p_filesz = sizeof(image),
-			.p_memsz = sizeof(image),
-			.p_flags = PF_R | PF_W | PF_X},
-		.multiboot = {0x1badb002, 0, -0x1badb002u},
-	};
-	int fd = memfd_create("kernel", MFD_CLOEXEC);
-
-	memcpy(image.code, smp, sizeof(smp));
-	assert_true(fd > 0);
-	assert_int_equal(write(fd, &image, sizeof(image)), sizeof(image));
-	return fd;
-}
-
-static uint32_t counter(struct machine *m, gpa_t gpa)
-{
-	const uint32_t *at = memory_host(m->memory, gpa, 4, false);
-
-	return __atomic_load_n(at, __ATOMIC_SEQ_CST);
-}
-
-/* Until both counters have moved on. */
-static void wait_running(struct machine *m)
-{
-	const uint32_t first = counter(m, FIRST), others = counter(m, OTHERS);
-	const uint64_t end = clock_monotonic_ns() + WAIT_NS;
-
-	while (counter(m, FIRST) == first || counter(m, OTHERS) == others) {
-		if (clock_monotonic_ns() > end)
-			fail_msg("the processors do not run");
-		usleep(100);
-	}
-}
 
 static void check_states(struct machine *m, uint64_t tsc[CPUS])
 {
@@ -126,17 +41,9 @@ static void check_paused(struct machine *m)
 
 static void test_pause(void **state)
 {
-	const struct machine_config config = {.name = "pause",
-		.engine = ops,
-		.cpus = CPUS,
-		.memory_bytes = MACHINE_MEMORY_MIN,
-		.boot.kernel = {.path = "kernel", .fd = kernel_file()}};
-	struct error err = {0};
-	struct machine *m;
+	struct machine *m = machine_rig(ops, "pause");
+	struct error err;
 
-	if (machine_create(&m, &config, &err) < 0)
-		fail_msg("%s", err.text);
-	assert_int_equal(memory_write(m->memory, AP_GPA, ap, sizeof(ap)), 0);
 	assert_int_equal(machine_start(m, &err), 0);
 	for (unsigned i = 0; i < PAUSES; i++) {
 		if (i % 3)
@@ -150,24 +57,12 @@ static void test_pause(void **state)
 	wait_running(m);
 	machine_pause(m);
 	machine_free(m); /* from a pause */
-	close(config.boot.kernel.fd);
 }
 
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause)};
-	struct engine_probe probe;
+	int status = machine_rig_main(argc, argv, &ops, "pauses of machines");
 
-	ops = argc > 1 ? engine_find(argv[1]) : NULL;
-	if (!ops) {
-		fprintf(stderr, "usage: %s ENGINE\n", argv[0]);
-		return 2;
-	}
-	ops->probe(&probe);
-	if (!probe.usable) {
-		printf("NOT CHECKED: pauses of machines on the %s engine: %s\n", ops->name,
-			probe.reason);
-		return 77;
-	}
-	return cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
 }
