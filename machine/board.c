@@ -57,7 +57,7 @@ struct board {
 
 /* ---- interrupts ---- */
 
-void board_set_gsi(struct board *board, unsigned gsi, bool level)
+static void set_gsi(struct board *board, unsigned gsi, bool level)
 {
 	if (!board->own_irqchip) {
 		board->machine->config.engine->irq_line(board->machine->vm, gsi, level);
@@ -67,14 +67,21 @@ void board_set_gsi(struct board *board, unsigned gsi, bool level)
 	ioapic_set_irq(board->ioapic, gsi == GSI_PIT ? 2 : gsi, level);
 }
 
-static void gsi_set(void *opaque, unsigned gsi, bool level)
+void board_pulse_gsi(struct board *board, unsigned gsi)
 {
-	board_set_gsi(opaque, gsi, level);
+	AUTO_LOCK(&board->device_lock);
+	set_gsi(board, gsi, true);
+	set_gsi(board, gsi, false);
+}
+
+static void line_set(void *opaque, unsigned gsi, bool level)
+{
+	set_gsi(opaque, gsi, level);
 }
 
 static struct irq_line gsi_line(struct board *board, unsigned gsi)
 {
-	return (struct irq_line){ .set = gsi_set, .opaque = board, .line = gsi };
+	return (struct irq_line){ .set = line_set, .opaque = board, .line = gsi };
 }
 
 /* INTR of the PIC goes to the boot processor's LINT0. */
@@ -285,15 +292,15 @@ static void legacy_timer_set(void *opaque, unsigned gsi, bool level)
 	struct board *board = opaque;
 
 	if (!board->hpet_legacy)
-		board_set_gsi(board, gsi, level);
+		set_gsi(board, gsi, level);
 }
 
 static void hpet_legacy(void *opaque, bool on)
 {
 	struct board *board = opaque;
 
-	board_set_gsi(board, GSI_PIT, false);
-	board_set_gsi(board, GSI_RTC, false);
+	set_gsi(board, GSI_PIT, false);
+	set_gsi(board, GSI_RTC, false);
 	board->hpet_legacy = on;
 }
 

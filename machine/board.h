@@ -35,7 +35,7 @@ bool board_interrupt_pending(struct board *board, unsigned index);
 /* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
 int board_pic_ack(struct board *board);
 
-/* Set a global system interrupt's line (ACPI 6.4, 5.2.13: GSI 0-23). */
-void board_set_gsi(struct board *board, unsigned gsi, bool level);
+/* An edge on a global system interrupt's line (ACPI 6.4, 5.2.13: GSI 0-23). Takes the device lock. */
+void board_pulse_gsi(struct board *board, unsigned gsi);
 
 #endif

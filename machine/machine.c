@@ -288,8 +288,7 @@ static void pulse_gsi(void *opaque, unsigned gsi)
 {
 	struct machine *m = opaque;
 
-	board_set_gsi(m->board, gsi, true);
-	board_set_gsi(m->board, gsi, false);
+	board_pulse_gsi(m->board, gsi);
 }
 
 int machine_irqfd(struct machine *m, unsigned gsi, int eventfd, bool on)

@@ -1,10 +1,12 @@
 /*
- * The state a machine's processors start in, and what INIT leaves of it. Argument: the engine; 77 where this
+ * The state a machine's processors start in, what INIT leaves of it, and lines driven by eventfds. Argument: the engine; 77 where this
  * host has no KVM.
  */
 #include "tests/unit/machine_rig.h"
 
+#include "device/bus.h"
 #include "device/irq/lapic.h"
+#include <sys/eventfd.h>
 
 /* Slots of the local APIC's page (SDM 3A table 11-1). */
 #define LDR    (0xd0 / 16)
@@ -132,12 +134,52 @@ static void test_init_resets_lapic(void **state)
 	machine_free(m);
 }
 
+static int wait_pic(struct machine *m)
+{
+	const uint64_t end = clock_monotonic_ns() + WAIT_NS;
+	int vector;
+
+	while ((vector = board_pic_ack(m->board)) < 0 && clock_monotonic_ns() < end)
+		usleep(100);
+	return vector;
+}
+
+/* An eventfd's signal is an edge on the board's line, each time. */
+static void test_irqfd(void **state)
+{
+	static const uint16_t set_up[][2] = {{0x20, 0x11}, {0x21, 0x20}, {0x21, 4}, {0x21, 1},
+		{0x21, 0x7f}}; /* vectors from 0x20, only line 7 */
+	struct machine *m = machine_rig(ops, "irqfd");
+	int fd = eventfd(0, EFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	if (!m->vcpu[0].lapic) {
+		printf("NOT CHECKED: lines of the board by eventfd (%s has its own)\n", ops->name);
+		machine_free(m);
+		close(fd);
+		return;
+	}
+	for (unsigned i = 0; i < ARRAY_SIZE(set_up); i++)
+		bus_write(m->bus, BUS_PIO, set_up[i][0], 1, set_up[i][1]);
+	assert_int_equal(machine_irqfd(m, 7, fd, true), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(board_pic_ack(m->board), -1);
+		eventfd_write(fd, 1);
+		assert_int_equal(wait_pic(m), 0x27);
+		bus_write(m->bus, BUS_PIO, 0x20, 1, 0x20); /* EOI */
+	}
+	assert_int_equal(machine_irqfd(m, 7, fd, false), 0);
+	machine_free(m);
+	close(fd);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_mtrrs),
 		cmocka_unit_test(test_virtual_wire),
 		cmocka_unit_test(test_init_resets_lapic),
+		cmocka_unit_test(test_irqfd),
 	};
 	int status = machine_rig_main(argc, argv, &ops, "first states of machines");
 
