@@ -4,7 +4,8 @@
  *
  * An image is built or taken in a local copy; only the pieces that the instruction touches are
  * accessed in guest memory, each once, all writes probed before the first. So a fault changes
- * nothing.
+ * nothing. As on AMD's processors the first and the last byte of the area must be accessible too, whatever
+ * is saved or restored; the area reaches to the last component asked for (SDM 1 13.13 leaves that open).
  *
  * A component is in use when its contents differ from the initial configuration (no modified
  * optimisation: XSAVEOPT writes every component in use). Outside 64-bit mode only XMM0-7 and YMM0-7
@@ -282,6 +283,20 @@ static uint64_t requested(const struct x86_cpu *cpu)
 	return mask & cpu->s.xcr0 & X86_XSAVE_COMPONENTS;
 }
 
+/* Bytes of an area for these components; AVX is the last one. */
+static unsigned area_bytes(uint64_t components)
+{
+	return components & X86_XCR0_AVX ? X86_XSAVE_AVX_OFFSET + X86_XSAVE_AVX_BYTES : XS_EXTENDED;
+}
+
+static enum x86_status xsave_probe(struct x86_cpu *cpu, const struct area *area, uint64_t rfbm)
+{
+	const unsigned seg = area->insn->seg;
+
+	X86_TRY(x86_check_store(cpu, seg, area->ea, 1));
+	return x86_check_store(cpu, seg, area->ea + area_bytes(rfbm) - 1, 1);
+}
+
 /*
  * Put the chosen components into the image and note them as pieces. AVX state goes to offset avx.
  */
@@ -313,7 +328,7 @@ static enum x86_status xsave_standard(
 
 	X86_TRY(xsave_check(cpu));
 	X86_TRY(area_open(cpu, insn, 64, &area));
-	X86_TRY(x86_check_store(cpu, insn->seg, area.ea + XS_BV, 8));
+	X86_TRY(xsave_probe(cpu, &area, rfbm));
 	X86_TRY(area_read(cpu, &area, XS_BV, 8));
 	in_use = components_in_use(&cpu->s.fpu, area.count);
 	bv = (image_u64(area.image, XS_BV) & ~rfbm) | (in_use & rfbm);
@@ -346,6 +361,7 @@ enum x86_status x86_fpu_xsavec(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 	X86_TRY(xsave_check(cpu));
 	X86_TRY(area_open(cpu, insn, 64, &area));
+	X86_TRY(xsave_probe(cpu, &area, rfbm));
 	in_use = components_in_use(fpu, area.count);
 	if (fpu->mxcsr != X86_MXCSR_RESET)
 		in_use |= X86_XCR0_SSE;
@@ -422,11 +438,14 @@ static enum x86_status xrstor_any(struct x86_cpu *cpu, const struct x86_insn *in
 
 	X86_TRY(xsave_check(cpu));
 	X86_TRY(area_open(cpu, insn, 64, &area));
+	X86_TRY(area_read(cpu, &area, 0, 1));
 	X86_TRY(area_read(cpu, &area, XS_BV, X86_XSAVE_HEADER_BYTES));
 	compacted = image_u64(area.image, XS_COMP) & XCOMP_COMPACTED;
 	if (!header_valid(area.image, cpu->s.xcr0, x86_has(&cpu->features, X86_F_XSAVEC)) ||
 		(supervisor && !compacted))
 		return x86_gp(cpu, 0);
+	if (!compacted)
+		X86_TRY(area_read(cpu, &area, area_bytes(rfbm) - 1, 1));
 	load = rfbm & image_u64(area.image, XS_BV);
 	mxcsr = compacted ? load & X86_XCR0_SSE : rfbm & (X86_XCR0_SSE | X86_XCR0_AVX);
 	X86_TRY(xrstor_read(cpu, &area, load, mxcsr));

@@ -52,7 +52,6 @@ const char *const diff_skip_names[DIFF_SKIPS] = {
 	[DIFF_SKIP_MXCSR] = "uses MXCSR.MM, which guests are not offered",
 	[DIFF_SKIP_CPU_NODE] = "uses Linux's selector with the CPU's number",
 	[DIFF_SKIP_XINUSE] = "saves AVX state that is all zero, in use or not",
-	[DIFF_SKIP_AREA] = "restores from an area whose end is missing, needed or not",
 	[DIFF_SKIP_PARTIAL] = "faults half-way, with registers loaded or not",
 	[DIFF_SKIP_VENDOR] = "differs between Intel's and AMD's processors",
 };
@@ -364,15 +363,11 @@ static enum diff_skip insn_skip(
 	struct x86_cpu *cpu, const struct x86_insn *insn, const uint8_t *bytes)
 {
 	enum diff_skip skip = row_kind(insn->row);
-	gpa_t end;
 
 	if (skip)
 		return skip;
 	if (is_xsave_family(insn->fn) && (cpu->s.reg[X86_RAX] & 0xfffffff8))
 		return DIFF_SKIP_XCR0;
-	if (insn->fn == x86_fpu_xrstor &&
-		!x86_translate_debug(cpu, linear_ea(cpu, insn) + 831, &end))
-		return DIFF_SKIP_AREA;
 	if (reads_cpu_node(cpu, insn))
 		return DIFF_SKIP_CPU_NODE;
 	if (is_xsave_family(insn->fn) && insn->fn != x86_fpu_xrstor &&

@@ -27,7 +27,6 @@ enum diff_skip {
 	DIFF_SKIP_MXCSR,     /* MXCSR.MM, which guests are not offered */
 	DIFF_SKIP_CPU_NODE,  /* a selector of Linux that says which CPU this is */
 	DIFF_SKIP_XINUSE,    /* XSAVEOPT, XSAVEC: is zeroed AVX state in use? */
-	DIFF_SKIP_AREA,	     /* XRSTOR may read components that it does not load */
 	DIFF_SKIP_PARTIAL,   /* faults half-way; what was done by then is left open */
 	DIFF_SKIP_VENDOR,    /* Intel's and AMD's processors differ, each as documented */
 	DIFF_SKIPS,

@@ -249,6 +249,49 @@ static void test_header_checks(void **state)
 	RUN_FAULT(t, XSAVE, X86_UD);
 }
 
+/* XSAVE, XRSTOR, XSAVEOPT and XSAVEC of these components, DS ending or beginning at this limit. */
+static void bounded(struct test_cpu *t, bool down, uint32_t limit, uint64_t mask, bool good)
+{
+	static const char code[4][4] = {
+		"\x0f\xae\x23", "\x0f\xae\x2b", "\x0f\xae\x33", "\x0f\xc7\x23"};
+	struct x86_segment *ds = &t->cpu.s.seg[X86_DS];
+
+	ds->limit = DATA + limit;
+	ds->attr = (uint16_t)(ds->attr & ~X86_SEG_EXPAND) | (down ? X86_SEG_EXPAND : 0);
+	x86_cpu_refresh(&t->cpu);
+	request(t, mask);
+	memset(area(t), 0, X86_XSAVE_BYTES);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(run_bytes(t, code[i], 3), good ? X86_OK : X86_FAULT);
+}
+
+/* The area's first and last byte are looked at even if nothing is saved or restored there. */
+static void test_area_bounds(void **state)
+{
+	struct test_cpu *t = *state;
+
+	test_protected(t, 32, 0);
+	t->cpu.s.msr.efer = 0;
+	bounded(t, false, 575, 0, true);
+	bounded(t, false, 574, 0, false);
+	bounded(t, false, 575, X86_XCR0_SSE, true);
+	bounded(t, false, 574, X86_XCR0_SSE, false);
+	bounded(t, false, 831, X86_XCR0_AVX, true);
+	bounded(t, false, 830, X86_XCR0_AVX, false);
+	bounded(t, true, (uint32_t)-1, X86_XCR0_AVX, true);
+	bounded(t, true, 0, X86_XCR0_AVX, false);
+	bounded(t, true, 0, 0, false);
+
+	/* A compacted image has only the components that it names. */
+	t->cpu.s.seg[X86_DS].attr &= (uint16_t)~X86_SEG_EXPAND;
+	t->cpu.s.seg[X86_DS].limit = DATA + 575;
+	x86_cpu_refresh(&t->cpu);
+	request(t, 7);
+	memset(area(t), 0, X86_XSAVE_BYTES);
+	header(t)[1] = 1ull << 63 | 3;
+	RUN_OK(t, "\x0f\xae\x2b");
+}
+
 static void test_images(void **state)
 {
 	struct x86_state *from = calloc(1, sizeof(*from)), *to = calloc(1, sizeof(*to));
@@ -285,6 +328,7 @@ int main(void)
 		TEST(test_xsave_init),
 		TEST(test_xsave_compacted),
 		TEST(test_header_checks),
+		TEST(test_area_bounds),
 		cmocka_unit_test(test_images),
 	};
 
