@@ -4,6 +4,7 @@
  */
 #include "tests/unit/machine_rig.h"
 
+#include "boot/layout.h"
 #include "device/bus.h"
 #include "device/irq/lapic.h"
 #include <sys/eventfd.h>
@@ -134,21 +135,22 @@ static void test_init_resets_lapic(void **state)
 	machine_free(m);
 }
 
-static int wait_pic(struct machine *m)
+static int wait_vector(struct machine *m)
 {
 	const uint64_t end = clock_monotonic_ns() + WAIT_NS;
 	int vector;
 
-	while ((vector = board_pic_ack(m->board)) < 0 && clock_monotonic_ns() < end)
+	while ((vector = lapic_ack(m->vcpu[0].lapic)) < 0 && clock_monotonic_ns() < end)
 		usleep(100);
 	return vector;
 }
 
+#define GSI    7
+#define VECTOR 0x47
+
 /* An eventfd's signal is an edge on the board's line, each time. */
 static void test_irqfd(void **state)
 {
-	static const uint16_t set_up[][2] = {{0x20, 0x11}, {0x21, 0x20}, {0x21, 4}, {0x21, 1},
-		{0x21, 0x7f}}; /* vectors from 0x20, only line 7 */
 	struct machine *m = machine_rig(ops, "irqfd");
 	int fd = eventfd(0, EFD_CLOEXEC);
 
@@ -159,16 +161,17 @@ static void test_irqfd(void **state)
 		close(fd);
 		return;
 	}
-	for (unsigned i = 0; i < ARRAY_SIZE(set_up); i++)
-		bus_write(m->bus, BUS_PIO, set_up[i][0], 1, set_up[i][1]);
-	assert_int_equal(machine_irqfd(m, 7, fd, true), 0);
+	lapic_mmio_write(m->vcpu[0].lapic, SVR * 16, 4, 0x1ff);
+	bus_write(m->bus, BUS_MMIO, BOOT_IOAPIC_GPA, 4, 0x10 + 2 * GSI);
+	bus_write(m->bus, BUS_MMIO, BOOT_IOAPIC_GPA + 0x10, 4, VECTOR); /* edge, to ID 0 */
+	assert_int_equal(machine_irqfd(m, GSI, fd, true), 0);
 	for (unsigned i = 0; i < 3; i++) {
-		assert_int_equal(board_pic_ack(m->board), -1);
+		assert_int_equal(lapic_ack(m->vcpu[0].lapic), -1);
 		eventfd_write(fd, 1);
-		assert_int_equal(wait_pic(m), 0x27);
-		bus_write(m->bus, BUS_PIO, 0x20, 1, 0x20); /* EOI */
+		assert_int_equal(wait_vector(m), VECTOR);
+		lapic_mmio_write(m->vcpu[0].lapic, 0xb0, 4, 0); /* EOI */
 	}
-	assert_int_equal(machine_irqfd(m, 7, fd, false), 0);
+	assert_int_equal(machine_irqfd(m, GSI, fd, false), 0);
 	machine_free(m);
 	close(fd);
 }
