@@ -102,5 +102,7 @@ int boot_file_load(struct guest_memory *memory, int fd, const char *name, gpa_t 
 	if (!host)
 		return error_set(err, EFAULT, "%s: no RAM at 0x%llx for it", name,
 			(unsigned long long)base);
-	return file_read_all(fd, name, host, size_bytes, err);
+	int r = file_read_all(fd, name, host, size_bytes, err);
+	memory_written(memory, base, size_bytes);
+	return r;
 }

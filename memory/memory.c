@@ -1,9 +1,9 @@
 /*
  * Guest-physical memory on anonymous host mappings.
  *
- * One mapping serves a region: its bytes, an inaccessible guard page, and the dirty bitmap. The
- * bitmap lives as long as the region, so that a thread which marks a page while logging is being
- * stopped never touches freed memory. The host address is congruent to the guest address modulo
+ * One mapping serves a region: its bytes, an inaccessible guard page, the dirty bitmap and the code
+ * marks, which cost nothing until they are touched. The bitmap lives as long as the region, so that a
+ * thread which marks a page while logging is being stopped never touches freed memory. The host address is congruent to the guest address modulo
  * 2 MiB: a huge page of the host can back a huge page of the guest.
  *
  * Left out: shared mappings and file-backed RAM; they come with sharing between machines.
@@ -50,9 +50,14 @@ static uint64_t *dirty_bitmap(const struct memory_region *region)
 	return (uint64_t *)(region->host + region->size_bytes + GUARD_SIZE);
 }
 
+static uint64_t code_bytes(const struct memory_region *region)
+{
+	return ALIGN_UP((region->size_bytes >> GUEST_PAGE_SHIFT) * sizeof(uint64_t), GUEST_PAGE_SIZE);
+}
+
 static uint64_t mapping_bytes(const struct memory_region *region)
 {
-	return region->size_bytes + GUARD_SIZE + dirty_bytes(region);
+	return region->size_bytes + GUARD_SIZE + dirty_bytes(region) + code_bytes(region);
 }
 
 void memory_free(struct guest_memory *memory)
@@ -81,6 +86,7 @@ static int region_map(struct memory_region *region)
 		munmap(map, head);
 	munmap(map + head + used, total - head - used);
 	region->host = map + head;
+	region->code = (uint64_t *)(map + head + used - code_bytes(region));
 	if (mprotect(region->host + region->size_bytes, GUARD_SIZE, PROT_NONE) < 0) {
 		munmap(region->host, used);
 		return -ENOMEM;
@@ -215,6 +221,7 @@ int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64
 			memcpy(region->host + offset, in, chunk);
 			/* After the bytes: a harvest in between would send the old page. */
 			memory_mark_dirty(region, gpa, chunk);
+			memory_written(memory, gpa, chunk);
 		}
 		in += chunk;
 		gpa += chunk;
@@ -222,6 +229,65 @@ int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64
 	}
 	return 0;
 }
+
+/* ---- code marks ---- */
+
+/* NULL: not RAM. */
+static uint64_t *code_word(const struct guest_memory *memory, gpa_t gpa)
+{
+	const struct memory_region *region = memory_find(memory, gpa);
+	return region ? &region->code[(gpa - region->base) >> GUEST_PAGE_SHIFT] : NULL;
+}
+
+uint64_t memory_code_mark(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes)
+{
+	uint64_t *word = code_word(memory, gpa);
+
+	if (!word)
+		return 0;
+	__atomic_store_n(&memory->code_marked, true, __ATOMIC_RELAXED);
+	const uint64_t before =
+		__atomic_fetch_or(word, memory_code_mask(gpa, size_bytes), __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	return before;
+}
+
+void memory_code_clear(struct guest_memory *memory, gpa_t page)
+{
+	uint64_t *word = code_word(memory, page);
+	if (word)
+		__atomic_store_n(word, 0, __ATOMIC_SEQ_CST);
+}
+
+uint64_t memory_code_word(const struct guest_memory *memory, gpa_t gpa)
+{
+	const uint64_t *word = code_word(memory, gpa);
+	return word ? __atomic_load_n(word, __ATOMIC_ACQUIRE) : 0;
+}
+
+void memory_set_code_listener(
+	struct guest_memory *memory, memory_code_listener *listener, void *opaque)
+{
+	memory->code_listener = listener;
+	memory->code_opaque = opaque;
+}
+
+void memory_written(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes)
+{
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (!memory->code_listener || !__atomic_load_n(&memory->code_marked, __ATOMIC_RELAXED))
+		return;
+	while (size_bytes) {
+		const uint64_t room = GUEST_PAGE_SIZE - (gpa & ~GUEST_PAGE_MASK);
+		const uint64_t part = MIN(size_bytes, room);
+		if (memory_code_bits(memory, gpa, part))
+			memory->code_listener(memory->code_opaque, gpa, part);
+		gpa += part;
+		size_bytes -= part;
+	}
+}
+
+/* ---- the dirty log ---- */
 
 int memory_dirty_start(struct guest_memory *memory)
 {

@@ -9,6 +9,10 @@
  *
  * The dirty log has one bit a page, set by memory_write(), by memory_mark_dirty() and by the engines
  * when they make a page writable to the guest; it is harvested by memory_dirty_fetch().
+ *
+ * Code marks tell who writes RAM that an engine has translated the bytes: a bit for each 64 bytes. The
+ * engine marks, then reads the bytes; a writer writes, then looks at the marks, each with a full fence in
+ * between. So one of the two sees the other.
  */
 #ifndef LODGE_MEMORY_MEMORY_H
 #define LODGE_MEMORY_MEMORY_H
@@ -18,6 +22,7 @@
 struct error;
 
 #define MEMORY_REGIONS_MAX 32
+#define MEMORY_CODE_SHIFT  6 /* log2 of the bytes that one code mark stands for */
 
 enum memory_region_flags {
 	MEMORY_READONLY = 1u << 0, /* guest writes are dropped (ROM) */
@@ -29,14 +34,29 @@ struct memory_region {
 	uint8_t *host;	  /* size_bytes of host memory, page aligned, owned by the guest_memory */
 	uint32_t flags;	  /* enum memory_region_flags */
 	uint64_t *dirty;  /* one bit a page, NULL while logging is off; atomic access only */
+	uint64_t *code;	  /* one word a page, one bit for each 64 bytes; atomic access only */
 	const char *name; /* for people; static string */
 };
+
+/* Somebody wrote [gpa, +size_bytes), within a page, where translated code is: on the writer's thread. */
+typedef void memory_code_listener(void *opaque, gpa_t gpa, uint64_t size_bytes);
 
 struct guest_memory {
 	unsigned region_count;
 	struct memory_region region[MEMORY_REGIONS_MAX]; /* sorted by base, never overlapping */
 	bool dirty_logging;
+	bool code_marked; /* code was marked at some time; atomic access only */
+	memory_code_listener *code_listener;
+	void *code_opaque;
 };
+
+/* The marks of the bytes [gpa, +size_bytes), which do not cross a page; size_bytes > 0. */
+static inline uint64_t memory_code_mask(gpa_t gpa, uint64_t size_bytes)
+{
+	const unsigned first = gpa >> MEMORY_CODE_SHIFT & 63;
+	const unsigned last = (gpa + size_bytes - 1) >> MEMORY_CODE_SHIFT & 63;
+	return ~0ull >> (63 - last) & ~0ull << first;
+}
 
 /* Make an empty address space. Errors: -ENOMEM. */
 int memory_create(struct guest_memory **ret_memory);
@@ -58,12 +78,12 @@ const struct memory_region *memory_find(const struct guest_memory *memory, gpa_t
 /*
  * Host address of [gpa, gpa+size_bytes) if all of it is RAM of one region, else NULL. With `write`,
  * also NULL for read-only regions, and the pages are marked dirty. The caller must treat the bytes
- * as shared with running vCPUs.
+ * as shared with running vCPUs, and call memory_written() after it wrote some.
  */
 void *memory_host(const struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes, bool write);
 
 /* Copy between host buffers and guest RAM; may span regions. -EFAULT if any byte is not RAM (then
- * nothing, or a prefix, was copied). Writes mark pages dirty. */
+ * nothing, or a prefix, was copied). Writes mark pages dirty, and see to the code marks. */
 int memory_read(const struct guest_memory *memory, gpa_t gpa, void *buf, uint64_t size_bytes);
 int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64_t size_bytes);
 
@@ -74,5 +94,39 @@ void memory_dirty_stop(struct guest_memory *memory);
 void memory_mark_dirty(const struct memory_region *region, gpa_t gpa, uint64_t size_bytes);
 /* Copy and clear region's bits: out has (pages + 63) / 64 words. */
 void memory_dirty_fetch(struct guest_memory *memory, unsigned region, uint64_t *out);
+
+/* ---- code marks; any thread ---- */
+
+/*
+ * Mark [gpa, +size_bytes), within a page, as translated, with a full fence before the caller's next read.
+ * Returns the page's word before; 0 for what is not RAM, which has no marks.
+ */
+uint64_t memory_code_mark(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes);
+/* Take all marks off the page. */
+void memory_code_clear(struct guest_memory *memory, gpa_t page);
+/* Who hears of writes to marked bytes, but for the vCPUs' own; before the first vCPU runs. */
+void memory_set_code_listener(
+	struct guest_memory *memory, memory_code_listener *listener, void *opaque);
+/* To be called after a write through memory_host(..., true), by all but isa/: tells the listener. */
+void memory_written(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes);
+
+/* The word of gpa's page, whether any was marked or not. */
+uint64_t memory_code_word(const struct guest_memory *memory, gpa_t gpa);
+
+/* The marks of [gpa, +size_bytes), within a page. After a write: fence first. */
+static inline uint64_t memory_code_bits(
+	const struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes)
+{
+	if (!__atomic_load_n(&memory->code_marked, __ATOMIC_RELAXED))
+		return 0;
+	return memory_code_word(memory, gpa) & memory_code_mask(gpa, size_bytes);
+}
+
+/* Is any of the page marked? */
+static inline bool memory_code_page(const struct guest_memory *memory, gpa_t gpa)
+{
+	return __atomic_load_n(&memory->code_marked, __ATOMIC_RELAXED) &&
+	       memory_code_word(memory, gpa);
+}
 
 #endif

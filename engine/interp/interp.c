@@ -70,7 +70,7 @@ static inline struct interp_block *find_block(struct engine_vcpu *v, const uint8
 
 	if (unlikely(!host))
 		return NULL;
-	gpa_t gpa = cpu->tlb_now[X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)].gpa + in_page;
+	gpa_t gpa = cpu->tlb_now->entry[X86_EXEC][x86_tlb_index(linear)].gpa + in_page;
 	uint64_t key = interp_block_key(gpa, cpu->mode, cpu->real);
 	if (likely(last && interp_block_good(last->successor[0], key, host, room)))
 		block = last->successor[0];

@@ -4,7 +4,8 @@
  *
  * Invariants: a translation is made for every page of an access before its first byte moves, so that a
  * fault changes nothing. RAM is written only through memory_host(..., write) or a write TLB entry,
- * both of which have marked the page in the dirty log.
+ * both of which have marked the page in the dirty log. What wrote without such an entry says so afterwards
+ * (x86_code_written()): a page with translated code has none.
  *
  * Left out on purpose: alignment checks of accesses that hit the TLB (x86_cpu_refresh() sees to it that
  * none do while they are on).
@@ -24,11 +25,11 @@ static enum x86_status map_piece(struct x86_cpu *cpu, gva_t linear, unsigned siz
 	enum x86_access access, bool user, struct piece *piece)
 {
 	const struct x86_tlb_entry *e =
-		&cpu->tlb[user][access][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+		&cpu->context_now->tlb[user].entry[access][x86_tlb_index(linear)];
 	piece->size = size;
 	if (linear - e->page < GUEST_PAGE_SIZE) {
 		piece->gpa = e->gpa + (linear & ~GUEST_PAGE_MASK);
-		piece->host = (void *)(uintptr_t)(linear + e->addend);
+		piece->host = (void *)(e->host + (linear - e->page));
 		return X86_OK;
 	}
 	X86_TRY(x86_translate(cpu, linear, access, user, &piece->gpa));
@@ -113,6 +114,22 @@ static void pieces_read(struct x86_cpu *cpu, const struct piece piece[2], void *
 		piece_read(cpu, &piece[1], (uint8_t *)buf + piece[0].size);
 }
 
+void x86_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
+{
+	/* Either we see the translator's mark, or it reads what we wrote. */
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	if (unlikely(memory_code_bits(cpu->memory, gpa, size)) && cpu->env->code_written)
+		cpu->env->code_written(cpu, gpa, size);
+}
+
+/* After pieces_write(), or what else wrote there. */
+static void pieces_written(struct x86_cpu *cpu, const struct piece piece[2])
+{
+	for (unsigned i = 0; i < 2; i++)
+		if (piece[i].size && piece[i].host)
+			x86_code_written(cpu, piece[i].gpa, piece[i].size);
+}
+
 static void pieces_write(struct x86_cpu *cpu, const struct piece piece[2], const void *buf)
 {
 	piece_write(cpu, &piece[0], buf);
@@ -136,6 +153,7 @@ enum x86_status x86_write_linear(struct x86_cpu *cpu, gva_t linear, const void *
 	struct piece piece[2];
 	X86_TRY(map_pieces(cpu, linear, size, X86_WRITE, user, piece));
 	pieces_write(cpu, piece, buf);
+	pieces_written(cpu, piece);
 	return X86_OK;
 }
 
@@ -357,6 +375,7 @@ static void cmpxchg_exclusive(struct x86_cpu *cpu, const struct piece piece[2], 
 	*ret_done = memcmp(old, expected, size) == 0;
 	pieces_write(cpu, piece, *ret_done ? desired : (const void *)old);
 	exclusive_end(cpu);
+	pieces_written(cpu, piece);
 	memcpy(expected, old, size);
 }
 
@@ -367,18 +386,20 @@ enum x86_status x86_cmpxchg(struct x86_cpu *cpu, unsigned seg, uint64_t offset, 
 	struct piece piece[2];
 
 	X86_TRY(x86_linear(cpu, seg, offset, size, X86_WRITE, &linear));
-	void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
-	if (!host) {
-		X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
-		X86_TRY(map_pieces(cpu, linear, size, X86_WRITE, cpu->cpl == 3, piece));
-		if (piece[1].size == 0)
-			host = piece[0].host;
-	}
 	*expected &= x86_size_mask(size);
-	if (host)
+	void *host = x86_tlb_host(cpu, linear, size, X86_WRITE);
+	if (host) {
 		*ret_done = host_cmpxchg(host, size, expected, desired);
-	else
+		return X86_OK;
+	}
+	X86_TRY(check_linear(cpu, seg, linear, size, X86_WRITE));
+	X86_TRY(map_pieces(cpu, linear, size, X86_WRITE, cpu->cpl == 3, piece));
+	if (piece[0].host && !piece[1].size) {
+		*ret_done = host_cmpxchg(piece[0].host, size, expected, desired);
+		pieces_written(cpu, piece);
+	} else {
 		cmpxchg_exclusive(cpu, piece, size, expected, &desired, ret_done);
+	}
 	return X86_OK;
 }
 
@@ -390,17 +411,18 @@ enum x86_status x86_cmpxchg16(struct x86_cpu *cpu, unsigned seg, uint64_t offset
 
 	X86_TRY(x86_linear(cpu, seg, offset, 16, X86_WRITE, &linear));
 	void *host = x86_tlb_host(cpu, linear, 16, X86_WRITE);
-	if (!host) {
-		X86_TRY(check_linear(cpu, seg, linear, 16, X86_WRITE));
-		X86_TRY(map_pieces(cpu, linear, 16, X86_WRITE, cpu->cpl == 3, piece));
-		host = piece[0].host;
-	}
 	if (host && !(linear & 15)) {
 		*ret_done = host_cmpxchg16(host, expected, desired);
 		return X86_OK;
 	}
-	/* Not reached by CMPXCHG16B on RAM: it faults when not aligned. */
+	X86_TRY(check_linear(cpu, seg, linear, 16, X86_WRITE));
 	X86_TRY(map_pieces(cpu, linear, 16, X86_WRITE, cpu->cpl == 3, piece));
+	if (piece[0].host && !(linear & 15)) {
+		*ret_done = host_cmpxchg16(piece[0].host, expected, desired);
+		pieces_written(cpu, piece);
+		return X86_OK;
+	}
+	/* Not reached by CMPXCHG16B on RAM: it faults when not aligned. */
 	cmpxchg_exclusive(cpu, piece, 16, expected, desired, ret_done);
 	return X86_OK;
 }

@@ -28,6 +28,10 @@ enum x86_status x86_write_linear(struct x86_cpu *cpu, gva_t linear, const void *
 /* Check that a later write of [linear, +size) cannot fault. */
 enum x86_status x86_probe_write(struct x86_cpu *cpu, gva_t linear, unsigned size, bool user);
 
+/* To be called after a write to RAM of this vCPU's that did not go through a TLB entry for writing, within a
+ * page: tells the engine if translated code is there. */
+void x86_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size);
+
 /* ---- addresses ---- */
 
 /* Effective address of the memory operand, truncated to the address size. */
@@ -70,9 +74,10 @@ static inline void *x86_tlb_host(const struct x86_cpu *cpu, gva_t linear, unsign
 	enum x86_access access)
 {
 	const struct x86_tlb_entry *e =
-		&cpu->tlb_now[access][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
-	if (__builtin_expect(linear - e->page <= GUEST_PAGE_SIZE - size, 1))
-		return (void *)(uintptr_t)(linear + e->addend);
+		&cpu->tlb_now->entry[access][x86_tlb_index(linear)];
+	const uint64_t offset = linear - e->page;
+	if (__builtin_expect(offset <= GUEST_PAGE_SIZE - size, 1))
+		return (void *)(e->host + offset);
 	return NULL;
 }
 

@@ -4,8 +4,7 @@
  * permission).
  *
  * Invariant: a write that faults has changed nothing. Every write that may change a translation has
- * flushed the TLB of it; no translations of other PCIDs are kept, so a MOV to CR3 flushes all that is not
- * global whatever its bit 63 says.
+ * flushed the TLB of it.
  *
  * Left out on purpose: CR4.VME, PVI, LA57, CET, VMXE (reserved here), and cache disabling.
  */
@@ -78,7 +77,9 @@ static enum x86_status write_cr0(struct x86_cpu *cpu, uint64_t value)
 
 static enum x86_status write_cr3(struct x86_cpu *cpu, uint64_t value)
 {
-	if (cpu->s.cr4 & X86_CR4_PCIDE)
+	const bool keep = (cpu->s.cr4 & X86_CR4_PCIDE) && (value & CR3_NOFLUSH);
+
+	if (keep)
 		value &= ~CR3_NOFLUSH;
 	if (cpu->long_mode && value >> cpu->phys_bits)
 		return x86_gp(cpu, 0);
@@ -87,7 +88,7 @@ static enum x86_status write_cr3(struct x86_cpu *cpu, uint64_t value)
 	if (pae_tables(cpu->s.cr0, cpu->s.cr4, cpu->long_mode) && !x86_load_pdptes(cpu, value))
 		return x86_gp(cpu, 0);
 	cpu->s.cr3 = value;
-	x86_tlb_flush_local(cpu);
+	x86_tlb_switch(cpu, keep);
 	return X86_BOUNDARY;
 }
 

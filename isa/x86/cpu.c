@@ -10,16 +10,6 @@
 
 #include <string.h>
 
-/*
- * Tables that hold nothing, for tlb_now while every access must take the slow path. A zero entry matches
- * page 0 only, and only index 0 could be looked up for that.
- */
-static const struct x86_tlb_entry tlb_empty[3][X86_TLB_SIZE] = {
-	[X86_READ][0].page = X86_TLB_INVALID(0),
-	[X86_WRITE][0].page = X86_TLB_INVALID(0),
-	[X86_EXEC][0].page = X86_TLB_INVALID(0),
-};
-
 int x86_cpu_init(struct x86_cpu *cpu, struct guest_memory *memory,
 	const struct x86_cpuid_model *cpuid, const struct x86_env_ops *env, void *env_opaque)
 {
@@ -32,14 +22,18 @@ int x86_cpu_init(struct x86_cpu *cpu, struct guest_memory *memory,
 	cpu->env_opaque = env_opaque;
 	cpu->features = cpuid->features;
 	cpu->phys_bits = cpuid->phys_bits;
-	int rc = x86_native_create(&cpu->native);
+	x86_state_reset(&cpu->s);
+	int rc = x86_tlb_init(cpu);
 	if (rc < 0)
 		return rc;
-	x86_state_reset(&cpu->s);
+	rc = x86_native_create(&cpu->native);
+	if (rc < 0) {
+		x86_tlb_done(cpu);
+		return rc;
+	}
 	x86_cpuid_query(cpuid, 0, 0, 0, 0, 1, 0, signature);
 	cpu->s.reg[X86_RDX] = signature[0];
 	x86_cpu_refresh(cpu);
-	x86_tlb_flush(cpu);
 	return 0;
 }
 
@@ -47,6 +41,7 @@ void x86_cpu_done(struct x86_cpu *cpu)
 {
 	x86_native_free(cpu->native);
 	cpu->native = NULL;
+	x86_tlb_done(cpu);
 }
 
 /* Segments through which any offset below 4 GiB may be read and written unchecked. */
@@ -87,10 +82,9 @@ void x86_cpu_refresh(struct x86_cpu *cpu)
 	}
 	cpu->slow_path = (s->rflags & X86_TF) || x86_debug_armed(cpu);
 	cpu->watched = x86_debug_armed(cpu) && x86_debug_watches(cpu);
-	if (cpu->watched || (cpu->cpl == 3 && (s->rflags & X86_AC) && (s->cr0 & X86_CR0_AM)))
-		cpu->tlb_now = (struct x86_tlb_entry(*)[X86_TLB_SIZE])(uintptr_t)tlb_empty;
-	else
-		cpu->tlb_now = cpu->tlb[cpu->cpl == 3];
+	cpu->tlb_bypass = cpu->watched ||
+			  (cpu->cpl == 3 && (s->rflags & X86_AC) && (s->cr0 & X86_CR0_AM));
+	x86_tlb_select(cpu);
 }
 
 #define XCR0_BITS (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)

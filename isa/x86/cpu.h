@@ -9,21 +9,8 @@
 
 #include "isa/x86/insn.h"
 #include "isa/x86/state.h"
+#include "isa/x86/tlb.h"
 #include "memory/memory.h"
-
-#define X86_TLB_SIZE 512 /* entries of each of the six tables; a power of two */
-
-enum x86_access { X86_READ, X86_WRITE, X86_EXEC };
-
-struct x86_tlb_entry {
-	gva_t page;	  /* linear page address; X86_TLB_INVALID(index) never compares equal */
-	uintptr_t addend; /* host address = linear address + addend */
-	gpa_t gpa;	  /* guest-physical page address */
-	uint32_t global;
-	uint32_t shift; /* log2 of the size of the guest's mapping: 12, 21, 22, 30 */
-};
-/* A page whose index is another one: no address that maps to this entry can match it. */
-#define X86_TLB_INVALID(index) ((gva_t)((index) ^ 1) << GUEST_PAGE_SHIFT)
 
 struct x86_cpu;
 
@@ -49,6 +36,9 @@ struct x86_env_ops {
 	void (*exclusive_end)(struct x86_cpu *cpu);
 	/* PAUSE executed: another vCPU may want this host CPU. May be NULL. */
 	void (*pause)(struct x86_cpu *cpu);
+	/* This vCPU wrote [gpa, +size_bytes), within a page, where memory_code_bits() said that translated code
+	 * is. May come in the middle of an instruction. May be NULL. */
+	void (*code_written)(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes);
 };
 
 /* The CPUID model: what CPUID returns, and the features decoded from it (isa/x86/cpuid.h). */
@@ -66,9 +56,9 @@ struct x86_cpu {
 	bool long_mode;	     /* EFER.LMA */
 	uint8_t stack_bytes; /* width of the stack pointer: 2, 4, 8 */
 	uint8_t flat;	     /* bit x86_seg_index: base 0, limit 4G, readable and writable: no checks */
-	/* The three tables (x86_access) for this CPL, to look up only; tables that hold nothing while
-	 * alignment checks (#AC) or data breakpoints need the slow path. */
-	struct x86_tlb_entry (*tlb_now)[X86_TLB_SIZE];
+	bool tlb_bypass;     /* alignment checks (#AC) or data breakpoints: every access takes the slow path */
+	/* The tables for this CPL and context, to look up only; tlb_nothing while bypassed. Never NULL. */
+	struct x86_tlb *tlb_now;
 
 	struct {
 		uint8_t vector;
@@ -78,10 +68,13 @@ struct x86_cpu {
 		uint64_t dr6;  /* #DB: bits to set in DR6 */
 	} fault;
 
-	struct x86_tlb_entry tlb[2][3][X86_TLB_SIZE]; /* [user][x86_access] */
-	bool tlb_has_global;
-	/* Hashed linear addresses of the large pages (2M, 4M, 1G) that may have entries. */
-	uint64_t tlb_large[3];
+	/* isa/x86/tlb.h */
+	struct x86_tlb_context context[X86_TLB_CONTEXTS];
+	struct x86_tlb_context *context_now; /* never NULL */
+	uint64_t context_clock;
+	struct x86_tlb *tlb_nothing; /* holds no entry and no branch */
+	const void *branch_miss;
+	void *tlb_memory;
 
 	/* Single-step and breakpoints need the one-at-a-time path (x86_step). */
 	bool slow_path;
@@ -162,14 +155,7 @@ static inline bool x86_debug_armed(const struct x86_cpu *cpu)
 }
 bool x86_debug_watches(const struct x86_cpu *cpu);
 
-/* ---- memory management (isa/x86/mmu.c) ---- */
-
-/* Drop cached translations: all, the non-global ones, or those of one page. */
-void x86_tlb_flush(struct x86_cpu *cpu);
-void x86_tlb_flush_local(struct x86_cpu *cpu);
-void x86_tlb_flush_page(struct x86_cpu *cpu, gva_t linear);
-/* Only write entries: after the dirty log was started or harvested. */
-void x86_tlb_flush_writes(struct x86_cpu *cpu);
+/* ---- memory management (isa/x86/mmu.c; the TLB is in isa/x86/tlb.h) ---- */
 
 /*
  * Translate a linear address for one access within a page, setting accessed and dirty bits. user =

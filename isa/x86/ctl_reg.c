@@ -140,8 +140,9 @@ enum x86_status sem_invpcid(struct x86_cpu *cpu, const struct x86_insn *insn)
 		return x86_gp(cpu, 0);
 	switch (type) {
 	case INVPCID_ADDRESS: x86_tlb_flush_page(cpu, linear); break;
+	case INVPCID_CONTEXT: x86_tlb_flush_pcid(cpu, (unsigned)pcid); break;
 	case INVPCID_ALL: x86_tlb_flush(cpu); break;
-	default: x86_tlb_flush_local(cpu); break;
+	default: x86_tlb_flush_local_all(cpu); break;
 	}
 	return X86_BOUNDARY;
 }

@@ -1,21 +1,18 @@
 /*
- * Paging: walks of the guest's page tables and the software TLB. SDM 3A chapter 5: 32-bit paging with
- * PSE-36, PAE and 4-level paging, access rights (5.6), page faults (5.7), accessed and dirty bits (5.8),
- * and invalidation (5.10).
+ * Paging: walks of the guest's page tables. SDM 3A chapter 5: 32-bit paging with PSE-36, PAE and 4-level
+ * paging, access rights (5.6), page faults (5.7), accessed and dirty bits (5.8). What a walk found is
+ * kept in the TLB (isa/x86/tlb.h).
  *
  * Invariants:
- * - A TLB entry stands for one 4K page of RAM and one kind of access that is permitted to that
- *   privilege. It is in a write table only if the page is writable RAM, its dirty bit is set in the
- *   guest's page table (or cannot be, in ROM), and its page is marked in the dirty log.
- * - No entry is made for an address that is not canonical, so a TLB hit needs no such check.
+ * - No TLB entry is made for an address that is not canonical, so a TLB hit needs no such check.
  * - Page-table entries are read once each, and accessed and dirty bits are set by a compare-and-exchange
  *   with what was read; a walk that lost the race starts again.
  *
- * Left out on purpose: protection keys, 5-level paging, and memory types. Translations of other PCIDs are
- * not kept. A system access made at CPL < 3 counts as explicit for SMAP (RFLAGS.AC lets it pass).
- * Page tables outside RAM read as zero: nothing is present.
+ * Left out on purpose: protection keys, 5-level paging, and memory types. A system access made at CPL < 3
+ * counts as explicit for SMAP (RFLAGS.AC lets it pass). Page tables outside RAM read as zero: nothing is
+ * present.
  */
-#include "isa/x86/cpu.h"
+#include "isa/x86/access.h"
 
 #include "base/util.h"
 
@@ -189,23 +186,28 @@ static enum x86_status page_fault(
 }
 
 /* Set bits of an entry that still is what the walk read. false: it is not, walk again. */
-static bool entry_set(
-	const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes, uint64_t entry, uint64_t bits)
+static bool entry_set(struct x86_cpu *cpu, gpa_t gpa, unsigned bytes, uint64_t entry, uint64_t bits)
 {
+	bool done;
+
 	if ((entry & bits) == bits)
 		return true;
 	void *host = memory_host(cpu->memory, gpa, bytes, true);
 	if (!host)
 		return true; /* tables in ROM: the write is dropped */
-	if (bytes == 8)
-		return __atomic_compare_exchange_n((uint64_t *)host, &entry, entry | bits, false,
-			__ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 	uint32_t narrow = (uint32_t)entry;
-	return __atomic_compare_exchange_n((uint32_t *)host, &narrow, narrow | (uint32_t)bits,
-		false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	if (bytes == 8)
+		done = __atomic_compare_exchange_n((uint64_t *)host, &entry, entry | bits, false,
+			__ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	else
+		done = __atomic_compare_exchange_n((uint32_t *)host, &narrow,
+			narrow | (uint32_t)bits, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+	if (done)
+		x86_code_written(cpu, gpa, bytes);
+	return done;
 }
 
-static bool walk_set_accessed(const struct x86_cpu *cpu, const struct walk *walk, bool dirty)
+static bool walk_set_accessed(struct x86_cpu *cpu, const struct walk *walk, bool dirty)
 {
 	for (unsigned i = 0; i < walk->depth; i++) {
 		const bool leaf = i + 1 == walk->depth;
@@ -217,49 +219,15 @@ static bool walk_set_accessed(const struct x86_cpu *cpu, const struct walk *walk
 	return true;
 }
 
-/* ---- the TLB ---- */
+/* ---- translation ---- */
 
-/* The bit that stands for the large page of this size class around linear. */
-static uint64_t large_bit(unsigned shift, gva_t linear)
+static void fill(struct x86_cpu *cpu, const struct walk *walk, gva_t linear, enum x86_access access,
+	bool user)
 {
-	uint64_t page = linear >> shift;
-	return BIT((page ^ page >> 6 ^ page >> 12) & 63);
-}
-
-static unsigned large_class(unsigned shift)
-{
-	return shift == 21 ? 0 : shift == 22 ? 1 : 2;
-}
-
-static void tlb_fill(struct x86_cpu *cpu, const struct walk *walk, gva_t linear,
-	enum x86_access access, bool user)
-{
-	const struct memory_region *region = memory_find(cpu->memory, walk->gpa);
-	if (!region)
-		return;
-	const gpa_t gpa = walk->gpa & GUEST_PAGE_MASK;
-	if (access == X86_WRITE) {
-		if (region->flags & MEMORY_READONLY)
-			return;
-		memory_mark_dirty(region, gpa, GUEST_PAGE_SIZE);
-	}
 	/* What RFLAGS.AC permits now it may not permit later. */
 	if (!user && walk->user && access != X86_EXEC && (cpu->s.cr4 & X86_CR4_SMAP))
 		return;
-
-	const gva_t page = linear & GUEST_PAGE_MASK;
-	struct x86_tlb_entry *e =
-		&cpu->tlb[user][access][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
-	*e = (struct x86_tlb_entry){
-		.page = page,
-		.addend = (uintptr_t)(region->host + (gpa - region->base)) - page,
-		.gpa = gpa,
-		.global = walk->global,
-		.shift = walk->shift,
-	};
-	cpu->tlb_has_global |= walk->global;
-	if (walk->shift > GUEST_PAGE_SHIFT)
-		cpu->tlb_large[large_class(walk->shift)] |= large_bit(walk->shift, linear);
+	x86_tlb_fill(cpu, linear, walk->gpa, walk->shift, walk->global, access, user);
 }
 
 enum x86_status x86_translate(
@@ -269,7 +237,7 @@ enum x86_status x86_translate(
 
 	if (!(cpu->s.cr0 & X86_CR0_PG)) {
 		walk = (struct walk){.gpa = (uint32_t)linear, .shift = GUEST_PAGE_SHIFT};
-		tlb_fill(cpu, &walk, linear, access, user);
+		fill(cpu, &walk, linear, access, user);
 		*ret_gpa = walk.gpa;
 		return X86_OK;
 	}
@@ -284,7 +252,7 @@ enum x86_status x86_translate(
 		if (!walk_permits(cpu, &walk, access, user))
 			return page_fault(cpu, linear, access, user, X86_PFEC_P);
 	} while (!walk_set_accessed(cpu, &walk, access == X86_WRITE));
-	tlb_fill(cpu, &walk, linear, access, user);
+	fill(cpu, &walk, linear, access, user);
 	*ret_gpa = walk.gpa;
 	return X86_OK;
 }
@@ -320,71 +288,4 @@ bool x86_load_pdptes(struct x86_cpu *cpu, uint64_t cr3)
 	for (unsigned i = 0; i < 4; i++)
 		cpu->s.pdpte[i] = pdpte[i];
 	return true;
-}
-
-/* ---- invalidation ---- */
-
-static void table_clear(struct x86_tlb_entry table[X86_TLB_SIZE])
-{
-	for (unsigned i = 0; i < X86_TLB_SIZE; i++)
-		table[i].page = X86_TLB_INVALID(i);
-}
-
-void x86_tlb_flush(struct x86_cpu *cpu)
-{
-	for (unsigned user = 0; user < 2; user++)
-		for (unsigned access = 0; access < 3; access++)
-			table_clear(cpu->tlb[user][access]);
-	cpu->tlb_has_global = false;
-	for (unsigned i = 0; i < ARRAY_SIZE(cpu->tlb_large); i++)
-		cpu->tlb_large[i] = 0;
-}
-
-void x86_tlb_flush_local(struct x86_cpu *cpu)
-{
-	if (!cpu->tlb_has_global) {
-		x86_tlb_flush(cpu);
-		return;
-	}
-	for (unsigned t = 0; t < 6; t++) {
-		struct x86_tlb_entry *table = cpu->tlb[t / 3][t % 3];
-		for (unsigned i = 0; i < X86_TLB_SIZE; i++)
-			if (!table[i].global)
-				table[i].page = X86_TLB_INVALID(i);
-	}
-}
-
-void x86_tlb_flush_writes(struct x86_cpu *cpu)
-{
-	table_clear(cpu->tlb[0][X86_WRITE]);
-	table_clear(cpu->tlb[1][X86_WRITE]);
-}
-
-/* Drop every 4K entry made from a large page around linear. */
-static void flush_large(struct x86_cpu *cpu, gva_t linear)
-{
-	for (unsigned t = 0; t < 6; t++) {
-		struct x86_tlb_entry *table = cpu->tlb[t / 3][t % 3];
-		for (unsigned i = 0; i < X86_TLB_SIZE; i++) {
-			const struct x86_tlb_entry *e = &table[i];
-			if (e->shift > GUEST_PAGE_SHIFT && !((e->page ^ linear) >> e->shift))
-				table[i].page = X86_TLB_INVALID(i);
-		}
-	}
-}
-
-void x86_tlb_flush_page(struct x86_cpu *cpu, gva_t linear)
-{
-	const gva_t page = linear & GUEST_PAGE_MASK;
-	const unsigned index = linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1);
-
-	for (unsigned t = 0; t < 6; t++) {
-		struct x86_tlb_entry *e = &cpu->tlb[t / 3][t % 3][index];
-		if (e->page == page)
-			e->page = X86_TLB_INVALID(index);
-	}
-	if ((cpu->tlb_large[0] & large_bit(21, linear)) ||
-		(cpu->tlb_large[1] & large_bit(22, linear)) ||
-		(cpu->tlb_large[2] & large_bit(30, linear)))
-		flush_large(cpu, linear);
 }

@@ -159,14 +159,14 @@ enum x86_status x86_descriptor_type(
 	struct x86_cpu *cpu, struct x86_descriptor *desc, unsigned set, unsigned clear)
 {
 	/* Tables are accessed with supervisor privilege whatever the CPL. */
-	struct x86_tlb_entry(*tlb)[X86_TLB_SIZE] = cpu->tlb_now;
+	struct x86_tlb *tlb = cpu->tlb_now;
 	uint8_t cpl = cpu->cpl;
 	uint64_t old = desc->raw[0];
 	enum x86_status status;
 	bool done = false;
 
 	cpu->cpl = 0;
-	cpu->tlb_now = cpu->tlb[0];
+	cpu->tlb_now = &cpu->context_now->tlb[0];
 	do {
 		desc->raw[0] = (old | (uint64_t)set << 40) & ~((uint64_t)clear << 40);
 		status = x86_cmpxchg(cpu, X86_SEG_NONE, desc->linear, 8, &old, desc->raw[0], &done);

@@ -31,7 +31,7 @@ static enum x86_status fetch_bytes(struct x86_cpu *cpu, gva_t linear, uint8_t *b
 {
 	const bool user = cpu->cpl == 3;
 	const struct x86_tlb_entry *e =
-		&cpu->tlb[user][X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+		&cpu->context_now->tlb[user].entry[X86_EXEC][x86_tlb_index(linear)];
 	gpa_t gpa;
 
 	if (linear - e->page >= GUEST_PAGE_SIZE) {
@@ -42,7 +42,7 @@ static enum x86_status fetch_bytes(struct x86_cpu *cpu, gva_t linear, uint8_t *b
 			return X86_OK;
 		}
 	}
-	memcpy(buf, (const void *)(uintptr_t)(linear + e->addend), count);
+	memcpy(buf, (const void *)(e->host + (linear - e->page)), count);
 	return X86_OK;
 }
 

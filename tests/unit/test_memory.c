@@ -1,5 +1,5 @@
 /*
- * memory/: regions, look-up, copies, dirty log.
+ * memory/: regions, look-up, copies, dirty log, code marks.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -195,6 +195,79 @@ static void test_dirty_threads(void **state)
 	assert_true((seen[1] | bits[1]) == ~0ull);
 }
 
+/* ---- code marks ---- */
+
+struct heard {
+	unsigned count;
+	gpa_t gpa[4];
+	uint64_t size_bytes[4];
+};
+
+static void hear(void *opaque, gpa_t gpa, uint64_t size_bytes)
+{
+	struct heard *heard = opaque;
+
+	assert_true(heard->count < 4);
+	heard->gpa[heard->count] = gpa;
+	heard->size_bytes[heard->count++] = size_bytes;
+}
+
+static void test_code_marks(void **state)
+{
+	struct guest_memory *memory = *state;
+	const gpa_t page = 5 * PAGE, rom = GIB(4) - 2 * PAGE;
+
+	assert_true(memory_code_bits(memory, page, PAGE) == 0);
+	assert_false(memory_code_page(memory, page));
+	assert_true(memory_code_mark(memory, page + 63, 2) == 0);
+	assert_true(memory_code_mark(memory, page + PAGE - 1, 1) == (BIT(0) | BIT(1)));
+	assert_true(memory_code_bits(memory, page, PAGE) == (BIT(0) | BIT(1) | BIT(63)));
+	assert_true(memory_code_bits(memory, page + 127, 2) == BIT(1));
+	assert_true(memory_code_bits(memory, page + 128, PAGE - 192) == 0);
+	assert_true(memory_code_page(memory, page + 5));
+	assert_false(memory_code_page(memory, page + PAGE));
+	assert_false(memory_code_page(memory, page - 1));
+	/* The last page of a region; ROM; and what is no RAM. */
+	memory_code_mark(memory, 133 * PAGE, PAGE);
+	assert_true(memory_code_bits(memory, 133 * PAGE, PAGE) == ~0ull);
+	memory_code_mark(memory, rom, 1);
+	assert_true(memory_code_page(memory, rom));
+	assert_true(memory_code_mark(memory, 134 * PAGE, 1) == 0);
+	assert_false(memory_code_page(memory, 134 * PAGE));
+	memory_code_clear(memory, page);
+	assert_false(memory_code_page(memory, page));
+	assert_true(memory_code_page(memory, 133 * PAGE));
+}
+
+/* A write that spans marked and unmarked pages, and two regions. */
+static void test_code_listener(void **state)
+{
+	struct guest_memory *memory = *state;
+	static const uint8_t bytes[3 * PAGE];
+	struct heard heard = {0};
+
+	memory_code_mark(memory, 3 * PAGE, 1);
+	assert_int_equal(memory_write(memory, 3 * PAGE, bytes, 1), 0); /* nobody listens */
+	memory_set_code_listener(memory, hear, &heard);
+	memory_code_mark(memory, 5 * PAGE + 128, 1);
+	assert_int_equal(memory_write(memory, 4 * PAGE - 10, bytes, 2 * PAGE), 0);
+	assert_int_equal(heard.count, 1);
+	assert_true(heard.gpa[0] == 5 * PAGE && heard.size_bytes[0] == PAGE - 10);
+	assert_int_equal(memory_write(memory, 3 * PAGE + 1, bytes, 3 * PAGE), 0);
+	assert_int_equal(heard.count, 3);
+	assert_true(heard.gpa[1] == 3 * PAGE + 1 && heard.size_bytes[1] == PAGE - 1);
+	assert_true(heard.gpa[2] == 5 * PAGE && heard.size_bytes[2] == PAGE);
+	/* Beside the marks. */
+	assert_int_equal(memory_write(memory, 5 * PAGE + 64, bytes, 64), 0);
+	assert_int_equal(memory_write(memory, 5 * PAGE + 192, bytes, 64), 0);
+	assert_int_equal(heard.count, 3);
+	memory_written(memory, 5 * PAGE + 191, 1);
+	assert_int_equal(heard.count, 4);
+	memory_code_clear(memory, 5 * PAGE);
+	memory_written(memory, 5 * PAGE, PAGE);
+	assert_int_equal(heard.count, 4);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -205,6 +278,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_host, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_dirty, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_dirty_threads, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_code_marks, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_code_listener, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,7 +127,7 @@ static void reload(struct test_cpu *t, const struct shape *shape)
 static bool in_tlb(struct test_cpu *t, gva_t linear, enum x86_access access, bool user)
 {
 	const struct x86_tlb_entry *e =
-		&t->cpu.tlb[user][access][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)];
+		&t->cpu.context_now->tlb[user].entry[access][x86_tlb_index(linear)];
 	return linear - e->page < GUEST_PAGE_SIZE;
 }
 

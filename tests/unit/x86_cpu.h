@@ -37,6 +37,9 @@ struct test_cpu {
 	uint32_t pio_value; /* read and written */
 	uint64_t msr_value;
 	uint8_t cr8;
+	unsigned code_writes; /* calls of code_written, and the last one */
+	gpa_t code_gpa;
+	unsigned code_size;
 };
 
 static inline struct test_cpu *test_of(struct x86_cpu *cpu)
@@ -110,6 +113,14 @@ static void test_hypercall(struct x86_cpu *cpu)
 
 static void test_nothing(struct x86_cpu *cpu) {}
 
+static void test_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
+{
+	struct test_cpu *t = test_of(cpu);
+	t->code_writes++;
+	t->code_gpa = gpa;
+	t->code_size = size;
+}
+
 static const struct x86_env_ops test_env = {
 	.mmio_read = test_mmio_read,
 	.mmio_write = test_mmio_write,
@@ -124,6 +135,7 @@ static const struct x86_env_ops test_env = {
 	.hypercall = test_hypercall,
 	.exclusive_begin = test_nothing,
 	.exclusive_end = test_nothing,
+	.code_written = test_code_written,
 };
 
 static inline void test_feature(struct test_cpu *t, unsigned feature, bool on)
