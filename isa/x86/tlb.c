@@ -59,7 +59,8 @@ static bool entry_maps(const struct x86_tlb_entry *e, uint64_t gpa)
 	return e->gpa == gpa;
 }
 
-X86_INLINE void entries_drop(struct x86_tlb *tlb, enum x86_access access, drop_entry *drop, uint64_t arg)
+X86_INLINE void entries_drop(
+	struct x86_tlb *tlb, enum x86_access access, drop_entry *drop, uint64_t arg)
 {
 	struct x86_tlb_entry *table = tlb->entry[access];
 
@@ -105,8 +106,8 @@ static void branch_note_page(struct x86_tlb *tlb, gva_t target)
 	tlb->branch_pages[bit / 64] |= BIT(bit % 64);
 }
 
-X86_INLINE void branches_drop(struct x86_cpu *cpu, struct x86_tlb *tlb, drop_branch *drop, uint64_t arg,
-	unsigned shift)
+X86_INLINE void branches_drop(
+	struct x86_cpu *cpu, struct x86_tlb *tlb, drop_branch *drop, uint64_t arg, unsigned shift)
 {
 	if (!tlb->has_branches)
 		return;
@@ -284,8 +285,7 @@ static void context_clear_local(struct x86_cpu *cpu, struct x86_tlb_context *c)
 
 void x86_tlb_select(struct x86_cpu *cpu)
 {
-	cpu->tlb_now =
-		cpu->tlb_bypass ? cpu->tlb_nothing : &cpu->context_now->tlb[cpu->cpl == 3];
+	cpu->tlb_now = cpu->tlb_bypass ? cpu->tlb_nothing : &cpu->context_now->tlb[cpu->cpl == 3];
 }
 
 void x86_tlb_switch(struct x86_cpu *cpu, bool keep)

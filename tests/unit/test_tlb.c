@@ -101,7 +101,8 @@ static void test_pcid_keep(void **state)
 	assert_true(has(t, LOCAL, X86_READ) && has(t, GLOBAL, X86_READ) && has(t, LARGE, X86_READ));
 	/* Without bit 63 only global pages of that PCID stay, and other PCIDs keep theirs. */
 	load_cr3(t, 1, 0);
-	assert_true(!has(t, LOCAL, X86_READ) && has(t, GLOBAL, X86_READ) && !has(t, LARGE, X86_READ));
+	assert_true(
+		!has(t, LOCAL, X86_READ) && has(t, GLOBAL, X86_READ) && !has(t, LARGE, X86_READ));
 	load_cr3(t, 2, KEEP);
 	assert_true(has(t, LOCAL, X86_READ));
 	/* A PCID of which nothing is known has nothing, whatever bit 63 says. */
@@ -158,10 +159,18 @@ static void test_flush_all(void **state)
 		load_cr3(t, 2, 0);
 		touch_all(t);
 		switch (n) {
-		case 0: assert_int_equal(x86_write_cr(&t->cpu, 4, cr4 ^ X86_CR4_PGE), X86_BOUNDARY); break;
+		case 0:
+			assert_int_equal(x86_write_cr(&t->cpu, 4, cr4 ^ X86_CR4_PGE), X86_BOUNDARY);
+			break;
 		case 1: assert_int_equal(x86_write_cr(&t->cpu, 4, cr4), X86_BOUNDARY); break;
-		case 2: assert_int_equal(x86_write_cr(&t->cpu, 0, t->cpu.s.cr0 ^ X86_CR0_WP), X86_BOUNDARY); break;
-		default: saved = t->cpu.s; x86_cpu_load(&t->cpu, &saved); break;
+		case 2:
+			assert_int_equal(
+				x86_write_cr(&t->cpu, 0, t->cpu.s.cr0 ^ X86_CR0_WP), X86_BOUNDARY);
+			break;
+		default:
+			saved = t->cpu.s;
+			x86_cpu_load(&t->cpu, &saved);
+			break;
 		}
 		assert_true(!has(t, LOCAL, X86_READ) && !has(t, GLOBAL, X86_READ) &&
 			    !has(t, LARGE, X86_READ));
@@ -398,8 +407,8 @@ static void test_no_branches(void **state)
 
 #define CODE 0x7000ull /* a page whose bytes 0x40 to 0x7f are marked */
 
-static void expect_written(struct test_cpu *t, enum x86_status status, unsigned writes, gpa_t gpa,
-	unsigned size)
+static void expect_written(
+	struct test_cpu *t, enum x86_status status, unsigned writes, gpa_t gpa, unsigned size)
 {
 	assert_int_equal(status, X86_OK);
 	assert_int_equal(t->code_writes, writes);
@@ -444,11 +453,13 @@ static void test_code_locked(void **state)
 	bool done;
 
 	memory_code_mark(t->memory, CODE + 0x40, 64);
-	expect_written(t, x86_cmpxchg(cpu, X86_DS, CODE + 0x40, 4, &old, 7, &done), 1, CODE + 0x40, 4);
+	expect_written(
+		t, x86_cmpxchg(cpu, X86_DS, CODE + 0x40, 4, &old, 7, &done), 1, CODE + 0x40, 4);
 	assert_true(done);
 	old = 0;
 	expect_written(t, x86_cmpxchg(cpu, X86_DS, CODE + 0x80, 4, &old, 7, &done), 0, 0, 0);
-	expect_written(t, x86_cmpxchg16(cpu, X86_DS, CODE + 0x50, pair, value, &done), 1, CODE + 0x50, 16);
+	expect_written(
+		t, x86_cmpxchg16(cpu, X86_DS, CODE + 0x50, pair, value, &done), 1, CODE + 0x50, 16);
 	assert_true(done);
 	/* Across a page: what no host instruction does at once. */
 	memory_code_mark(t->memory, CODE, 1);
