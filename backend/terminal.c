@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@ struct terminal {
 	bool escaped; /* the last byte was an escape */
 	struct termios original;
 	int wake_fd;
+	int continue_fd; /* SIGCONT came; -1: not raw */
 	pid_t guardian;
 	int guardian_fd; /* closed when this process ends; a byte = all is well */
 };
@@ -66,6 +68,7 @@ static int guardian_start(struct terminal *terminal, struct error *err)
 	if (terminal->guardian == 0) {
 		close(fds[1]);
 		close(terminal->wake_fd);
+		close(terminal->continue_fd);
 		guard(fds[0], &terminal->original);
 	}
 	close(fds[0]);
@@ -73,17 +76,54 @@ static int guardian_start(struct terminal *terminal, struct error *err)
 	return 0;
 }
 
-static int go_raw(struct terminal *terminal, struct error *err)
+static bool in_foreground(void)
 {
-	int status = guardian_start(terminal, err);
-	if (status < 0)
-		return status;
+	return tcgetpgrp(STDIN_FILENO) == getpgrp();
+}
+
+static bool set_raw(const struct terminal *terminal)
+{
 	struct termios raw = terminal->original;
+
 	cfmakeraw(&raw);
 	/* What the guest prints has its own line ends; what the monitor prints still gets its own. */
 	raw.c_oflag = terminal->original.c_oflag;
-	terminal->raw = tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) == 0;
+	return tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) == 0;
+}
+
+/* Shells give a stopped job's terminal settings of their own, and not all put the job's back. */
+static int watch_continue(struct terminal *terminal, struct error *err)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGCONT);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	terminal->continue_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (terminal->continue_fd < 0)
+		return error_set_errno(err, errno, "can't make a signal descriptor");
 	return 0;
+}
+
+static int go_raw(struct terminal *terminal, struct error *err)
+{
+	int status = watch_continue(terminal, err);
+
+	if (status == 0)
+		status = guardian_start(terminal, err);
+	if (status == 0)
+		terminal->raw = set_raw(terminal);
+	return status;
+}
+
+/* Stopped and continued; in the background the terminal is another's. */
+static void continued(struct terminal *terminal)
+{
+	struct signalfd_siginfo info;
+
+	if (read(terminal->continue_fd, &info, sizeof(info)) == sizeof(info) && terminal->raw &&
+		in_foreground())
+		set_raw(terminal);
 }
 
 int terminal_open(struct terminal **ret_terminal, struct error *err)
@@ -93,7 +133,7 @@ int terminal_open(struct terminal **ret_terminal, struct error *err)
 
 	if (!terminal)
 		return error_set(err, ENOMEM, "no memory for the terminal");
-	terminal->guardian_fd = -1;
+	terminal->guardian_fd = terminal->continue_fd = -1;
 	terminal->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (terminal->wake_fd < 0) {
 		status = error_set_errno(err, errno, "can't make an event descriptor");
@@ -101,7 +141,7 @@ int terminal_open(struct terminal **ret_terminal, struct error *err)
 		return status;
 	}
 	if (isatty(STDIN_FILENO) && tcgetattr(STDIN_FILENO, &terminal->original) == 0 &&
-		tcgetpgrp(STDIN_FILENO) == getpgrp())
+		in_foreground())
 		status = go_raw(terminal, err);
 	if (status < 0) {
 		terminal_close(terminal);
@@ -122,6 +162,8 @@ void terminal_close(struct terminal *terminal)
 		close(terminal->guardian_fd);
 		waitpid(terminal->guardian, NULL, 0);
 	}
+	if (terminal->continue_fd >= 0)
+		close(terminal->continue_fd);
 	close(terminal->wake_fd);
 	free(terminal);
 }
@@ -169,18 +211,21 @@ static int read_input(struct terminal *terminal, uint8_t *buf, size_t size,
 int terminal_read(struct terminal *terminal, uint8_t *buf, size_t size,
 	enum terminal_command *ret_command)
 {
-	struct pollfd fds[2] = {
+	struct pollfd fds[3] = {
 		{ .fd = terminal->wake_fd, .events = POLLIN },
 		{ .fd = STDIN_FILENO, .events = POLLIN },
+		{ .fd = terminal->continue_fd, .events = POLLIN },
 	};
 	uint64_t count;
 
 	*ret_command = TERMINAL_NONE;
-	if (poll(fds, 2, -1) < 0)
+	if (poll(fds, 3, -1) < 0)
 		return errno == EINTR ? 0 : -errno;
 	if (fds[0].revents) {
 		(void)!read(terminal->wake_fd, &count, sizeof(count));
 		return 0;
 	}
-	return read_input(terminal, buf, size, ret_command);
+	if (fds[2].revents)
+		continued(terminal);
+	return fds[1].revents ? read_input(terminal, buf, size, ret_command) : 0;
 }

@@ -19,7 +19,8 @@ enum terminal_command { TERMINAL_NONE, TERMINAL_QUIT, TERMINAL_HELP };
 
 /*
  * Take over stdin. If it is a terminal (and this process is in its foreground) it goes raw; else its
- * bytes are passed on as they are, with no escapes. Errors: -ENOMEM, -EAGAIN (no process for the guardian).
+ * bytes are passed on as they are, with no escapes. Blocks SIGCONT in the calling thread, for
+ * terminal_read to see, so no other threads must have been started. Errors: -ENOMEM, -EAGAIN (no process for the guardian).
  */
 int terminal_open(struct terminal **ret_terminal, struct error *err);
 /* Restore and free. NULL is allowed. */
@@ -27,7 +28,7 @@ void terminal_close(struct terminal *terminal);
 
 /*
  * Wait for input or terminal_wake(). Returns the number of bytes stored (escape sequences removed, an
- * escape's command in *ret_command), 0 after a wake or a command, -EPIPE at the end of input, or
+ * escape's command in *ret_command), 0 after a wake, a command or SIGCONT (which makes the terminal raw again), -EPIPE at the end of input, or
  * another negative errno. One reader.
  */
 int terminal_read(struct terminal *terminal, uint8_t *buf, size_t size,

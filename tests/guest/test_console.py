@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import termios
 import time
 
 import pytest
@@ -52,6 +53,21 @@ def test_ctrl_a_x_ends_it_though_the_terminal_is_full(console, tiny):  # noqa: F
     while machine.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     assert machine.process.poll() == 103
+    assert machine.terminal() == machine.settings
+
+
+def test_raw_again_after_a_stop(console, tiny):  # noqa: F811
+    machine = console(PROGRAM, "run", "--engine", "interp", "--kernel", tiny("echo"))
+    machine.wait_until(machine.is_raw, "no raw mode")
+    for _ in range(3):
+        machine.kill(signal.SIGSTOP)
+        os.waitid(os.P_PID, machine.process.pid, os.WSTOPPED)
+        # What a shell does with its terminal.
+        termios.tcsetattr(machine.slave, termios.TCSANOW, machine.settings)
+        machine.kill(signal.SIGCONT)
+        machine.wait_until(machine.is_raw, "not raw again")
+    machine.send("\x01x")
+    assert machine.wait() == 103
     assert machine.terminal() == machine.settings
 
 
