@@ -3,110 +3,99 @@
  * the vCPU's own state, and KVM goes on behind it.
  */
 #include "base/util.h"
-#include "device/bus.h"
 #include "engine/kvm/private.h"
-#include "isa/x86/cpu.h"
+#include "engine/soft/soft.h"
 #include "isa/x86/msr.h"
 #include <errno.h>
 #include <stdlib.h>
 
-static struct engine_vcpu *vcpu_of(struct x86_cpu *cpu)
+/* A software processor in a VM of its own: other vCPUs go on meanwhile, so a locked access across pages is not
+ * atomic here. */
+struct kvm_emulator {
+	struct soft_vm vm;
+	struct soft_vcpu vcpu;
+};
+
+/* ---- its hooks: what the machine has in other engines is the kernel's here ---- */
+
+static bool hook_msr_read(void *vcpu, uint32_t index, uint64_t *ret_value)
 {
-	return cpu->env_opaque;
+	return kvm_msr_get(vcpu, index, ret_value);
 }
 
-static uint64_t env_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes)
+static bool hook_msr_write(void *vcpu, uint32_t index, uint64_t value)
 {
-	return bus_read(vcpu_of(cpu)->vm->config.bus, BUS_MMIO, gpa, size_bytes);
+	return kvm_msr_set(vcpu, index, value);
 }
 
-static void env_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value)
-{
-	bus_write(vcpu_of(cpu)->vm->config.bus, BUS_MMIO, gpa, size_bytes, value);
-}
-
-static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes)
-{
-	return (uint32_t)bus_read(vcpu_of(cpu)->vm->config.bus, BUS_PIO, port, size_bytes);
-}
-
-static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value)
-{
-	bus_write(vcpu_of(cpu)->vm->config.bus, BUS_PIO, port, size_bytes, value);
-}
-
-/* MSRs of devices are the kernel's here. */
-static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
-{
-	return kvm_msr_get(vcpu_of(cpu), index, ret_value);
-}
-
-static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
-{
-	return kvm_msr_set(vcpu_of(cpu), index, value);
-}
-
-static uint64_t env_tsc(struct x86_cpu *cpu)
+static uint64_t hook_tsc(void *vcpu)
 {
 	uint64_t value = 0;
 
-	kvm_msr_get(vcpu_of(cpu), X86_MSR_TSC, &value);
+	kvm_msr_get(vcpu, X86_MSR_TSC, &value);
 	return value;
 }
 
-static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
+static void hook_adjust_tsc(void *vcpu, uint64_t delta)
 {
-	kvm_msr_set(vcpu_of(cpu), X86_MSR_TSC, env_tsc(cpu) + delta);
+	kvm_msr_set(vcpu, X86_MSR_TSC, hook_tsc(vcpu) + delta);
 }
 
-static uint8_t env_cr8_read(struct x86_cpu *cpu)
+static uint8_t hook_cr8_read(void *opaque)
 {
-	return (uint8_t)cpu->s.cr8;
+	const struct engine_vcpu *vcpu = opaque;
+
+	return (uint8_t)vcpu->emulator->vcpu.cpu.s.cr8;
 }
 
-static void env_cr8_write(struct x86_cpu *cpu, uint8_t value)
+static void hook_cr8_write(void *opaque, uint8_t value)
 {
-	cpu->s.cr8 = value;
+	const struct engine_vcpu *vcpu = opaque;
+
+	vcpu->emulator->vcpu.cpu.s.cr8 = value;
 }
 
-static void env_hypercall(struct x86_cpu *cpu)
+static uint64_t hook_hypercall(void *vcpu, uint64_t number, const uint64_t args[4])
 {
-	cpu->s.reg[X86_RAX] =
-		(uint64_t)-1000; /* KVM's ENOSYS; KVM never fails its own hypercalls */
+	return (uint64_t)-1000; /* KVM's ENOSYS; KVM never fails its own hypercalls */
 }
 
-/* Other vCPUs go on meanwhile: a locked access across pages is not atomic here. */
-static void env_exclusive(struct x86_cpu *cpu) {}
-
-static const struct x86_env_ops emulator_env = {
-	.mmio_read = env_mmio_read,
-	.mmio_write = env_mmio_write,
-	.pio_read = env_pio_read,
-	.pio_write = env_pio_write,
-	.msr_read = env_msr_read,
-	.msr_write = env_msr_write,
-	.tsc = env_tsc,
-	.adjust_tsc = env_adjust_tsc,
-	.cr8_read = env_cr8_read,
-	.cr8_write = env_cr8_write,
-	.hypercall = env_hypercall,
-	.exclusive_begin = env_exclusive,
-	.exclusive_end = env_exclusive,
+static const struct engine_hooks emulator_hooks = {
+	.msr_read = hook_msr_read,
+	.msr_write = hook_msr_write,
+	.tsc = hook_tsc,
+	.adjust_tsc = hook_adjust_tsc,
+	.cr8_read = hook_cr8_read,
+	.cr8_write = hook_cr8_write,
+	.hypercall = hook_hypercall,
 };
+
+/* ---- emulation ---- */
 
 static int emulator_create(struct engine_vcpu *vcpu)
 {
-	struct x86_cpu *cpu = calloc(1, sizeof(*cpu));
+	struct engine_vm_config vm_config = vcpu->vm->config;
+	struct engine_vcpu_config config = vcpu->config;
+	struct kvm_emulator *emulator = calloc(1, sizeof(*emulator));
 
-	if (!cpu)
+	if (!emulator)
 		return -ENOMEM;
-	int status = x86_cpu_init(cpu, vcpu->vm->config.memory, &vcpu->cpuid, &emulator_env, vcpu);
+	vm_config.hooks = &emulator_hooks;
+	vm_config.cpuid = &vcpu->cpuid;
+	vm_config.cpus_max = 1;
+	config.opaque = vcpu;
+	int status = soft_vm_init(&emulator->vm, &vm_config, "emulator", NULL);
 	if (status < 0) {
-		free(cpu);
+		free(emulator);
 		return status;
 	}
-	cpu->apic_id = vcpu->config.apic_id;
-	vcpu->emulator = cpu;
+	status = soft_vcpu_init(&emulator->vcpu, &emulator->vm, &config, &soft_env, NULL);
+	if (status < 0) {
+		soft_vm_done(&emulator->vm);
+		free(emulator);
+		return status;
+	}
+	vcpu->emulator = emulator;
 	return 0;
 }
 
@@ -114,7 +103,8 @@ void kvm_emulator_free(struct engine_vcpu *vcpu)
 {
 	if (!vcpu->emulator)
 		return;
-	x86_cpu_done(vcpu->emulator);
+	soft_vcpu_done(&vcpu->emulator->vcpu);
+	soft_vm_done(&vcpu->emulator->vm);
 	free(vcpu->emulator);
 }
 
@@ -152,11 +142,12 @@ int kvm_emulate(struct engine_vcpu *vcpu, struct error *err)
 		"vCPU %u: KVM fails an instruction at %04x:%llx, the interpreter executes it",
 		vcpu->config.index, state.seg[X86_CS].selector,
 		(unsigned long long)state.reg[X86_RIP]);
-	x86_cpu_load(vcpu->emulator, &state);
-	enum x86_status done = emulate_one(vcpu->emulator);
+	struct x86_cpu *cpu = &vcpu->emulator->vcpu.cpu;
+	x86_cpu_load(cpu, &state);
+	enum x86_status done = emulate_one(cpu);
 	vcpu->counters.emulated++;
 	vcpu->shutdown = done == X86_TRIPLE;
-	status = kvm_state_set_core(vcpu, &vcpu->emulator->s);
+	status = kvm_state_set_core(vcpu, &cpu->s);
 	if (status == 0 && done == X86_HLT) {
 		struct kvm_mp_state halted = {.mp_state = KVM_MP_STATE_HALTED};
 		status = kvm_ioctl(vcpu->fd, KVM_SET_MP_STATE, &halted);

@@ -11,7 +11,7 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
-struct x86_cpu;
+struct kvm_emulator;
 
 struct engine_vm {
 	struct engine_vm_config config;
@@ -39,7 +39,7 @@ struct engine_vcpu {
 	uint64_t held_tsc, held_offset; /* while vm->held */
 	bool has_offset;
 	struct engine_counters counters;
-	struct x86_cpu *emulator; /* made when KVM first fails an instruction */
+	struct kvm_emulator *emulator; /* made when KVM first fails an instruction */
 	struct log_limit emulation_limit;
 };
 

@@ -6,7 +6,8 @@
  *	struct engine_vcpu { struct soft_vcpu soft; ... };
  *
  * because the slots below, which go into its engine_ops as they are (SOFT_ENGINE_SLOTS), take one for the
- * other, and soft_of() takes the x86_cpu for its soft_vcpu.
+ * other, and soft_of() takes the x86_cpu for its soft_vcpu. Who only steps single instructions (KVM's fallback,
+ * tests) takes the structures and soft_env as well, with none of the slots.
  *
  * Threads: a thread per vCPU, no shared translation state. What is in soft_vcpu belongs to that thread but
  * for two fields: `attention`, the one word through which any thread talks to a vCPU and which the engine

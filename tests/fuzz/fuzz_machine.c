@@ -17,7 +17,7 @@
 
 #include "base/clock.h"
 #include "base/util.h"
-#include "isa/x86/cpu.h"
+#include "engine/soft/soft.h"
 #include "isa/x86/cpuid.h"
 
 #define STEPS_MAX 3000
@@ -41,7 +41,8 @@ struct machine {
 	struct rig rig;
 	struct engine_vm *vm;
 	struct engine_vcpu *vcpu[RIG_CPUS];
-	struct x86_cpu cpu; /* for the steps */
+	struct soft_vm step_vm; /* for the steps: vCPU 0 with no engine around it */
+	struct soft_vcpu step;
 	uint8_t *ram;
 };
 
@@ -293,18 +294,18 @@ static enum x86_status attend(struct machine *m, struct rig_cpu *r)
 	const struct x86_event nmi = {.type = X86_EVENT_NMI, .vector = X86_NMI};
 	int vector;
 
-	if (r->nmi && !m->cpu.s.nmi_blocked && !m->cpu.s.mov_ss_shadow) {
+	if (r->nmi && !m->step.cpu.s.nmi_blocked && !m->step.cpu.s.mov_ss_shadow) {
 		r->nmi = false;
-		return x86_deliver(&m->cpu, &nmi);
+		return x86_deliver(&m->step.cpu, &nmi);
 	}
-	if (!r->intr || !x86_interruptible(&m->cpu))
+	if (!r->intr || !x86_interruptible(&m->step.cpu))
 		return X86_OK;
 	vector = rig_hooks.interrupt_ack(r);
 	r->intr = vector >= 0;
 	if (vector < 0)
 		return X86_OK;
 	return x86_deliver(
-		&m->cpu, &(struct x86_event){.type = X86_EVENT_INTR, .vector = (uint8_t)vector});
+		&m->step.cpu, &(struct x86_event){.type = X86_EVENT_INTR, .vector = (uint8_t)vector});
 }
 
 static void run_steps(struct machine *m)
@@ -315,14 +316,14 @@ static void run_steps(struct machine *m)
 	for (unsigned i = 0; i < STEPS_MAX && !m->rig.ended; i++) {
 		if (attend(m, r) == X86_TRIPLE)
 			return;
-		if (m->cpu.s.activity == X86_RUNNING) {
-			enum x86_status status = x86_step(&m->cpu);
+		if (m->step.cpu.s.activity == X86_RUNNING) {
+			enum x86_status status = x86_step(&m->step.cpu);
 			MUST(status != X86_FAULT);
 			if (status == X86_TRIPLE)
 				return;
 		}
-		MUST(m->cpu.s.reg[X86_ZERO] == 0 && m->cpu.s.activity <= X86_SHUTDOWN);
-		fake_time_run(&m->rig.time, m->cpu.s.activity == X86_RUNNING ? 1000 : 100000);
+		MUST(m->step.cpu.s.reg[X86_ZERO] == 0 && m->step.cpu.s.activity <= X86_SHUTDOWN);
+		fake_time_run(&m->rig.time, m->step.cpu.s.activity == X86_RUNNING ? 1000 : 100000);
 		MUST(clock_monotonic_ns() - start < INPUT_NS_MAX);
 	}
 }
@@ -409,81 +410,11 @@ static void machine_init(struct machine *m)
 			.index = i, .apic_id = i, .opaque = &m->rig.cpu[i]};
 		MUST(engine_interp_ops.vcpu_create(&m->vcpu[i], m->vm, &vcpu, NULL) == 0);
 	}
+	const struct engine_vcpu_config step = {.opaque = &m->rig.cpu[0]};
+	memset(&m->step, 0, sizeof(m->step));
+	MUST(soft_vm_init(&m->step_vm, &config, "stepper", NULL) == 0);
+	MUST(soft_vcpu_init(&m->step, &m->step_vm, &step, &soft_env, NULL) == 0);
 }
-
-/* x86_step() with the engine's own environment: that of vCPU 0, through a copy of its hooks. */
-static uint64_t env_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes)
-{
-	struct rig_cpu *r = cpu->env_opaque;
-	return bus_read(r->rig->bus, BUS_MMIO, gpa, size_bytes);
-}
-
-static void env_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value)
-{
-	struct rig_cpu *r = cpu->env_opaque;
-	bus_write(r->rig->bus, BUS_MMIO, gpa, size_bytes, value);
-}
-
-static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes)
-{
-	struct rig_cpu *r = cpu->env_opaque;
-	return (uint32_t)bus_read(r->rig->bus, BUS_PIO, port, size_bytes);
-}
-
-static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value)
-{
-	struct rig_cpu *r = cpu->env_opaque;
-	bus_write(r->rig->bus, BUS_PIO, port, size_bytes, value);
-}
-
-static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
-{
-	return rig_hooks.msr_read(cpu->env_opaque, index, ret_value);
-}
-
-static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
-{
-	return rig_hooks.msr_write(cpu->env_opaque, index, value);
-}
-
-static uint64_t env_tsc(struct x86_cpu *cpu)
-{
-	return rig_hooks.tsc(cpu->env_opaque);
-}
-
-static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
-{
-	rig_hooks.adjust_tsc(cpu->env_opaque, delta);
-}
-
-static uint8_t env_cr8_read(struct x86_cpu *cpu)
-{
-	return rig_hooks.cr8_read(cpu->env_opaque);
-}
-
-static void env_cr8_write(struct x86_cpu *cpu, uint8_t value)
-{
-	rig_hooks.cr8_write(cpu->env_opaque, value);
-}
-
-static void env_hypercall(struct x86_cpu *cpu)
-{
-	cpu->s.reg[X86_RAX] = 0;
-}
-
-static const struct x86_env_ops env = {
-	.mmio_read = env_mmio_read,
-	.mmio_write = env_mmio_write,
-	.pio_read = env_pio_read,
-	.pio_write = env_pio_write,
-	.msr_read = env_msr_read,
-	.msr_write = env_msr_write,
-	.tsc = env_tsc,
-	.adjust_tsc = env_adjust_tsc,
-	.cr8_read = env_cr8_read,
-	.cr8_write = env_cr8_write,
-	.hypercall = env_hypercall,
-};
 
 /* Devices keep what earlier inputs did to them unless they are put back. */
 static void devices_reset(struct machine *m)
@@ -515,14 +446,12 @@ static struct machine *the_machine(void)
 		for (unsigned i = 0; i < RIG_CPUS; i++)
 			engine_interp_ops.vcpu_free(machine.vcpu[i]);
 		engine_interp_ops.vm_free(machine.vm);
-		x86_cpu_done(&machine.cpu);
+		soft_vcpu_done(&machine.step);
+		soft_vm_done(&machine.step_vm);
 		rig_done(&machine.rig);
 	}
-	if (inputs++ % 512 == 0) {
+	if (inputs++ % 512 == 0)
 		machine_init(&machine);
-		MUST(x86_cpu_init(&machine.cpu, machine.rig.memory, &machine.rig.cpuid, &env,
-			     &machine.rig.cpu[0]) == 0);
-	}
 	return &machine;
 }
 
@@ -561,7 +490,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			if (engine_interp_ops.set_state(m->vcpu[i], &state) == 0)
 				run_engine(m, i);
 	} else {
-		x86_cpu_load(&m->cpu, &state);
+		x86_cpu_load(&m->step.cpu, &state);
 		run_steps(m);
 	}
 	return 0;
