@@ -8,7 +8,6 @@
 #include "machine/virtual.h"
 
 #define MSR_APIC_BASE	     0x1bu
-#define HYPERCALL_KICK_CPU   5
 #define HYPERCALL_ENOSYS     (-1000)
 #define HYPERCALL_VAPIC_POLL 1
 
@@ -126,19 +125,11 @@ static void hook_cr8_write(void *opaque, uint8_t value)
 	lapic_write_cr8(vcpu->lapic, value);
 }
 
+/* No kick of halted processors (KVM_FEATURE_PV_UNHALT): without it Linux spins on a plain word, with a PAUSE at
+ * which engines yield; with it every release of a spinlock is a call and a locked exchange. */
 static uint64_t hook_hypercall(void *opaque, uint64_t number, const uint64_t args[4])
 {
-	struct machine_vcpu *vcpu = opaque;
-	struct machine *m = vcpu->machine;
-
-	switch (number) {
-	case HYPERCALL_VAPIC_POLL: return 0;
-	case HYPERCALL_KICK_CPU: /* flags, APIC id: a halted processor looks again */
-		if (args[1] < m->vcpu_count)
-			vcpu_post(&m->vcpu[args[1]], VCPU_WAKE);
-		return 0;
-	default: return (uint64_t)HYPERCALL_ENOSYS;
-	}
+	return number == HYPERCALL_VAPIC_POLL ? 0 : (uint64_t)HYPERCALL_ENOSYS;
 }
 
 const struct engine_hooks machine_hooks = {
