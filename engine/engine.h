@@ -153,6 +153,7 @@ struct engine_ops {
 };
 
 extern const struct engine_ops engine_interp_ops;
+extern const struct engine_ops engine_jit_ops;
 extern const struct engine_ops engine_kvm_ops;
 
 /* All engines, best first; NULL-terminated. */

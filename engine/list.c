@@ -7,6 +7,7 @@
 
 const struct engine_ops *const engine_list[] = {
 	&engine_kvm_ops,
+	&engine_jit_ops,
 	&engine_interp_ops,
 	NULL,
 };

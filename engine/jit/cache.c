@@ -1,0 +1,226 @@
+/*
+ * The cache of translated blocks of one vCPU: memory, look-up, links between blocks, eviction.
+ *
+ * Code and metadata are in segments that are filled in turn; when the cache is full, the oldest segment
+ * is evicted as a whole, so that what is left is what was translated last. Blocks that are forgotten one by
+ * one (their code changed) stay in memory until then, unlinked, because they may be running.
+ */
+#include "engine/jit/jit.h"
+
+#include "base/error.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#define STUBS_BYTES 8192
+/* The most that one block may take. */
+#define HOT_MAX	 KIB(24)
+#define COLD_MAX KIB(16)
+#define META_MAX KIB(24)
+
+static unsigned hash_of(uint64_t key)
+{
+	uint64_t gpa = key >> 8;
+
+	return (unsigned)((gpa ^ gpa >> 15 ^ gpa >> 30) & (JIT_HASH - 1));
+}
+
+static unsigned page_hash(gpa_t gpa)
+{
+	return (unsigned)(gpa >> GUEST_PAGE_SHIFT & (JIT_HASH - 1));
+}
+
+static gpa_t block_gpa(const struct jit_block *block)
+{
+	return block->key >> 8;
+}
+
+/* ---- life ---- */
+
+static void segment_reset(struct jit_cache *cache, unsigned i)
+{
+	uint8_t *start = cache->segments_start + i * cache->segment_code;
+
+	cache->segment[i] = (struct jit_segment){ .hot = start, .cold = start + cache->segment_code,
+		.meta = cache->meta + i * cache->segment_meta,
+		.meta_end = cache->meta + (i + 1) * cache->segment_meta };
+}
+
+int jit_cache_init(struct engine_vcpu *v, struct error *err)
+{
+	struct jit_cache *cache = &v->cache;
+	const struct jit_options *options = &v->options;
+
+	cache->segment_code = ALIGN_UP(MAX(options->code_bytes / JIT_SEGMENTS, (size_t)KIB(128)),
+		(size_t)GUEST_PAGE_SIZE);
+	cache->segment_meta = ALIGN_UP(MAX(options->meta_bytes / JIT_SEGMENTS, (size_t)KIB(64)),
+		(size_t)GUEST_PAGE_SIZE);
+	int status = codebuf_init(&cache->code, STUBS_BYTES + JIT_SEGMENTS * cache->segment_code, err);
+	if (status < 0)
+		return status;
+	if (!cache->code.dual)
+		return error_set(err, EPERM,
+			"this host does not map code twice, which the translator needs; use --engine interp");
+	cache->meta = mmap(NULL, JIT_SEGMENTS * cache->segment_meta, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (cache->meta == MAP_FAILED) {
+		cache->meta = NULL;
+		return error_set(err, ENOMEM, "no memory for the cache of translated code");
+	}
+	cache->segments_start = codebuf_write(&cache->code, STUBS_BYTES);
+	for (unsigned i = 0; i < JIT_SEGMENTS; i++)
+		segment_reset(cache, i);
+	struct emit e = { .p = cache->code.rw, .end = cache->segments_start };
+	jit_stubs_make(v, &e);
+	return e.full ? error_set(err, ENOMEM, "the translator's stubs have no room") : 0;
+}
+
+void jit_cache_done(struct engine_vcpu *v)
+{
+	if (v->cache.meta)
+		munmap(v->cache.meta, JIT_SEGMENTS * v->cache.segment_meta);
+	codebuf_done(&v->cache.code);
+}
+
+void *jit_cache_alloc(struct engine_vcpu *v, size_t bytes)
+{
+	struct jit_segment *segment = &v->cache.segment[v->cache.now];
+	uint8_t *at = segment->meta;
+
+	bytes = ALIGN_UP(bytes, (size_t)8);
+	if ((size_t)(segment->meta_end - at) < bytes)
+		return NULL;
+	segment->meta += bytes;
+	memset(at, 0, bytes);
+	return at;
+}
+
+/* ---- look-up ---- */
+
+struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key)
+{
+	struct jit_block *block = v->cache.hash[hash_of(key)];
+
+	while (block && block->key != key)
+		block = block->hash_next;
+	return block;
+}
+
+void jit_cache_add(struct engine_vcpu *v, struct jit_block *block)
+{
+	struct jit_cache *cache = &v->cache;
+	struct jit_segment *segment = &cache->segment[cache->now];
+	struct jit_block **bucket = &cache->hash[hash_of(block->key)];
+	struct jit_block **page = &cache->page[page_hash(block_gpa(block))];
+
+	block->hash_next = *bucket;
+	*bucket = block;
+	block->page_next = *page;
+	*page = block;
+	block->segment_next = segment->blocks;
+	segment->blocks = block;
+}
+
+static void list_remove(struct jit_block **list, struct jit_block *block, size_t next)
+{
+	while (*list != block)
+		list = (struct jit_block **)((uint8_t *)*list + next);
+	*list = *(struct jit_block **)((uint8_t *)block + next);
+}
+
+/* ---- links ---- */
+
+void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_block *to)
+{
+	emit_patch(exit->rel, to->entry);
+	exit->to = to;
+	exit->next = to->incoming;
+	exit->pprev = &to->incoming;
+	if (exit->next)
+		exit->next->pprev = &exit->next;
+	to->incoming = exit;
+	v->count.links++;
+}
+
+static void exit_unlink(struct jit_exit *exit)
+{
+	if (!exit->to)
+		return;
+	emit_patch(exit->rel, exit->stub);
+	*exit->pprev = exit->next;
+	if (exit->next)
+		exit->next->pprev = exit->pprev;
+	exit->to = NULL;
+}
+
+/* ---- forgetting ---- */
+
+/* Nothing leads to the block any more, but for the branch cache. */
+static void block_detach(struct engine_vcpu *v, struct jit_block *block)
+{
+	struct jit_cache *cache = &v->cache;
+
+	list_remove(&cache->hash[hash_of(block->key)], block, offsetof(struct jit_block, hash_next));
+	list_remove(&cache->page[page_hash(block_gpa(block))], block,
+		offsetof(struct jit_block, page_next));
+	while (block->incoming)
+		exit_unlink(block->incoming);
+	for (unsigned i = 0; i < block->exit_count; i++)
+		exit_unlink(block->exit[i]);
+	block->gone = true;
+	/* A pending exit may be the block's. */
+	v->pending = NULL;
+	v->has_pending_branch = false;
+}
+
+void jit_cache_forget(struct engine_vcpu *v, struct jit_block *block)
+{
+	block_detach(v, block);
+	x86_branch_clear(&v->soft.cpu);
+}
+
+unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page)
+{
+	struct jit_block *block = v->cache.page[page_hash(page)], *next;
+	unsigned count = 0;
+
+	page &= GUEST_PAGE_MASK;
+	for (; block; block = next) {
+		next = block->page_next;
+		if ((block_gpa(block) & GUEST_PAGE_MASK) != page)
+			continue;
+		block_detach(v, block);
+		count++;
+	}
+	if (!count)
+		return 0;
+	x86_branch_clear(&v->soft.cpu);
+	v->code_changed = true;
+	v->count.invalidations += count;
+	return count;
+}
+
+static void segment_evict(struct engine_vcpu *v, unsigned i)
+{
+	struct jit_block *block = v->cache.segment[i].blocks;
+
+	for (; block; block = block->segment_next)
+		if (!block->gone)
+			block_detach(v, block);
+	x86_branch_clear(&v->soft.cpu);
+	segment_reset(&v->cache, i);
+	v->count.evictions++;
+}
+
+void jit_cache_make_room(struct engine_vcpu *v)
+{
+	struct jit_cache *cache = &v->cache;
+	const struct jit_segment *segment = &cache->segment[cache->now];
+
+	if ((size_t)(segment->cold - segment->hot) >= HOT_MAX + COLD_MAX &&
+		(size_t)(segment->meta_end - segment->meta) >= META_MAX)
+		return;
+	cache->now = (cache->now + 1) % JIT_SEGMENTS;
+	if (cache->segment[cache->now].blocks)
+		segment_evict(v, cache->now);
+}

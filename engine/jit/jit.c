@@ -1,0 +1,488 @@
+/*
+ * The translating engine: the loop that finds, makes and enters blocks, what translated code calls, and the
+ * engine's slots. docs/jit.md tells the whole; engine/jit/jit.h what is where while translated code runs.
+ *
+ * What cannot be translated (16-bit code, segments that are not flat, an instruction across pages, single
+ * step) goes through x86_step, one instruction at a time.
+ */
+#include "engine/jit/jit.h"
+#include "engine/jit/options.h"
+#include "engine/jit/translate.h"
+
+#include "base/error.h"
+#include "isa/x86/access.h"
+#include "isa/x86/native_stub.h"
+#include "memory/memory.h"
+
+#include <asm/prctl.h>
+#include <cpuid.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MXCSR_MASKS 0x1f80u
+
+/* ---- the processor's state and translated code's ---- */
+
+static void flags_take(struct engine_vcpu *v)
+{
+	unsigned kept = v->flags_kept;
+	uint64_t *flags = &v->soft.cpu.s.rflags;
+
+	*flags = (*flags & ~(uint64_t)X86_FLAGS_ARITH) | (kept >> 8 & (X86_FLAGS_ARITH & ~X86_OF)) |
+		 (kept & 1) << 11;
+}
+
+static void flags_give(struct engine_vcpu *v)
+{
+	unsigned flags = (unsigned)v->soft.cpu.s.rflags;
+
+	v->flags_kept = (uint16_t)((flags & 0xff) << 8 | (flags >> 11 & 1));
+}
+
+static bool host_has_fsgsbase(void)
+{
+	return getauxval(AT_HWCAP2) & 2; /* HWCAP2_FSGSBASE */
+}
+
+static void gs_set(struct engine_vcpu *v)
+{
+	struct x86_tlb *tlb = v->soft.cpu.tlb_now;
+
+	if (likely(v->gs == tlb))
+		return;
+	v->gs = tlb;
+	if (likely(v->has_fsgsbase))
+		__asm__ volatile("wrgsbase %0" : : "r"(tlb) : "memory");
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS, tlb);
+}
+
+static void vectors_down(struct engine_vcpu *v)
+{
+	v->vec_live = false;
+	v->vec_entry = v->stub.vec_load;
+}
+
+/* ---- called by translated code ---- */
+
+static uint64_t rip_of(const struct engine_vcpu *v, unsigned page_offset)
+{
+	uint64_t rip = v->rip_page + page_offset;
+
+	return v->soft.cpu.mode == 64 ? rip : (uint32_t)rip;
+}
+
+static enum x86_status run_site(struct engine_vcpu *v, const struct jit_site *site)
+{
+	struct x86_cpu *cpu = &v->soft.cpu;
+	enum x86_status status = X86_OK;
+
+	do {
+		cpu->s.reg[X86_RIP] = rip_of(v, site->page_offset + site->insn.len);
+		if (site->checked)
+			status = x86_check_row(cpu, &site->insn);
+		if (likely(status == X86_OK))
+			status = site->insn.fn(cpu, &site->insn);
+		if (status == X86_FAULT || status == X86_REPEAT)
+			cpu->s.reg[X86_RIP] = rip_of(v, site->page_offset);
+		if (status != X86_REPEAT || v->code_changed || v->options.count)
+			return status;
+		status = X86_OK;
+	} while (!atomic_load_explicit(&v->soft.attention, memory_order_relaxed));
+	return X86_REPEAT;
+}
+
+uint32_t jit_slow(struct engine_vcpu *v, uint32_t name)
+{
+	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + name);
+	enum x86_status status;
+
+	flags_take(v);
+	status = run_site(v, site);
+	if (likely(status == X86_OK && !site->leaves && !v->code_changed)) {
+		flags_give(v);
+		gs_set(v);
+		return 0;
+	}
+	if (v->options.count)
+		v->soft.cpu.instructions +=
+			site->done + (status != X86_FAULT && status != X86_REPEAT);
+	v->status = status;
+	vectors_down(v);
+	return 1;
+}
+
+/* ---- finding blocks ---- */
+
+static unsigned mode_now(const struct x86_cpu *cpu)
+{
+	const struct x86_state *s = &cpu->s;
+	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
+	unsigned mode = cpu->mode == 64 ? JIT_MODE_64 : 0;
+
+	if (!(s->cr0 & (X86_CR0_EM | X86_CR0_TS)) && (s->cr4 & X86_CR4_OSFXSR))
+		mode |= JIT_MODE_SSE;
+	if (!(s->cr0 & X86_CR0_TS) && (s->cr4 & X86_CR4_OSXSAVE) && (s->xcr0 & avx) == avx)
+		mode |= JIT_MODE_AVX;
+	if ((s->fpu.mxcsr & MXCSR_MASKS) == MXCSR_MASKS)
+		mode |= JIT_MODE_MASKED;
+	return mode;
+}
+
+/* Code and data whose linear addresses are their offsets, all 4 GiB of them. */
+static bool flat(const struct x86_cpu *cpu)
+{
+	const struct x86_segment *cs = &cpu->s.seg[X86_CS];
+	const unsigned data = 1u << X86_DS | 1u << X86_ES | 1u << X86_SS;
+
+	return cpu->mode == 32 && !cpu->real && !cs->base && cs->limit == 0xffffffff &&
+	       (cpu->flat & data) == data && cpu->stack_bytes == 4;
+}
+
+static void mode_change(struct engine_vcpu *v, unsigned mode)
+{
+	if (likely(v->mode == mode))
+		return;
+	/* The branch cache is keyed by addresses alone. */
+	x86_branch_clear(&v->soft.cpu);
+	v->mode = mode;
+	v->pending = NULL;
+	v->has_pending_branch = false;
+}
+
+static void evict_randomly(struct engine_vcpu *v)
+{
+	v->random = v->random * 1664525 + 1013904223;
+	struct jit_block *block = v->cache.page[v->random >> 8 & (JIT_HASH - 1)];
+	if (v->options.evict && (v->random >> 4) % v->options.evict == 0 && block)
+		jit_cache_forget(v, block);
+}
+
+static struct jit_block *find_block(struct engine_vcpu *v)
+{
+	struct x86_cpu *cpu = &v->soft.cpu;
+	gva_t linear = soft_linear_rip(cpu);
+	unsigned in_page = linear & ~GUEST_PAGE_MASK;
+	const uint8_t *host;
+
+	if (unlikely(cpu->mode != 64 && !flat(cpu)))
+		return NULL;
+	host = soft_code_host(cpu, linear);
+	if (unlikely(!host))
+		return NULL;
+	mode_change(v, mode_now(cpu));
+	gpa_t gpa = cpu->tlb_now->entry[X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)].gpa +
+		    in_page;
+	v->rip_page = cpu->s.reg[X86_RIP] - in_page;
+	struct jit_block *block = jit_cache_find(v, jit_key(gpa, v->mode));
+	if (likely(block))
+		return block;
+	evict_randomly(v);
+	return jit_translate(v, gpa, host - in_page, v->mode);
+}
+
+/* Tie the way that was taken to its target, so that it is not missed again. */
+static void tie(struct engine_vcpu *v, struct jit_block *block)
+{
+	if (v->pending && v->options.chain)
+		jit_exit_link(v, v->pending, block);
+	if (v->has_pending_branch && v->options.branches) {
+		x86_branch_fill(&v->soft.cpu, v->pending_branch, jit_rx(v, block->branch_entry));
+		v->count.branch_fills++;
+	}
+}
+
+/* ---- running ---- */
+
+/* An indirect branch to what is no address: undo what it did and let its semantic function fault. */
+static enum x86_status bad_branch(struct engine_vcpu *v)
+{
+	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + v->branch_site);
+	uint64_t *rsp = &v->soft.cpu.s.reg[X86_RSP];
+	const unsigned kind = jit_row_of(v->rows, &site->insn)->kind;
+
+	if (kind == JIT_CALL_RM)
+		*rsp += 8;
+	else if (kind == JIT_RET)
+		*rsp -= 8 + (site->insn.operand_count ? (uint16_t)site->insn.imm : 0);
+	return run_site(v, site);
+}
+
+static bool canonical(uint64_t address)
+{
+	return (uint64_t)((int64_t)(address << 16) >> 16) == address;
+}
+
+static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
+{
+	struct x86_cpu *cpu = &v->soft.cpu;
+	struct jit_exit *exit = (struct jit_exit *)(v->cache.meta + (uint32_t)v->exit_arg);
+
+	if (kind == JIT_EXIT_STATUS)
+		return v->status;
+	vectors_down(v);
+	flags_take(v);
+	if (kind == JIT_EXIT_BRANCH) {
+		v->count.branch_misses++;
+		if (unlikely(cpu->mode == 64 && !canonical(v->exit_arg)))
+			return bad_branch(v);
+		cpu->s.reg[X86_RIP] = v->pending_branch = v->exit_arg;
+		v->has_pending_branch = true;
+		return X86_OK;
+	}
+	cpu->s.reg[X86_RIP] = rip_of(v, exit->target);
+	if (kind == JIT_EXIT_POLL)
+		v->count.polls++;
+	else if (!exit->from->gone)
+		v->pending = exit;
+	return X86_OK;
+}
+
+static enum x86_status run_some(struct engine_vcpu *v)
+{
+	struct jit_block *block = find_block(v);
+	enum x86_status status;
+
+	if (unlikely(!block)) {
+		v->pending = NULL;
+		v->has_pending_branch = false;
+		v->count.steps++;
+		return x86_step(&v->soft.cpu);
+	}
+	tie(v, block);
+	v->pending = NULL;
+	v->has_pending_branch = false;
+	v->code_changed = false;
+	flags_give(v);
+	gs_set(v);
+	v->count.enters++;
+	status = left(v, v->stub.enter(v, jit_rx(v, block->entry)));
+	if (status == X86_FAULT) {
+		v->soft.counters.exceptions++;
+		status = x86_deliver_fault(&v->soft.cpu);
+	}
+	return status;
+}
+
+static enum x86_status run_loop(struct soft_vcpu *soft)
+{
+	struct engine_vcpu *v = (struct engine_vcpu *)soft;
+	struct x86_cpu *cpu = &soft->cpu;
+
+	v->gs = NULL; /* another thread may run it now */
+	v->pending = NULL;
+	v->has_pending_branch = false;
+	for (;;) {
+		uint32_t attention = atomic_load_explicit(&soft->attention, memory_order_relaxed);
+		enum x86_status status;
+
+		if (unlikely(attention & SOFT_KICK))
+			return X86_STOP;
+		if (soft_must_attend(soft, attention)) {
+			status = soft_attend(soft, attention);
+			if (status == X86_TRIPLE)
+				return status;
+			if (status != X86_OK) {
+				v->pending = NULL;
+				v->has_pending_branch = false;
+			}
+		}
+		if (unlikely(soft_needs_step(cpu))) {
+			v->pending = NULL;
+			v->has_pending_branch = false;
+			v->count.steps++;
+			status = x86_step(cpu);
+		} else {
+			status = run_some(v);
+		}
+		if (unlikely(status == X86_HLT || status == X86_TRIPLE || status == X86_STOP))
+			return status;
+	}
+}
+
+static enum engine_exit jit_run(struct engine_vcpu *v, struct error *err)
+{
+	return soft_run(&v->soft, run_loop);
+}
+
+/* ---- code that changes ---- */
+
+static void forget_page(struct soft_vm *vm, struct soft_vcpu *self, gpa_t gpa)
+{
+	gpa_t page = gpa & GUEST_PAGE_MASK;
+
+	soft_exclusive_begin(vm, self);
+	memory_code_clear(vm->config.memory, page);
+	for (unsigned i = 0; i < vm->vcpu_count; i++)
+		jit_cache_invalidate((struct engine_vcpu *)vm->vcpu[i], page);
+	soft_exclusive_end(vm, self);
+}
+
+/* A vCPU has written code. */
+static void env_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
+{
+	forget_page(soft_of(cpu)->vm, soft_of(cpu), gpa);
+}
+
+/* A device has. */
+static void listen_to_writes(void *opaque, gpa_t gpa, uint64_t size)
+{
+	for (gpa_t page = gpa & GUEST_PAGE_MASK; page < gpa + size; page += GUEST_PAGE_SIZE)
+		forget_page(opaque, NULL, page);
+}
+
+/* ---- the engine's slots ---- */
+
+static void jit_probe(struct engine_probe *ret_probe)
+{
+	unsigned a, b = 0, c = 0, d;
+	bool bmi2, avx;
+
+	*ret_probe = (struct engine_probe){ .usable = true };
+	__get_cpuid(1, &a, &b, &c, &d);
+	avx = (c & bit_OSXSAVE) && (c & bit_AVX);
+	b = 0;
+	__get_cpuid_count(7, 0, &a, &b, &c, &d);
+	bmi2 = b & bit_BMI2;
+	if (bmi2 && avx)
+		return;
+	ret_probe->usable = false;
+	snprintf(ret_probe->reason, sizeof(ret_probe->reason),
+		"this host's processor lacks %s, which translated code uses; --engine interp works",
+		bmi2 ? "AVX" : "BMI2");
+}
+
+static void jit_vm_free(struct engine_vm *vm)
+{
+	if (!vm)
+		return;
+	memory_set_code_listener(vm->soft.config.memory, NULL, NULL);
+	soft_vm_done(&vm->soft);
+	free(vm);
+}
+
+static int jit_vm_create(struct engine_vm **ret_vm, const struct engine_vm_config *config,
+	struct error *err)
+{
+	struct engine_vm *vm = calloc(1, sizeof(*vm));
+	struct engine_probe probe;
+
+	if (!vm)
+		return error_set(err, ENOMEM, "no memory for the virtual machine");
+	jit_probe(&probe);
+	int status = probe.usable ? jit_options_parse(&vm->options, getenv("LODGE_JIT"), err)
+				  : error_set(err, ENOTSUP, "%s", probe.reason);
+	if (status == 0)
+		status = soft_vm_init(&vm->soft, config, "translator", err);
+	if (status < 0) {
+		free(vm);
+		return status;
+	}
+	memory_set_code_listener(config->memory, listen_to_writes, &vm->soft);
+	*ret_vm = vm;
+	return 0;
+}
+
+#define VCPU_BYTES ALIGN_UP(sizeof(struct engine_vcpu), (size_t)GUEST_PAGE_SIZE)
+
+/* Below it: a page that faults, and the stack of translated code. */
+static struct engine_vcpu *vcpu_alloc(void)
+{
+	uint8_t *at = mmap(NULL, GUEST_PAGE_SIZE + JIT_STACK_BYTES + VCPU_BYTES, PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (at == MAP_FAILED)
+		return NULL;
+	mprotect(at, GUEST_PAGE_SIZE, PROT_NONE);
+	return (struct engine_vcpu *)(at + GUEST_PAGE_SIZE + JIT_STACK_BYTES);
+}
+
+static void vcpu_release(struct engine_vcpu *v)
+{
+	munmap((uint8_t *)v - JIT_STACK_BYTES - GUEST_PAGE_SIZE,
+		GUEST_PAGE_SIZE + JIT_STACK_BYTES + VCPU_BYTES);
+}
+
+static void jit_vcpu_free(struct engine_vcpu *v)
+{
+	if (!v)
+		return;
+	jit_cache_done(v);
+	free(v->translation);
+	soft_vcpu_done(&v->soft);
+	vcpu_release(v);
+}
+
+static const struct x86_env_ops *jit_env(void)
+{
+	static struct x86_env_ops env;
+
+	/* Several may do this at once, and to the same effect. */
+	env = soft_env;
+	env.code_written = env_code_written;
+	return &env;
+}
+
+static int vcpu_init(struct engine_vcpu *v, struct error *err)
+{
+	const struct jit_row *rows = jit_rows();
+
+	v->translation = malloc(sizeof(*v->translation));
+	if (!rows || !v->translation)
+		return error_set(err, ENOMEM, "no memory for vCPU %u", v->soft.config.index);
+	v->rows = rows;
+	v->has_fsgsbase = host_has_fsgsbase();
+	v->branch_mask = X86_BRANCH_SIZE - 1;
+	int status = jit_cache_init(v, err);
+	if (status < 0)
+		return status;
+	x86_branch_set_miss(&v->soft.cpu, jit_rx(v, v->stub.branch_miss));
+	vectors_down(v);
+	return 0;
+}
+
+static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
+	const struct engine_vcpu_config *config, struct error *err)
+{
+	struct engine_vcpu *v = vcpu_alloc();
+
+	if (!v)
+		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
+	v->options = vm->options;
+	int status = soft_vcpu_init(&v->soft, &vm->soft, config, jit_env(), err);
+	if (status < 0) {
+		vcpu_release(v);
+		return status;
+	}
+	status = vcpu_init(v, err);
+	if (status < 0) {
+		jit_vcpu_free(v);
+		return status;
+	}
+	*ret_vcpu = v;
+	return 0;
+}
+
+static void jit_counters(struct engine_vcpu *v, struct engine_counters *ret_counters)
+{
+	soft_counters(&v->soft, ret_counters);
+	ret_counters->blocks_decoded = v->count.translations;
+	ret_counters->block_flushes = v->count.evictions;
+}
+
+const struct engine_ops engine_jit_ops = {
+	.name = "jit",
+	.probe = jit_probe,
+	.vm_create = jit_vm_create,
+	.vm_free = jit_vm_free,
+	.vcpu_create = jit_vcpu_create,
+	.vcpu_free = jit_vcpu_free,
+	.run = jit_run,
+	.counters = jit_counters,
+	SOFT_ENGINE_SLOTS,
+};

@@ -1,0 +1,265 @@
+/*
+ * The binary translator: what its parts share. docs/jit.md describes how it works; in short:
+ *
+ * Guest code is translated block by block to host code of the same instruction set. While translated code
+ * runs, host RSP points at the vCPU (`struct engine_vcpu`, whose first member is the processor), so that
+ * every field is one displacement away; the memory below is a small stack for signals and calls of stubs.
+ * Guest registers are in the host registers of the same name, but guest RSP is in R9, and guest R9, R10, R11
+ * stay in cpu.s.reg[]: host R10 and R11 are scratch. GS is based at cpu.tlb_now.
+ *
+ * Arithmetic flags are the host's ("native"), or `flags_kept` ("kept") after a memory access had to clobber
+ * them; each point of a translation knows which. At a block's entry they are native; at its branch entry
+ * (reached through the branch cache) they are kept. All other bits of RFLAGS are in cpu.s.rflags alone.
+ *
+ * Vector registers are the host's while `vec_live`; the first vector instruction of a block sees to that.
+ *
+ * Every instruction that touches memory has a slow path: spill the registers, call the row's semantic
+ * function for the whole instruction, load the registers. So nothing of an instruction is committed before
+ * its last access has been checked, and faults, devices, page crossings and code pages need no code here.
+ *
+ * Threads: everything is one vCPU's own, but for jit_cache_invalidate(), which another thread may call
+ * while it holds all vCPUs outside translated code (soft_exclusive_begin()).
+ */
+#ifndef LODGE_ENGINE_JIT_JIT_H
+#define LODGE_ENGINE_JIT_JIT_H
+
+#include "base/codebuf.h"
+#include "engine/engine.h"
+#include "engine/jit/emit.h"
+#include "engine/soft/soft.h"
+#include "isa/x86/insn.h"
+
+#define JIT_SEGMENTS	4   /* parts of the cache; the oldest is evicted as a whole */
+#define JIT_BLOCK_INSNS 64  /* at most, in one block */
+#define JIT_STACK_BYTES 65536
+
+/* How to translate: see docs/jit.md for the switches that tests and users may set. */
+struct jit_options {
+	size_t code_bytes, meta_bytes; /* of the whole cache, per vCPU */
+	unsigned insns_max;	       /* in one block, 1 to JIT_BLOCK_INSNS */
+	bool chain;		       /* jump from block to block within a page */
+	bool branches;		       /* use the branch cache */
+	bool precise;		       /* keep even flags that nobody can see */
+	bool count;		       /* cpu.instructions is exact at block boundaries */
+	bool slow;		       /* every memory access takes the slow path */
+	unsigned evict;		       /* forget a random block each so many translations; 0 = never */
+	bool perf;		       /* name translated code in /tmp/perf-PID.map */
+};
+
+/* ---- what is known of a row (row.c) ---- */
+
+/* How an instruction is translated. */
+enum jit_kind {
+	JIT_HELPER, /* by a call of its semantic function */
+	JIT_NATIVE, /* by a copy with its operands replaced */
+	JIT_NOP,
+	JIT_RAW, /* by a copy of its bytes */
+	JIT_LEA,
+	JIT_PUSH,
+	JIT_POP,
+	JIT_LEAVE,
+	JIT_JMP,
+	JIT_JCC,
+	JIT_JRCXZ,
+	JIT_CALL,
+	JIT_JMP_RM,
+	JIT_CALL_RM,
+	JIT_RET,
+	JIT_CLD,
+	JIT_STD,
+};
+
+struct jit_row {
+	uint8_t kind;	      /* enum jit_kind */
+	uint16_t flags_in;    /* arithmetic flags read */
+	uint16_t flags_kill;  /* written or left undefined, in every case */
+	bool checked;	      /* x86_check_row() before its semantic function */
+	bool vector;	      /* uses XMM or YMM registers natively */
+	bool leaves;	      /* what blocks are keyed by may change: go back to the dispatcher */
+	bool modrm, plus_reg; /* has a ModRM byte; a register in the opcode */
+	uint8_t prefix;	      /* mandatory F2 or F3, else 0 */
+	uint8_t where[X86_OPERANDS_MAX], rm_where[X86_OPERANDS_MAX]; /* enum x86_where */
+};
+
+/* The rows' table, in the order of x86_rows; made at the first call. */
+const struct jit_row *jit_rows(void);
+
+static inline const struct jit_row *jit_row_of(const struct jit_row *rows, const struct x86_insn *insn)
+{
+	return &rows[insn->row - x86_rows];
+}
+
+/* ---- copies of instructions (rewrite.c) ---- */
+
+struct jit_operands {
+	uint8_t reg[X86_OPERANDS_MAX]; /* host register of each general-purpose operand */
+	uint8_t base, index;	       /* host registers of the memory operand: [base + index] */
+};
+
+/*
+ * Emit a copy of insn, whose bytes are at `bytes`, with its operands replaced. False: it cannot be
+ * encoded (a high byte register with a REX), and nothing was emitted.
+ */
+bool jit_rewrite(struct emit *e, const struct jit_row *row, const struct x86_insn *insn,
+	const uint8_t *bytes, const struct jit_operands *operands);
+
+/* ---- the cache (cache.c) ---- */
+
+/* A place in translated code that calls a semantic function. */
+struct jit_site {
+	struct x86_insn insn;
+	uint16_t page_offset; /* of the instruction */
+	uint16_t done;	      /* instructions of the block before it */
+	bool checked, leaves;
+};
+
+struct jit_block;
+struct translation;
+
+/* A jump out of a block to another of the same page. */
+struct jit_exit {
+	struct jit_block *from;
+	struct jit_block *to; /* NULL: goes to its stub */
+	struct jit_exit *next, **pprev; /* of those that lead to `to` */
+	uint8_t *rel;	      /* the jump's rel32, writable mapping */
+	uint8_t *stub;	      /* where it leads when not linked, writable mapping */
+	uint16_t target;      /* page offset */
+	uint16_t done;	      /* instructions of the block before it is taken */
+};
+
+struct jit_block {
+	uint64_t key;
+	struct jit_block *hash_next, *page_next, *segment_next;
+	uint8_t *entry, *branch_entry, *code_end; /* writable mapping */
+	struct jit_exit *incoming;
+	struct jit_exit **exit;
+	uint16_t exit_count, insn_count, size_bytes;
+	bool gone;
+};
+
+struct jit_segment {
+	uint8_t *hot, *cold;  /* code grows up from its start, stubs grow down from its end */
+	uint8_t *meta, *meta_end;
+	struct jit_block *blocks;
+};
+
+#define JIT_HASH 32768
+
+struct jit_cache {
+	struct codebuf code;
+	uint8_t *meta; /* sites are named by their offset in it */
+	size_t segment_code, segment_meta;
+	uint8_t *segments_start; /* behind the stubs; writable mapping */
+	struct jit_segment segment[JIT_SEGMENTS];
+	unsigned now;
+	struct jit_block *hash[JIT_HASH];
+	struct jit_block *page[JIT_HASH]; /* blocks by hash of their page */
+};
+
+/* What a block is keyed by besides its address. */
+enum jit_mode {
+	JIT_MODE_64 = 1,
+	JIT_MODE_SSE = 2,    /* SSE instructions are available */
+	JIT_MODE_AVX = 4,
+	JIT_MODE_MASKED = 8, /* all SIMD exceptions are masked */
+};
+
+static inline uint64_t jit_key(gpa_t gpa, unsigned mode)
+{
+	return gpa << 8 | mode;
+}
+
+struct engine_vcpu {
+	struct soft_vcpu soft; /* first: see the head of this file */
+
+	/* What translated code reads and writes. */
+	uint64_t rip_page;   /* RIP of the first byte of the page that it came from */
+	uint64_t host_rsp;
+	uint64_t return_to;  /* of a stub's caller, while it has no stack */
+	uint64_t scratch;
+	uint16_t flags_kept; /* AH as LAHF makes it, and OF in AL */
+	uint32_t branch_site; /* of the indirect branch that is being taken */
+	uint64_t branch_mask; /* for PEXT */
+	uint64_t exit_arg;
+	const void *vec_entry; /* what a block's first vector instruction calls */
+	bool vec_live;
+
+	/* The dispatcher's. */
+	uint8_t exit_kind; /* enum jit_exit_kind */
+	enum x86_status status;
+	bool code_changed; /* blocks went: leave translated code at the next boundary */
+	unsigned mode;
+	struct jit_exit *pending; /* exit to link when its target is known */
+	gva_t pending_branch;	  /* target to fill the branch cache with */
+	bool has_pending_branch;
+	struct x86_tlb *gs;	  /* what GS is based at */
+	bool has_fsgsbase;
+	const struct jit_row *rows;
+	struct jit_options options;
+	struct jit_cache cache;
+	struct translation *translation; /* work space */
+	uint32_t random;
+	struct {
+		uint32_t (*enter)(struct engine_vcpu *vcpu, const void *code);
+		const uint8_t *slow_native, *slow_kept, *exit_link, *exit_poll, *branch_miss; /* rw */
+		const void *vec_load, *vec_ready; /* rx */
+	} stub;
+	struct {
+		uint64_t translations, instructions, links, branch_fills, branch_misses, slow_paths,
+			helpers, invalidations, evictions, enters, steps, polls;
+	} count;
+};
+
+struct engine_vm {
+	struct soft_vm soft;
+	struct jit_options options;
+};
+
+enum jit_exit_kind {
+	JIT_EXIT_STATUS, /* a semantic function said so: vcpu->status */
+	JIT_EXIT_LINK,	 /* exit_arg: struct jit_exit that has no block yet */
+	JIT_EXIT_POLL,	 /* the same, to look at what needs attention */
+	JIT_EXIT_BRANCH, /* exit_arg: target that the branch cache does not hold */
+};
+
+/* Errors: -ENOMEM, -EPERM (no executable memory). */
+int jit_cache_init(struct engine_vcpu *v, struct error *err);
+void jit_cache_done(struct engine_vcpu *v);
+struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key);
+void jit_cache_add(struct engine_vcpu *v, struct jit_block *block);
+/* Room for one block of any size in the present segment: evicts the oldest one if it must. */
+void jit_cache_make_room(struct engine_vcpu *v);
+/* bytes of the present segment's metadata, zeroed and aligned; NULL: full. */
+void *jit_cache_alloc(struct engine_vcpu *v, size_t bytes);
+static inline uint32_t jit_cache_name(const struct engine_vcpu *v, const void *meta)
+{
+	return (uint32_t)((const uint8_t *)meta - v->cache.meta);
+}
+void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_block *to);
+/* Forget the blocks of a page; v is its owner's or stopped. Returns how many. */
+unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page);
+void jit_cache_forget(struct engine_vcpu *v, struct jit_block *block);
+static inline const void *jit_rx(const struct engine_vcpu *v, const uint8_t *rw)
+{
+	return rw + codebuf_delta(&v->cache.code);
+}
+
+/* ---- stubs (stub.c) ---- */
+
+void jit_stubs_make(struct engine_vcpu *v, struct emit *e);
+void jit_flags_keep(struct emit *e);	/* native -> kept; uses R10 */
+void jit_flags_restore(struct emit *e); /* kept -> native; uses R10 */
+void jit_flags_restore_slowly(struct emit *e); /* the same, uses no register */
+
+/* ---- translation (translate.c, lower.c) ---- */
+
+/*
+ * Translate the block at `gpa`, whose page is at `page` in the host; NULL: its first instruction cannot be
+ * translated (it crosses the page's end, or is none).
+ */
+struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t *page, unsigned mode);
+
+/* Called by translated code (jit.c): 0 = go on behind the instruction. */
+uint32_t jit_slow(struct engine_vcpu *v, uint32_t site);
+
+#endif

@@ -1,0 +1,122 @@
+/*
+ * What the translator knows of each row of the instruction table: computed once from the table's own
+ * text, so that a new row is translated (by a call of its semantic function, if nothing better) without
+ * a word here.
+ */
+#include "engine/jit/jit.h"
+#include "isa/x86/index.h"
+#include "isa/x86/semantics.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#define CHECKED                                                                                    \
+	(X86_A_CPL0 | X86_A_X87 | X86_A_MMX | X86_A_SSE | X86_A_AVX | X86_A_NOREAL | X86_A_IO)
+#define PREFIXES (X86_C_NP | X86_C_66 | X86_C_F3 | X86_C_F2)
+
+static struct jit_row *table;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* Semantic functions that have a lowering of their own. */
+static const struct {
+	x86_semantic *fn;
+	uint8_t kind;
+} lowered[] = {
+	{ x86_sem_lea, JIT_LEA },
+	{ x86_sem_push, JIT_PUSH },
+	{ x86_sem_pop, JIT_POP },
+	{ x86_sem_leave, JIT_LEAVE },
+	{ x86_sem_jmp, JIT_JMP },
+	{ x86_sem_jrcxz, JIT_JRCXZ },
+	{ x86_sem_call, JIT_CALL },
+	{ x86_sem_jmp_rm, JIT_JMP_RM },
+	{ x86_sem_call_rm, JIT_CALL_RM },
+	{ x86_sem_ret, JIT_RET },
+	{ x86_sem_nop, JIT_NOP },
+	{ x86_sem_fence, JIT_RAW },
+	{ x86_sem_cld, JIT_CLD },
+	{ x86_sem_std, JIT_STD },
+	{ x86_sem_jo, JIT_JCC },
+	{ x86_sem_jno, JIT_JCC },
+	{ x86_sem_jb, JIT_JCC },
+	{ x86_sem_jnb, JIT_JCC },
+	{ x86_sem_jz, JIT_JCC },
+	{ x86_sem_jnz, JIT_JCC },
+	{ x86_sem_jbe, JIT_JCC },
+	{ x86_sem_jnbe, JIT_JCC },
+	{ x86_sem_js, JIT_JCC },
+	{ x86_sem_jns, JIT_JCC },
+	{ x86_sem_jp, JIT_JCC },
+	{ x86_sem_jnp, JIT_JCC },
+	{ x86_sem_jl, JIT_JCC },
+	{ x86_sem_jnl, JIT_JCC },
+	{ x86_sem_jle, JIT_JCC },
+	{ x86_sem_jnle, JIT_JCC },
+};
+
+/* What availability of SIMD instructions or the masks of their exceptions hang on. */
+static bool changes_mode(const struct x86_row *row)
+{
+	static x86_semantic *const fns[] = { x86_vec_mxcsr, x86_fpu_fxrstor, x86_fpu_xrstor,
+		x86_fpu_xrstors };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(fns); i++)
+		if (row->fn == fns[i])
+			return true;
+	return false;
+}
+
+static uint8_t kind_of(const struct x86_row *row)
+{
+	const uint32_t never = X86_A_X87 | X86_A_MMX | X86_A_VSIB | X86_A_REP | X86_A_CPL0 | X86_A_IO;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(lowered); i++)
+		if (row->fn == lowered[i].fn)
+			return lowered[i].kind;
+	if (!(row->attr & X86_A_NATIVE) || (row->attr & (never | X86_A_END)))
+		return JIT_HELPER;
+	/* Opcodes that mean something else in the host's 64-bit code; INC and DEC have another. */
+	if ((row->attr & X86_A_NO64) && row->fn != x86_sem_inc && row->fn != x86_sem_dec &&
+		row->fn != x86_sem_sahf && row->fn != x86_sem_lahf)
+		return JIT_HELPER;
+	return JIT_NATIVE;
+}
+
+static void row_init(struct jit_row *r, const struct x86_row *row, const struct x86_form *form)
+{
+	const unsigned allowed = PREFIXES & ~form->deny;
+
+	*r = (struct jit_row){
+		.kind = kind_of(row),
+		.flags_in = (uint16_t)(x86_flags_mask(row->flags_in) & X86_FLAGS_ARITH),
+		.flags_kill = (uint16_t)((x86_flags_mask(row->flags_out) |
+						 x86_flags_mask(row->flags_undef)) & X86_FLAGS_ARITH),
+		.checked = row->attr & CHECKED,
+		.vector = row->attr & (X86_A_SSE | X86_A_AVX),
+		.leaves = (row->attr & X86_A_END) || changes_mode(row),
+		.modrm = form->flags & X86_FORM_MODRM,
+		.plus_reg = form->opcode_count == 8,
+		.prefix = allowed == X86_C_F3 ? 0xf3 : allowed == X86_C_F2 ? 0xf2 : 0,
+	};
+	for (unsigned i = 0; i < X86_OPERANDS_MAX; i++) {
+		r->where[i] = form->op[i].where;
+		r->rm_where[i] = form->op[i].rm_where;
+	}
+}
+
+static void make_table(void)
+{
+	const struct x86_index *index = x86_index_get();
+
+	table = calloc(x86_row_count, sizeof(*table));
+	if (!table)
+		return;
+	for (unsigned i = 0; i < x86_row_count; i++)
+		row_init(&table[i], &x86_rows[i], &index->forms[i]);
+}
+
+const struct jit_row *jit_rows(void)
+{
+	pthread_once(&once, make_table);
+	return table;
+}

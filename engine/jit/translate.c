@@ -1,0 +1,303 @@
+/*
+ * Blocks: which instructions they hold, which flags are live in them, and their way into the cache.
+ *
+ * A block starts at one address and goes on until an instruction leaves it for good; conditional branches
+ * leave it on the side. It never crosses a page.
+ *
+ * Liveness of flags is worked out backwards, and ahead into code that a branch or the block's end leads to as
+ * far as it lies in the page. What was looked at ahead is marked as code like the block itself, so that a
+ * change of it forgets the block too.
+ *
+ * Code is marked before it is compared with the copy that was translated: who writes it later looks at the
+ * marks after the write (memory/memory.h), so no write is missed.
+ */
+#include "engine/jit/translate.h"
+
+#include "isa/x86/access.h"
+#include "memory/memory.h"
+
+#include <stdio.h>
+#include <unistd.h>
+
+#define AHEAD_INSNS 12 /* how far to look for the fate of flags */
+#define AHEAD_DEPTH 3  /* and through how many conditional branches */
+
+static bool decode_at(struct translation *t, unsigned offset, struct x86_insn *insn)
+{
+	unsigned mode = t->mode64 ? 64 : 32;
+
+	return x86_decode(insn, t->bytes + offset, GUEST_PAGE_SIZE - offset, mode, false,
+		       &t->v->soft.cpu.features) == X86_DECODE_OK;
+}
+
+static void seen(struct translation *t, unsigned start, unsigned end)
+{
+	if (start == end)
+		return;
+	if (t->seen_count == ARRAY_SIZE(t->seen)) {
+		/* Too many to tell apart: widen the last. */
+		unsigned *last = t->seen[t->seen_count - 1];
+		last[0] = MIN(last[0], start);
+		last[1] = MAX(last[1], end);
+		return;
+	}
+	t->seen[t->seen_count][0] = start;
+	t->seen[t->seen_count++][1] = end;
+}
+
+/* May the block go on behind it? */
+static bool goes_on(const struct jit_row *row)
+{
+	return !row->leaves || row->kind == JIT_JCC || row->kind == JIT_JRCXZ;
+}
+
+/* ---- flags ---- */
+
+static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wanted, unsigned insns,
+	unsigned depth);
+
+/* What `row` and all behind it read of `wanted`. */
+static uint16_t live_branch(struct translation *t, const struct x86_insn *insn, unsigned kind,
+	unsigned next, uint16_t wanted, unsigned insns, unsigned depth)
+{
+	int64_t target = (int64_t)next + (int64_t)insn->imm;
+	uint16_t live;
+
+	if (kind != JIT_JMP && kind != JIT_JCC && kind != JIT_CALL)
+		return wanted;
+	if (kind == JIT_JCC && !depth)
+		return wanted;
+	live = live_ahead(t, target, wanted, insns, depth - (kind == JIT_JCC));
+	if (kind == JIT_JCC && live != wanted)
+		live |= live_ahead(t, next, wanted, insns, depth - 1);
+	return live;
+}
+
+static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wanted, unsigned insns,
+	unsigned depth)
+{
+	unsigned start = (unsigned)offset, at = start;
+	uint16_t live = 0;
+
+	if (offset < 0 || offset >= (int64_t)GUEST_PAGE_SIZE)
+		return wanted;
+	while (wanted && insns--) {
+		struct x86_insn insn;
+
+		if (!decode_at(t, at, &insn))
+			break;
+		const struct jit_row *row = jit_row_of(t->v->rows, &insn);
+		live |= wanted & row->flags_in;
+		wanted &= (uint16_t)~(row->flags_kill | row->flags_in);
+		at += insn.len;
+		if (wanted && row->leaves) {
+			live |= live_branch(t, &insn, row->kind, at, wanted, insns, depth);
+			wanted = 0;
+		}
+	}
+	seen(t, start, at);
+	return live | wanted;
+}
+
+uint16_t jit_live_at(struct translation *t, int64_t offset)
+{
+	if (t->v->options.precise)
+		return X86_FLAGS_ARITH;
+	return live_ahead(t, offset, X86_FLAGS_ARITH, AHEAD_INSNS, AHEAD_DEPTH);
+}
+
+/* Live behind the instruction, of which `next` is what follows it in the block. */
+static uint16_t live_behind(struct translation *t, unsigned i, uint16_t next)
+{
+	const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
+	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
+
+	if (t->v->options.precise)
+		return X86_FLAGS_ARITH;
+	switch (row->kind) {
+	case JIT_JMP:
+	case JIT_CALL: return jit_live_at(t, target);
+	case JIT_JCC:
+	case JIT_JRCXZ: return next | jit_live_at(t, target);
+	default: return row->leaves ? X86_FLAGS_ARITH : next;
+	}
+}
+
+static void find_live(struct translation *t)
+{
+	const struct jit_row *last = jit_row_of(t->v->rows, &t->insn[t->count - 1]);
+	uint16_t live = goes_on(last) ? jit_live_at(t, t->offset[t->count]) : X86_FLAGS_ARITH;
+
+	for (unsigned i = t->count; i-- > 0;) {
+		const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
+		t->live_after[i] = live = live_behind(t, i, live);
+		live = (uint16_t)((live & ~row->flags_kill) | row->flags_in);
+		if (t->v->options.precise)
+			live = X86_FLAGS_ARITH;
+	}
+}
+
+/* ---- instructions ---- */
+
+static void decode_block(struct translation *t)
+{
+	unsigned at = t->gpa & ~GUEST_PAGE_MASK;
+
+	t->count = 0;
+	t->offset[0] = (uint16_t)at;
+	while (t->count < t->v->options.insns_max && at < GUEST_PAGE_SIZE) {
+		struct x86_insn *insn = &t->insn[t->count];
+
+		if (!decode_at(t, at, insn))
+			break;
+		at += insn->len;
+		t->offset[++t->count] = (uint16_t)at;
+		if (!goes_on(jit_row_of(t->v->rows, insn)))
+			break;
+	}
+	seen(t, t->offset[0], at);
+}
+
+/* ---- marking what was looked at ---- */
+
+/* The page holds code from now on: no vCPU may write it unnoticed. */
+static void protect_page(struct engine_vcpu *v, gpa_t page)
+{
+	struct soft_vm *vm = v->soft.vm;
+
+	if (vm->vcpu_count > 1)
+		soft_exclusive_begin(vm, &v->soft);
+	for (unsigned i = 0; i < vm->vcpu_count; i++)
+		x86_tlb_drop_writes(&vm->vcpu[i]->cpu, page);
+	if (vm->vcpu_count > 1)
+		soft_exclusive_end(vm, &v->soft);
+}
+
+/* False: the code is not any more what was translated. */
+static bool mark_seen(struct translation *t)
+{
+	gpa_t page = t->gpa & GUEST_PAGE_MASK;
+	bool same = true;
+
+	for (unsigned i = 0; i < t->seen_count; i++) {
+		unsigned start = t->seen[i][0], size = t->seen[i][1] - start;
+
+		if (!memory_code_mark(t->v->soft.cpu.memory, page + start, size))
+			protect_page(t->v, page);
+	}
+	atomic_thread_fence(memory_order_seq_cst);
+	for (unsigned i = 0; i < t->seen_count; i++) {
+		unsigned start = t->seen[i][0], size = t->seen[i][1] - start;
+
+		same &= !memcmp(t->bytes + start, t->host + start, size);
+	}
+	return same;
+}
+
+/* ---- a block ---- */
+
+/*
+ * The branch entry: R10 = the target's RIP, R11 = its place in the branch cache, flags kept. Falls through to
+ * the entry.
+ */
+static void emit_branch_entry(struct translation *t)
+{
+	struct emit *e = &t->e;
+	unsigned in_page = t->gpa & ~GUEST_PAGE_MASK;
+	uint16_t live = jit_live_at(t, in_page);
+
+	t->block->branch_entry = e->p;
+	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_NONE, HR_11, 3,
+		(int32_t)offsetof(struct x86_tlb, branch_tag));
+	emit_jump(e, EM_JCC(CC_NE), t->v->stub.branch_miss);
+	emit_ctx(e, 0x83, 7, CTX(soft.attention));
+	emit8(e, 0);
+	emit_jump(e, EM_JCC(CC_NE), t->v->stub.branch_miss);
+	emit_lea(e, HR_10, HR_10, -(int32_t)in_page);
+	emit_ctx(e, MOV_STORE, HR_10, CTX(rip_page));
+	if (live)
+		jit_flags_restore(e);
+}
+
+static void note_for_perf(const struct translation *t)
+{
+	char name[64];
+	const struct engine_vcpu *v = t->v;
+
+	snprintf(name, sizeof(name), "/tmp/perf-%d.map", (int)getpid());
+	FILE *file = fopen(name, "a");
+	if (!file)
+		return;
+	fprintf(file, "%lx %lx guest_%llx_rip_%llx\n", (unsigned long)(uintptr_t)jit_rx(v, t->block->branch_entry),
+		(unsigned long)(t->block->code_end - t->block->branch_entry),
+		(unsigned long long)t->gpa, (unsigned long long)v->soft.cpu.s.reg[X86_RIP]);
+	fclose(file);
+}
+
+static bool emit_block(struct translation *t)
+{
+	struct jit_segment *segment = &t->v->cache.segment[t->v->cache.now];
+	bool ended = false;
+
+	t->e = (struct emit){ .p = segment->hot, .end = segment->cold };
+	emit_branch_entry(t);
+	t->block->entry = t->e.p;
+	for (unsigned i = 0; i < t->count && !ended; i++)
+		ended = jit_lower(t, i);
+	if (!ended)
+		jit_lower_goto(t, t->offset[t->count], t->count);
+	t->block->code_end = t->e.p;
+	jit_lower_cold(t);
+	if (t->e.full || t->failed)
+		return false;
+	segment->hot = (uint8_t *)ALIGN_UP((uintptr_t)t->block->code_end, (uintptr_t)16);
+	return true;
+}
+
+static bool make_block(struct translation *t)
+{
+	struct jit_block *block = jit_cache_alloc(t->v, sizeof(*block));
+
+	if (!block)
+		return false;
+	t->block = block;
+	*block = (struct jit_block){ .key = jit_key(t->gpa, t->mode), .insn_count = (uint16_t)t->count,
+		.size_bytes = t->offset[t->count] - t->offset[0] };
+	if (!emit_block(t))
+		return false;
+	block->exit = jit_cache_alloc(t->v, t->leaving_count * sizeof(*block->exit));
+	if (!block->exit)
+		return false;
+	for (unsigned i = 0; i < t->leaving_count; i++)
+		if (t->leaving[i].exit)
+			block->exit[block->exit_count++] = t->leaving[i].exit;
+	return true;
+}
+
+struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t *page, unsigned mode)
+{
+	struct translation *t = v->translation;
+
+	jit_cache_make_room(v);
+	/* Not the arrays: their counts say what is in them. */
+	t->v = v;
+	t->gpa = gpa;
+	t->mode = mode;
+	t->mode64 = mode & JIT_MODE_64;
+	t->host = page;
+	t->seen_count = t->slow_count = t->leaving_count = 0;
+	t->kept = t->vec_ready = t->failed = false;
+	memcpy(t->bytes, page, GUEST_PAGE_SIZE);
+	decode_block(t);
+	if (!t->count)
+		return NULL;
+	find_live(t);
+	if (!make_block(t) || !mark_seen(t))
+		return NULL;
+	jit_cache_add(v, t->block);
+	v->count.translations++;
+	v->count.instructions += t->count;
+	if (v->options.perf)
+		note_for_perf(t);
+	return t->block;
+}

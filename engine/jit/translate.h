@@ -1,0 +1,71 @@
+/*
+ * One translation in progress: what translate.c and lower.c share.
+ */
+#ifndef LODGE_ENGINE_JIT_TRANSLATE_H
+#define LODGE_ENGINE_JIT_TRANSLATE_H
+
+#include "engine/jit/jit.h"
+
+#define CTX(member) offsetof(struct engine_vcpu, member)
+#define CTX_REG(i)  CTX(soft.cpu.s.reg[i])
+#define MOV_STORE   (0x89 | EM_W)
+#define MOV_LOAD    (0x8b | EM_W)
+
+#define JIT_SLOWS_MAX (JIT_BLOCK_INSNS * 2)
+#define JIT_EXITS_MAX (JIT_BLOCK_INSNS + 2)
+
+/* A jump to the slow path of an instruction, whose stub is made when the block's code is done. */
+struct slow {
+	uint8_t *rel[3]; /* the jumps' rel32; NULL: none */
+	uint8_t *resume; /* behind the instruction */
+	struct jit_site *site;
+};
+
+struct leaving {
+	struct jit_exit *exit;
+	uint8_t *branch_rel;  /* else: the rel32 of a jump to a stub that takes a branch out of the page */
+	uint8_t *poll_rel;    /* the rel32 of a jump to a stub that goes to the dispatcher */
+	int64_t target;	      /* page offset, may be outside */
+	uint16_t done;
+	bool keep_flags;      /* they are native and somebody may want them */
+};
+
+struct translation {
+	struct engine_vcpu *v;
+	struct emit e;
+	struct jit_block *block;
+	gpa_t gpa;
+	unsigned mode; /* enum jit_mode */
+	bool mode64;
+
+	uint8_t bytes[GUEST_PAGE_SIZE + X86_INSN_BYTES_MAX]; /* the page, as it was */
+	const uint8_t *host; /* the page */
+	unsigned seen[8][2]; /* ranges of it that were looked at: start, end */
+	unsigned seen_count;
+
+	struct x86_insn insn[JIT_BLOCK_INSNS];
+	uint16_t offset[JIT_BLOCK_INSNS + 1]; /* in the page; that behind the last */
+	uint16_t live_after[JIT_BLOCK_INSNS]; /* arithmetic flags that somebody may read */
+	unsigned count;
+
+	bool kept;      /* the flags that are live are in flags_kept, the host's are junk */
+	bool vec_ready; /* vectors are live */
+
+	struct slow slow[JIT_SLOWS_MAX];
+	unsigned slow_count;
+	struct leaving leaving[JIT_EXITS_MAX];
+	unsigned leaving_count;
+	bool failed; /* out of one of the rooms */
+};
+
+/* Flags that code at a page offset reads before it writes them; all if it cannot be seen. */
+uint16_t jit_live_at(struct translation *t, int64_t offset);
+
+/* Emit instruction i. Returns true if the block ends with it. */
+bool jit_lower(struct translation *t, unsigned i);
+/* Go to a page offset, also outside the page, at the end of what was emitted; done = instructions so far. */
+void jit_lower_goto(struct translation *t, int64_t target, unsigned done);
+/* The stubs of slow paths and exits. */
+void jit_lower_cold(struct translation *t);
+
+#endif
