@@ -19,6 +19,9 @@
 
 #define ARENA_BYTES MIB(24)
 
+/* What both loops have: with two callers compilers leave it out of line, which costs 8 % of the speed. */
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 struct engine_vm {
 	struct soft_vm soft; /* first */
 };
@@ -60,7 +63,7 @@ static struct interp_block *find_slowly(struct engine_vcpu *v, uint64_t key, con
 	return block;
 }
 
-static inline struct interp_block *find_block(struct engine_vcpu *v, const uint8_t **ret_host)
+static ALWAYS_INLINE struct interp_block *find_block(struct engine_vcpu *v, const uint8_t **ret_host)
 {
 	struct x86_cpu *cpu = &v->soft.cpu;
 	gva_t linear = soft_linear_rip(cpu);
@@ -86,7 +89,7 @@ static inline struct interp_block *find_block(struct engine_vcpu *v, const uint8
 }
 
 /* The first `count` instructions of it. */
-static enum x86_status run_block(struct engine_vcpu *v, const struct interp_block *block,
+static ALWAYS_INLINE enum x86_status run_block(struct engine_vcpu *v, const struct interp_block *block,
 	unsigned count, const uint8_t *host)
 {
 	struct x86_cpu *cpu = &v->soft.cpu;
@@ -119,7 +122,7 @@ static enum x86_status run_block(struct engine_vcpu *v, const struct interp_bloc
 }
 
 /* One turn of the loop: a block, or one instruction where that does not do. */
-static inline enum x86_status run_some(struct engine_vcpu *v, bool counted)
+static ALWAYS_INLINE enum x86_status run_some(struct engine_vcpu *v, bool counted)
 {
 	const uint8_t *host = NULL;
 	struct interp_block *block = find_block(v, &host);
@@ -138,7 +141,7 @@ static inline enum x86_status run_some(struct engine_vcpu *v, bool counted)
 }
 
 /* counted: not past soft->stop_at. */
-static inline __attribute__((always_inline)) enum x86_status loop(struct soft_vcpu *soft, bool counted)
+static ALWAYS_INLINE enum x86_status loop(struct soft_vcpu *soft, bool counted)
 {
 	struct engine_vcpu *v = (struct engine_vcpu *)soft;
 	struct x86_cpu *cpu = &soft->cpu;
