@@ -29,6 +29,7 @@
 #define DATA	   0x20000u
 #define RAM_BYTES  0x200000u
 #define SYS_LINEAR 0xffff800000000000ull /* physical memory, for the supervisor */
+#define VSYSCALL   0xffffffffff600000ull
 #define PTE_P	   1u
 #define PTE_W	   2u
 #define PTE_U	   4u
@@ -39,6 +40,7 @@
 const char *const diff_skip_names[DIFF_SKIPS] = {
 	[DIFF_SKIP_NOTEST] = "result depends on time or on the host's set-up",
 	[DIFF_SKIP_SYSCALL] = "enters the host's kernel",
+	[DIFF_SKIP_VSYSCALL] = "jumps into Linux's vsyscall page",
 	[DIFF_SKIP_INTERRUPT] = "goes through the host's IDT",
 	[DIFF_SKIP_UMIP] = "Linux emulates it for ring 3 (UMIP)",
 	[DIFF_SKIP_XCR0] = "shows the host's XCR0 or its AVX-512 state",
@@ -505,6 +507,8 @@ static enum diff_skip fetch_skip(
 	struct x86_cpu *cpu = &interp->cpu;
 	struct x86_insn insn;
 
+	if (rip - VSYSCALL < GUEST_PAGE_SIZE)
+		return DIFF_SKIP_VSYSCALL;
 	if (at >= c->code_bytes)
 		return DIFF_SKIP_NONE;
 	memcpy(bytes, c->code + at, MIN(sizeof(bytes), c->code_bytes - at));

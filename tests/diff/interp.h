@@ -15,6 +15,7 @@ enum diff_skip {
 	DIFF_SKIP_NONE,
 	DIFF_SKIP_NOTEST,    /* the row says that its result depends on time or host */
 	DIFF_SKIP_SYSCALL,   /* enters the host's kernel */
+	DIFF_SKIP_VSYSCALL,  /* Linux acts on faults there, or tells of an earlier fault */
 	DIFF_SKIP_INTERRUPT, /* goes through the host's IDT */
 	DIFF_SKIP_UMIP,	     /* Linux emulates it */
 	DIFF_SKIP_XCR0,	     /* shows the host's XCR0, or AVX-512 state */
