@@ -518,6 +518,22 @@ static enum diff_skip fetch_skip(
 	return differs_by_vendor(&insn, bytes) ? DIFF_SKIP_VENDOR : DIFF_SKIP_NONE;
 }
 
+/* Has it so many prefixes that it may be over 15 bytes long? Without them none is longer than this. */
+static bool may_be_too_long(const struct diff_interp *interp, uint64_t rip)
+{
+	enum { UNPREFIXED_MAX = 11 };
+	const uint64_t at = rip - DIFF_CODE;
+	unsigned prefixes = 0;
+
+	if (at >= DIFF_CODE_BYTES - X86_INSN_BYTES_MAX)
+		return false;
+	for (const uint8_t *b = interp->code + at; prefixes < X86_INSN_BYTES_MAX; b++, prefixes++)
+		if (!memchr("\x66\x67\xf0\xf2\xf3\x2e\x26\x36\x3e\x64\x65", *b, 11) &&
+			!(interp->cpu.mode == 64 && (*b & 0xf0) == 0x40))
+			break;
+	return prefixes + UNPREFIXED_MAX > X86_INSN_BYTES_MAX;
+}
+
 static enum x86_status step(struct diff_interp *interp, const struct diff_case *c,
 	struct diff_notes *notes, enum diff_skip *skip)
 {
@@ -529,6 +545,7 @@ static enum x86_status step(struct diff_interp *interp, const struct diff_case *
 	notes->cr2_open = notes->checks_open = notes->mxcsr_open = false;
 	if (x86_fetch(cpu, &insn) != X86_OK) {
 		*skip = fetch_skip(interp, c, rip);
+		notes->length_open = may_be_too_long(interp, rip);
 		return *skip ? X86_STOP : X86_FAULT;
 	}
 	if (insn.fn == x86_int3) {

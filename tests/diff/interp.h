@@ -51,6 +51,7 @@ struct diff_notes {
 	bool cr2_open;	    /* the order of the faulting instruction's accesses is not */
 	bool mxcsr_open;    /* flags of #XM: which of DPPS's and DPPD's steps were done is not */
 	bool checks_open;   /* ... nor is that of its checks: any #GP or #PF will do */
+	bool length_open;   /* no instruction, of no known length: over 15 bytes it would be #GP */
 };
 
 int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp);
