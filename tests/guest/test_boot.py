@@ -74,6 +74,24 @@ def test_cloud_kernel_under_sanitizers(console, kernel, initrd):
     assert "runtime error" not in machine.text and "AddressSanitizer" not in machine.text
 
 
+@pytest.mark.slow
+def test_cloud_kernel_under_thread_sanitizer(console, kernel, initrd):
+    """Without the self-tests of the kernel's ciphers: they take long, and the vCPUs share nothing in them."""
+    program = ROOT / "build-tsan" / "lodge"
+    if not os.path.exists(program):
+        pytest.skip("NOT CHECKED: races in a whole guest (no build-tsan/lodge)")
+    options = "suppressions=%s" % (ROOT / "tests" / "tsan.supp")
+    machine = console(program, "run", "--engine", "interp", "--kernel", kernel(), "--cpus", 4,
+                      "--initrd", initrd("nproc; poweroff -f"),
+                      "--cmdline", "console=ttyS0 panic=-1 cryptomgr.notests",
+                      env=dict(os.environ, TSAN_OPTIONS=options))
+    status = machine.wait(20 * BOOT_S)
+    if "unexpected memory mapping" in machine.text:
+        pytest.skip("NOT CHECKED: races in a whole guest (the sanitizer cannot live with this host's ASLR)")
+    reports = machine.text.partition("WARNING: ThreadSanitizer")
+    assert status == 0 and not reports[1], (reports[1] + reports[2] or machine.text)[:6000]
+
+
 def test_a_panic_is_reported(boot):
     """The kernel's own pvpanic driver tells; without it a panic shows only on the console."""
     tree = dev("kernel", "cloud", "--modules")
