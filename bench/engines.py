@@ -370,6 +370,8 @@ def table(measurement):
     lines = ["| %s |" % " | ".join(head), "| --- |" + " ---: |" * (len(head) - 1)]
     rows = measurement.wanted + ["boot", "boot_packed"] * ("boot" in measurement.extra)
     for name in rows:
+        if not any(measurement.median(engine, name) for engine in names):
+            continue
         cells = [name] + [number_text(measurement.median(engine, name)) for engine in names]
         cells.append(ratio_text(measurement.ratio("tcg", subject, name)))
         cells.append(ratio_text(measurement.ratio(subject, "native", name)))
@@ -394,7 +396,7 @@ def means(measurement):
             count = max(mean[1] for mean in pair if mean)
             lines.append("| %s | %d | %s |" % (title, count, " | ".join(
                 ratio_text(mean and mean[0]) for mean in pair)))
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def idle_lines(measurement):
@@ -470,9 +472,8 @@ def facts(measurement, load):
         "Lodge": output_of("git", "describe", "--always", "--dirty"),
         "guest": os.path.basename(os.path.realpath(engines.kernel)) if engines.kernel else "none",
         "compiler": output_of("gcc", "--version"),
-        "rounds": "%d (interp: %d), each of %d ms a workload" % (
-            measurement.options.rounds,
-            min(measurement.options.rounds, measurement.options.interp_rounds),
+        "rounds": "%d (interp: at most %d), each of %d ms a workload" % (
+            measurement.options.rounds, measurement.options.interp_rounds,
             measurement.options.target_ms),
     }
     if "tcg" in measurement.names:
