@@ -90,9 +90,30 @@ struct engine_probe {
 /* Counters of one vCPU, monotonic, read racily. `instructions` is exact whenever run has returned: those
  * completed, by retiring or by a fault that was delivered. */
 struct engine_counters {
-	uint64_t instructions, blocks_decoded, block_flushes, exits, interrupts, exceptions, mmio, pio;
+	uint64_t instructions; /* jit: only where it counts them (docs/jit.md) */
+	uint64_t blocks_decoded, block_flushes, exits, interrupts, exceptions, mmio, pio;
 	uint64_t emulated; /* instructions KVM could not run and the interpreter did */
+	uint64_t tlb_fills; /* page-table walks of a software engine that filled its TLB */
+	/* The translator's: instructions translated; jumps patched to their target; branch targets entered
+	 * into their cache, and looked up in vain; entries into translated code; instructions run one at a
+	 * time outside of it; slow paths of memory accesses; calls of semantic functions; returns to see to
+	 * an interrupt or a kick; blocks dropped because their code changed; parts of the cache evicted;
+	 * branches to what is no address. */
+	uint64_t translated, links, branch_fills, branch_misses, enters, steps, slow_paths, helper_calls,
+		polls, invalidations, evictions, bad_branches;
 };
+
+/* The name of each counter and its place in the structure; ends with a NULL name. */
+struct engine_counter_name {
+	const char *name;
+	size_t offset;
+};
+extern const struct engine_counter_name engine_counter_names[];
+
+static inline uint64_t engine_counter(const struct engine_counters *counters, size_t offset)
+{
+	return *(const uint64_t *)((const uint8_t *)counters + offset);
+}
 
 struct engine_ops {
 	const char *name;

@@ -27,3 +27,31 @@ const struct engine_ops *engine_choose(struct engine_probe *ret_kvm)
 		return &engine_kvm_ops;
 	return &engine_interp_ops;
 }
+
+#define COUNTER(text, member) { text, offsetof(struct engine_counters, member) }
+
+const struct engine_counter_name engine_counter_names[] = {
+	COUNTER("instructions", instructions),
+	COUNTER("blocks decoded", blocks_decoded),
+	COUNTER("flushes", block_flushes),
+	COUNTER("exits", exits),
+	COUNTER("interrupts", interrupts),
+	COUNTER("exceptions", exceptions),
+	COUNTER("MMIO", mmio),
+	COUNTER("port I/O", pio),
+	COUNTER("emulated", emulated),
+	COUNTER("TLB fills", tlb_fills),
+	COUNTER("instructions translated", translated),
+	COUNTER("links", links),
+	COUNTER("branch fills", branch_fills),
+	COUNTER("branch misses", branch_misses),
+	COUNTER("entries", enters),
+	COUNTER("steps", steps),
+	COUNTER("slow paths", slow_paths),
+	COUNTER("helper calls", helper_calls),
+	COUNTER("polls", polls),
+	COUNTER("invalidations", invalidations),
+	COUNTER("evictions", evictions),
+	COUNTER("bad branches", bad_branches),
+	{ NULL, 0 },
+};

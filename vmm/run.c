@@ -72,13 +72,11 @@ static void print_stats(struct machine *machine, unsigned cpus)
 		struct engine_counters c;
 
 		machine_counters(machine, i, &c);
-		fprintf(stderr,
-			"lodge: vCPU %u: %" PRIu64 " instructions, %" PRIu64
-			" blocks decoded, %" PRIu64 " flushes, %" PRIu64 " exits, %" PRIu64
-			" interrupts, %" PRIu64 " exceptions, %" PRIu64 " MMIO, %" PRIu64
-			" port I/O, %" PRIu64 " emulated\n",
-			i, c.instructions, c.blocks_decoded, c.block_flushes, c.exits, c.interrupts,
-			c.exceptions, c.mmio, c.pio, c.emulated);
+		fprintf(stderr, "lodge: vCPU %u:", i);
+		for (const struct engine_counter_name *n = engine_counter_names; n->name; n++)
+			if (engine_counter(&c, n->offset))
+				fprintf(stderr, " %" PRIu64 " %s,", engine_counter(&c, n->offset), n->name);
+		fprintf(stderr, " nothing else\n");
 	}
 }
 

@@ -139,7 +139,7 @@ void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_bloc
 	if (exit->next)
 		exit->next->pprev = &exit->next;
 	to->incoming = exit;
-	v->count.links++;
+	v->soft.counters.links++;
 }
 
 static void exit_unlink(struct jit_exit *exit)
@@ -196,7 +196,7 @@ unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page)
 		return 0;
 	x86_branch_clear(&v->soft.cpu);
 	v->code_changed = true;
-	v->count.invalidations += count;
+	v->soft.counters.invalidations += count;
 	return count;
 }
 
@@ -209,7 +209,7 @@ static void segment_evict(struct engine_vcpu *v, unsigned i)
 			block_detach(v, block);
 	x86_branch_clear(&v->soft.cpu);
 	segment_reset(&v->cache, i);
-	v->count.evictions++;
+	v->soft.counters.evictions++;
 }
 
 void jit_cache_make_room(struct engine_vcpu *v)

@@ -102,6 +102,10 @@ uint32_t jit_slow(struct engine_vcpu *v, uint32_t name)
 	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + name);
 	enum x86_status status;
 
+	if (site->helper)
+		v->soft.counters.helper_calls++;
+	else
+		v->soft.counters.slow_paths++;
 	flags_take(v);
 	status = run_site(v, site);
 	if (likely(status == X86_OK && !site->leaves && !v->code_changed)) {
@@ -193,7 +197,7 @@ static void tie(struct engine_vcpu *v, struct jit_block *block)
 		jit_exit_link(v, v->pending, block);
 	if (v->has_pending_branch && v->options.branches) {
 		x86_branch_fill(&v->soft.cpu, v->pending_branch, jit_rx(v, block->branch_entry));
-		v->count.branch_fills++;
+		v->soft.counters.branch_fills++;
 	}
 }
 
@@ -206,6 +210,7 @@ static enum x86_status bad_branch(struct engine_vcpu *v)
 	uint64_t *rsp = &v->soft.cpu.s.reg[X86_RSP];
 	const unsigned kind = jit_row_of(v->rows, &site->insn)->kind;
 
+	v->soft.counters.bad_branches++;
 	if (kind == JIT_CALL_RM)
 		*rsp += 8;
 	else if (kind == JIT_RET)
@@ -228,7 +233,7 @@ static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
 	vectors_down(v);
 	flags_take(v);
 	if (kind == JIT_EXIT_BRANCH) {
-		v->count.branch_misses++;
+		v->soft.counters.branch_misses++;
 		if (unlikely(cpu->mode == 64 && !canonical(v->exit_arg)))
 			return bad_branch(v);
 		cpu->s.reg[X86_RIP] = v->pending_branch = v->exit_arg;
@@ -237,7 +242,7 @@ static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
 	}
 	cpu->s.reg[X86_RIP] = rip_of(v, exit->target);
 	if (kind == JIT_EXIT_POLL)
-		v->count.polls++;
+		v->soft.counters.polls++;
 	else if (!exit->from->gone)
 		v->pending = exit;
 	return X86_OK;
@@ -251,7 +256,7 @@ static enum x86_status run_some(struct engine_vcpu *v)
 	if (unlikely(!block)) {
 		v->pending = NULL;
 		v->has_pending_branch = false;
-		v->count.steps++;
+		v->soft.counters.steps++;
 		return x86_step(&v->soft.cpu);
 	}
 	tie(v, block);
@@ -260,7 +265,7 @@ static enum x86_status run_some(struct engine_vcpu *v)
 	v->code_changed = false;
 	flags_give(v);
 	gs_set(v);
-	v->count.enters++;
+	v->soft.counters.enters++;
 	status = left(v, v->stub.enter(v, jit_rx(v, block->entry)));
 	if (status == X86_FAULT) {
 		v->soft.counters.exceptions++;
@@ -269,7 +274,29 @@ static enum x86_status run_some(struct engine_vcpu *v)
 	return status;
 }
 
-static enum x86_status run_loop(struct soft_vcpu *soft)
+/*
+ * What needs attention now. An interrupt that cannot be taken is put aside, or every poll in translated code
+ * would come back for it; whatever sets IF leaves translated code, so it is seen here in time.
+ */
+static uint32_t attention_now(struct engine_vcpu *v)
+{
+	uint32_t attention = atomic_load_explicit(&v->soft.attention, memory_order_relaxed);
+	const bool open = v->soft.cpu.s.rflags & X86_IF;
+
+	if (likely(!attention && !v->interrupt_aside))
+		return 0;
+	if (v->interrupt_aside && open) {
+		v->interrupt_aside = false;
+		return atomic_fetch_or(&v->soft.attention, SOFT_INTR) | SOFT_INTR;
+	}
+	if ((attention & SOFT_INTR) && !open) {
+		v->interrupt_aside = true;
+		return atomic_fetch_and(&v->soft.attention, ~(uint32_t)SOFT_INTR) & ~(uint32_t)SOFT_INTR;
+	}
+	return attention;
+}
+
+static enum x86_status run_blocks(struct soft_vcpu *soft)
 {
 	struct engine_vcpu *v = (struct engine_vcpu *)soft;
 	struct x86_cpu *cpu = &soft->cpu;
@@ -278,7 +305,7 @@ static enum x86_status run_loop(struct soft_vcpu *soft)
 	v->pending = NULL;
 	v->has_pending_branch = false;
 	for (;;) {
-		uint32_t attention = atomic_load_explicit(&soft->attention, memory_order_relaxed);
+		uint32_t attention = attention_now(v);
 		enum x86_status status;
 
 		if (unlikely(attention & SOFT_KICK))
@@ -295,7 +322,7 @@ static enum x86_status run_loop(struct soft_vcpu *soft)
 		if (unlikely(soft_needs_step(cpu))) {
 			v->pending = NULL;
 			v->has_pending_branch = false;
-			v->count.steps++;
+			v->soft.counters.steps++;
 			status = x86_step(cpu);
 		} else {
 			status = run_some(v);
@@ -303,6 +330,17 @@ static enum x86_status run_loop(struct soft_vcpu *soft)
 		if (unlikely(status == X86_HLT || status == X86_TRIPLE || status == X86_STOP))
 			return status;
 	}
+}
+
+static enum x86_status run_loop(struct soft_vcpu *soft)
+{
+	struct engine_vcpu *v = (struct engine_vcpu *)soft;
+	enum x86_status status = run_blocks(soft);
+
+	if (v->interrupt_aside)
+		atomic_fetch_or(&soft->attention, SOFT_INTR);
+	v->interrupt_aside = false;
+	return status;
 }
 
 static enum engine_exit jit_run(struct engine_vcpu *v, struct error *err)
@@ -471,8 +509,6 @@ static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 static void jit_counters(struct engine_vcpu *v, struct engine_counters *ret_counters)
 {
 	soft_counters(&v->soft, ret_counters);
-	ret_counters->blocks_decoded = v->count.translations;
-	ret_counters->block_flushes = v->count.evictions;
 }
 
 const struct engine_ops engine_jit_ops = {

@@ -54,6 +54,7 @@ enum jit_kind {
 	JIT_NATIVE, /* by a copy with its operands replaced */
 	JIT_NOP,
 	JIT_RAW, /* by a copy of its bytes */
+	JIT_RAW_VECTOR, /* the same, with vectors live */
 	JIT_LEA,
 	JIT_PUSH,
 	JIT_POP,
@@ -110,7 +111,7 @@ struct jit_site {
 	struct x86_insn insn;
 	uint16_t page_offset; /* of the instruction */
 	uint16_t done;	      /* instructions of the block before it */
-	bool checked, leaves;
+	bool checked, leaves, helper;
 };
 
 struct jit_block;
@@ -187,6 +188,7 @@ struct engine_vcpu {
 	/* The dispatcher's. */
 	uint8_t exit_kind; /* enum jit_exit_kind */
 	enum x86_status status;
+	bool interrupt_aside; /* one waits until IF is set: SOFT_INTR, but not polled */
 	bool code_changed; /* blocks went: leave translated code at the next boundary */
 	unsigned mode;
 	struct jit_exit *pending; /* exit to link when its target is known */
@@ -204,10 +206,6 @@ struct engine_vcpu {
 		const uint8_t *slow_native, *slow_kept, *exit_link, *exit_poll, *branch_miss; /* rw */
 		const void *vec_load, *vec_ready; /* rx */
 	} stub;
-	struct {
-		uint64_t translations, instructions, links, branch_fills, branch_misses, slow_paths,
-			helpers, invalidations, evictions, enters, steps, polls;
-	} count;
 };
 
 struct engine_vm {

@@ -133,9 +133,10 @@ static void emit_count(struct translation *t, unsigned done)
 
 static void lower_helper(struct translation *t, unsigned i)
 {
-	const struct jit_site *site = make_site(t, i);
+	struct jit_site *site = make_site(t, i);
 	bool keep = !t->kept;
 
+	site->helper = true;
 	emit_mov_imm32(&t->e, HR_10, jit_cache_name(t->v, site));
 	emit_jump(&t->e, EM_CALL, keep ? t->v->stub.slow_native : t->v->stub.slow_kept);
 	t->kept = false;
@@ -587,25 +588,9 @@ static void emit_far_target(struct emit *e, const struct translation *t, int64_t
 	emit_rm(e, 0x8d | wide(t), HR_10, HR_10, HR_NONE, 0, (int32_t)target);
 }
 
-/* Jump to R10 whose low bits are known. Flags are kept. */
-static void take_branch_to(struct translation *t, struct emit *e, int64_t target)
+/* Jump to R10. Flags are kept. */
+static void take_branch(const struct translation *t, struct emit *e)
 {
-	unsigned index = (unsigned)target & (X86_BRANCH_SIZE - 1);
-
-	if (!t->v->options.branches) {
-		emit_jump(e, EM_JMP, t->v->stub.branch_miss);
-		return;
-	}
-	emit_mov_imm32(e, HR_11, index);
-	emit_rm(e, 0xff | EM_GS, 4, HR_NONE, HR_11, 3,
-		(int32_t)offsetof(struct x86_tlb, branch_code));
-}
-
-/* Jump to R10. */
-static void take_branch(struct translation *t)
-{
-	struct emit *e = &t->e;
-
 	if (!t->v->options.branches) {
 		emit_jump(e, EM_JMP, t->v->stub.branch_miss);
 		return;
@@ -620,7 +605,7 @@ static void jump_out(struct translation *t, struct emit *e, int64_t target)
 {
 	t->failed |= target != (int32_t)target;
 	emit_far_target(e, t, target);
-	take_branch_to(t, e, target);
+	take_branch(t, e);
 }
 
 /* A jump back may be a loop's: look whether somebody wants the vCPU. */
@@ -747,7 +732,7 @@ static bool lower_ret(struct translation *t, unsigned i)
 		emit_mov_rr(&t->e, HR_10, HR_11);
 	}
 	note_branch(t, slow->site);
-	take_branch(t);
+	take_branch(t, &t->e);
 	return true;
 }
 
@@ -793,7 +778,7 @@ static bool lower_jmp_rm(struct translation *t, unsigned i)
 		emit_mov_rr(&t->e, HR_10, HR_11);
 	}
 	note_branch(t, slow->site);
-	take_branch(t);
+	take_branch(t, &t->e);
 	return true;
 }
 
@@ -809,7 +794,7 @@ static bool lower_call_rm(struct translation *t, unsigned i)
 	emit_count(t, i + 1);
 	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(scratch));
 	note_branch(t, push->site);
-	take_branch(t);
+	take_branch(t, &t->e);
 	return true;
 }
 
@@ -829,6 +814,12 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	case JIT_NATIVE: return lower_native(t, i);
 	case JIT_NOP: return true;
 	case JIT_RAW: emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len); return true;
+	case JIT_RAW_VECTOR:
+		if (!native_now(t, i))
+			return false;
+		make_vec_ready(t);
+		emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len);
+		return true;
 	case JIT_LEA: return lower_lea(t, i);
 	case JIT_PUSH: return lower_push(t, i);
 	case JIT_POP: return lower_pop(t, i);

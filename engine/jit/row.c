@@ -34,6 +34,7 @@ static const struct {
 	{ x86_sem_ret, JIT_RET },
 	{ x86_sem_nop, JIT_NOP },
 	{ x86_sem_fence, JIT_RAW },
+	{ x86_vec_zero, JIT_RAW_VECTOR },
 	{ x86_sem_cld, JIT_CLD },
 	{ x86_sem_std, JIT_STD },
 	{ x86_sem_jo, JIT_JCC },

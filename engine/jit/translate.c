@@ -295,8 +295,8 @@ struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t 
 	if (!make_block(t) || !mark_seen(t))
 		return NULL;
 	jit_cache_add(v, t->block);
-	v->count.translations++;
-	v->count.instructions += t->count;
+	v->soft.counters.blocks_decoded++;
+	v->soft.counters.translated += t->count;
 	if (v->options.perf)
 		note_for_perf(t);
 	return t->block;

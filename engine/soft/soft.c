@@ -403,6 +403,7 @@ void soft_counters(const struct soft_vcpu *v, struct engine_counters *ret_counte
 {
 	*ret_counters = v->counters;
 	ret_counters->instructions = v->cpu.instructions;
+	ret_counters->tlb_fills = v->cpu.tlb_fills;
 }
 
 /* The log is kept by the TLB's write entries, which are made one by one and mark the page. */

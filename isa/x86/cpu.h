@@ -84,6 +84,7 @@ struct x86_cpu {
 	 * engines that have the same count are at the same place; a string instruction that has not come to
 	 * its end is the exception. */
 	uint64_t instructions;
+	uint64_t tlb_fills; /* for counters */
 	uint64_t random; /* what RDRAND and RDSEED give comes from here; 0: from the host */
 
 	struct guest_memory *memory;

@@ -227,6 +227,7 @@ static void fill(struct x86_cpu *cpu, const struct walk *walk, gva_t linear, enu
 	/* What RFLAGS.AC permits now it may not permit later. */
 	if (!user && walk->user && access != X86_EXEC && (cpu->s.cr4 & X86_CR4_SMAP))
 		return;
+	cpu->tlb_fills++;
 	x86_tlb_fill(cpu, linear, walk->gpa, walk->shift, walk->global, access, user);
 }
 

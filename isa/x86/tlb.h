@@ -15,7 +15,7 @@
 
 #define X86_TLB_SIZE	 1024 /* entries of each table; a power of two */
 #define X86_TLB_CONTEXTS 8    /* PCIDs whose translations are kept */
-#define X86_BRANCH_SIZE	 4096 /* branch targets, by the low 12 bits of the address */
+#define X86_BRANCH_SIZE	 16384 /* branch targets, by the low bits of the address */
 
 enum x86_access { X86_READ, X86_WRITE, X86_EXEC };
 
