@@ -75,9 +75,9 @@ static inline void *x86_tlb_host(const struct x86_cpu *cpu, gva_t linear, unsign
 {
 	const struct x86_tlb_entry *e =
 		&cpu->tlb_now->entry[access][x86_tlb_index(linear)];
-	const uint64_t offset = linear - e->page;
-	if (__builtin_expect(offset <= GUEST_PAGE_SIZE - size, 1))
-		return (void *)(e->host + offset);
+	/* Masked, and not what was just subtracted: that would make the access wait for e->page. */
+	if (__builtin_expect(linear - e->page <= GUEST_PAGE_SIZE - size, 1))
+		return (void *)(e->host + (linear & ~GUEST_PAGE_MASK));
 	return NULL;
 }
 

@@ -620,6 +620,8 @@ enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_cas
 		memcpy(interp->data, pattern, DIFF_DATA_BYTES);
 	interp->pattern_now = c->pattern;
 	diff_place(c, interp->code, interp->data);
+	memory_written(interp->memory, CODE, DIFF_CODE_BYTES);
+	memory_written(interp->memory, DATA, DIFF_DATA_BYTES);
 	load_state(&interp->cpu, &c->in);
 	*ret_notes = (struct diff_notes){0};
 	ret_result->vector = X86_BP;

@@ -182,6 +182,22 @@ static void test_flush_all(void **state)
 	}
 }
 
+/* After a load of a whole state the present context is that of the PCID in it. */
+static void test_load(void **state)
+{
+	struct test_cpu *t = *state;
+
+	load_cr3(t, 1, 0);
+	struct x86_state saved = t->cpu.s;
+	saved.cr3 = PML4 | 7;
+	x86_cpu_load(&t->cpu, &saved);
+	touch(t, LOCAL, X86_READ);
+	load_cr3(t, 1, KEEP);
+	assert_false(has(t, LOCAL, X86_READ));
+	load_cr3(t, 7, KEEP);
+	assert_true(has(t, LOCAL, X86_READ));
+}
+
 static void test_invlpg(void **state)
 {
 	struct test_cpu *t = *state;
@@ -331,8 +347,15 @@ static void test_branches(void **state)
 	/* A page, in every context. */
 	x86_tlb_flush_page(&t->cpu, LOCAL);
 	expect_branches(t, false, true, true);
+	/* Those that were left are still found. */
+	x86_tlb_flush_page(&t->cpu, GLOBAL);
+	expect_branches(t, false, false, true);
 	load_cr3(t, 2, KEEP);
-	expect_branches(t, false, true, true);
+	expect_branches(t, false, false, true);
+	branch(t, GLOBAL + 2);
+	load_cr3(t, 1, KEEP);
+	branch(t, GLOBAL + 2);
+	load_cr3(t, 2, KEEP);
 	/* A large page, though the entry that was used has long made room for another one's. */
 	for (unsigned access = 0; access < 3; access++)
 		t->cpu.tlb_now->entry[access][x86_tlb_index(LARGE)].page = 0x777777000;
@@ -491,6 +514,7 @@ int main(void)
 		T(test_no_pcid),
 		T(test_replacement),
 		T(test_flush_all),
+		T(test_load),
 		T(test_invlpg),
 		T(test_invpcid),
 		T(test_full_tables),
