@@ -4,12 +4,25 @@
 #ifndef LODGE_CLI_CLI_H
 #define LODGE_CLI_CLI_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define EXIT_USAGE 2
 
+struct engine_ops;
+struct x86_cpu_choice;
+
 int verb_run(int argc, char **argv);
 int verb_doctor(int argc, char **argv);
+
+/* What --cpu can be, and what each model gives on this host with this engine. Returns an exit status. */
+int cli_cpu_help(const struct engine_ops *engine, bool json);
+
+/* Can this model be given here? 0, or negative after a line on stderr. */
+int cli_cpu_check(const struct engine_ops *engine, const struct x86_cpu_choice *choice);
+
+/* Print text as a JSON string. */
+void cli_print_json_string(const char *text);
 
 /* A size such as 512M, 2G, 65536K; a number alone counts MiB. 0 or -EINVAL, -ERANGE. */
 int cli_parse_size(const char *text, uint64_t *ret_bytes);

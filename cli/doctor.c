@@ -26,7 +26,7 @@ static void print_text(const struct doctor_report *report)
 	printf("\n--engine auto takes: %s\n", report->engine);
 }
 
-static void print_string(const char *text)
+void cli_print_json_string(const char *text)
 {
 	putchar('"');
 	for (; *text; text++) {
@@ -44,7 +44,7 @@ static void print_string(const char *text)
 static void print_json(const struct doctor_report *report)
 {
 	printf("{\"engine\":");
-	print_string(report->engine);
+	cli_print_json_string(report->engine);
 	printf(",\"findings\":[");
 	for (unsigned i = 0; i < report->count; i++) {
 		const struct doctor_finding *f = &report->finding[i];
@@ -55,7 +55,7 @@ static void print_json(const struct doctor_report *report)
 		printf("%s{", i ? "," : "");
 		for (unsigned k = 0; k < ARRAY_SIZE(fields); k++) {
 			printf("%s\"%s\":", k ? "," : "", fields[k][0]);
-			print_string(fields[k][1]);
+			cli_print_json_string(fields[k][1]);
 		}
 		putchar('}');
 	}

@@ -21,7 +21,8 @@ struct run_options {
 	unsigned initrd_count;
 	const char *cmdline;
 	enum boot_protocol protocol;
-	bool keep_packed, exit_on_reboot, stats, help;
+	struct x86_cpu_choice cpu;
+	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help;
 };
 
 static const char usage_text[] =
@@ -32,10 +33,14 @@ static const char usage_text[] =
 	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ")\n"
 	"  --memory SIZE       guest memory, such as 512M (default) or 2G; a number alone is in MiB\n"
 	"  --cpus N            vCPUs, 1 (default) to 64\n"
+	"  --cpu MODEL[,+FLAG,-FLAG...]\n"
+	"                      max (default), host, x86-64-v1, x86-64-v2 or x86-64-v3; `--cpu help` says what\n"
+	"                      each gives on this host\n"
 	"  --engine NAME       auto (default), kvm or interp; `lodge doctor` says what auto takes\n"
 	"  --boot PROTOCOL     auto (default), linux, pvh, elf or multiboot\n"
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
+	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
 	"\n"
 	"On a terminal, Ctrl-A x ends the machine. Exit status: 0 when the guest powers off; the status it\n"
@@ -98,6 +103,17 @@ static int set_cpus(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_cpu(struct run_options *o, const char *value)
+{
+	struct error err;
+
+	o->cpu_help = strcmp(value, "help") == 0;
+	if (o->cpu_help || x86_cpu_choice_parse(&o->cpu, value, &err) == 0)
+		return 0;
+	fprintf(stderr, "lodge: %s\n", err.text);
+	return -EINVAL;
+}
+
 static int set_engine(struct run_options *o, const char *value)
 {
 	o->engine = value;
@@ -132,6 +148,7 @@ static const struct {
 	{ "--append", set_cmdline },
 	{ "--memory", set_memory },
 	{ "--cpus", set_cpus },
+	{ "--cpu", set_cpu },
 	{ "--engine", set_engine },
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
@@ -143,6 +160,8 @@ static bool set_flag(struct run_options *o, const char *name)
 		o->keep_packed = true;
 	else if (strcmp(name, "--stats") == 0)
 		o->stats = true;
+	else if (strcmp(name, "--json") == 0)
+		o->json = true;
 	else if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
 		o->help = true;
 	else
@@ -180,7 +199,9 @@ static int parse(struct run_options *o, int argc, char **argv)
 			return took;
 		i += took;
 	}
-	if (!o->help && !o->kernel.path)
+	if (o->json && !o->cpu_help && !o->help)
+		return refuse("--json goes with --cpu help");
+	if (!o->help && !o->cpu_help && !o->kernel.path)
 		return refuse("no kernel given: use --kernel FILE (lodge run --help)");
 	return 0;
 }
@@ -208,6 +229,7 @@ static int run(const struct run_options *o)
 			.engine = choose_engine(o->engine, &err),
 			.cpus = (unsigned)o->cpus,
 			.memory_bytes = o->memory_bytes,
+			.cpu = o->cpu,
 			.boot = {
 				.kernel = o->kernel,
 				.initrd = o->initrd,
@@ -225,6 +247,10 @@ static int run(const struct run_options *o)
 		fprintf(stderr, "lodge: %s\n", err.text);
 		return VMM_EXIT_FAILURE;
 	}
+	if (o->cpu_help)
+		return cli_cpu_help(config.machine.engine, o->json);
+	if (cli_cpu_check(config.machine.engine, &o->cpu) < 0)
+		return VMM_EXIT_FAILURE;
 	return vmm_run(&config);
 }
 

@@ -121,6 +121,9 @@ struct engine_ops {
 
 	/* What this host offers; never fails, says so in ret_probe. */
 	void (*probe)(struct engine_probe *ret_probe);
+	/* Remove from a model of isa/x86/cpuid.h what vm_create would. NULL: nothing. vm_create refuses a model
+	 * that loses a flag its user asked for. */
+	int (*cpuid_limit)(struct x86_cpuid_model *model, struct error *err);
 
 	int (*vm_create)(struct engine_vm **ret_vm, const struct engine_vm_config *config,
 		struct error *err);

@@ -98,6 +98,12 @@ static int check_config(const struct machine_config *config, struct error *err)
 			" bytes",
 			(uint64_t)MACHINE_MEMORY_MIN >> 20, (uint64_t)MACHINE_MEMORY_MAX >> 30,
 			config->memory_bytes);
+	/* Guests choose their mitigations by these: on hardware they must be the truth. */
+	if ((config->engine->caps & ENGINE_CAP_HARDWARE) && !x86_cpu_choice_is_native(&config->cpu))
+		return error_set(err, ENOTSUP,
+			"engine %s shows the host's own vendor, family, model and stepping: leave "
+			"them out of the CPU model, or take a software engine",
+			config->engine->name);
 	return config->virtual_time.on ? virtual_check(config, err) : 0;
 }
 
@@ -187,7 +193,10 @@ static int build(struct machine *m, struct error *err)
 		status = error_set(err, ENOMEM, "no memory for the bus");
 	if (status < 0)
 		return status;
-	x86_cpuid_default(&m->cpuid, m->config.cpus, machine_clock_tsc_hz(m->clock));
+	status = x86_cpuid_choose(&m->cpuid, &m->config.cpu, m->config.cpus,
+		machine_clock_tsc_hz(m->clock), err);
+	if (status < 0)
+		return status;
 	struct engine_vm_config vm_config = { .memory = m->memory, .bus = m->bus,
 		.hooks = &machine_hooks, .cpuid = &m->cpuid, .cpus_max = m->config.cpus,
 		.tuning = m->config.tuning };

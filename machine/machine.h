@@ -36,6 +36,7 @@ struct machine_config {
 	const struct engine_ops *engine;
 	unsigned cpus;
 	uint64_t memory_bytes; /* a multiple of the page size */
+	struct x86_cpu_choice cpu;
 	struct boot_config boot;
 	struct machine_virtual_time virtual_time;
 	struct engine_tuning tuning; /* for tests; random_seed is 1 if virtual time is on and it is 0 */

@@ -6,8 +6,10 @@
 #include "base/util.h"
 #include "engine/kvm/private.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define SUPPORTED_MAX 256
 
@@ -35,12 +37,13 @@ static const struct feature_leaf feature_leaves[] = {
 	{0x00000001, 0, 0, 0, ~LEAF1_ECX_KEPT, ~0u},
 	{0x00000007, 0, 0, ~0u, ~0u, ~0u},
 	{0x00000007, 1, ~0u, 0, 0, 0},
+	{0x00000007, 2, 0, 0, 0, ~0u},
 	{0x0000000d, 0, ~0u, 0, 0, 0},
 	{0x0000000d, 1, ~0u, 0, 0, 0},
 	{0x80000001, 0, 0, 0, ~0u, ~0u},
 	{0x80000007, 0, 0, 0, 0, ~0u},
 	{0x80000008, 0, 0, ~0u, 0, 0},
-	{0x80000021, 0, ~0u, 0, 0, 0},
+	{0x80000021, 0, ~0u, 0, ~0u, 0},
 	{0x40000001, 0, ~0u, 0, 0, 0},
 };
 
@@ -54,10 +57,8 @@ static const struct kvm_cpuid_entry2 *find(
 }
 
 static void remove_unsupported(
-	const struct engine_vm *vm, const union supported *s, struct x86_cpuid_leaf *l)
+	const union supported *s, uint32_t deadline, struct x86_cpuid_leaf *l)
 {
-	const uint32_t deadline = vm->has_tsc_deadline ? LEAF1_ECX_DEADLINE : 0;
-
 	for (unsigned i = 0; i < ARRAY_SIZE(feature_leaves); i++) {
 		const struct feature_leaf *f = &feature_leaves[i];
 		const struct kvm_cpuid_entry2 none = {0};
@@ -109,24 +110,42 @@ static void fit_xsave(struct x86_cpuid_model *model)
 	}
 }
 
-int kvm_cpuid_filter(struct engine_vm *vm, struct error *err)
+static int limit(int kvm_fd, struct x86_cpuid_model *model, struct error *err)
 {
+	const long cap = KVM_CAP_TSC_DEADLINE_TIMER;
+	const bool has_deadline = kvm_ioctl(kvm_fd, KVM_CHECK_EXTENSION, (void *)cap) > 0;
 	AUTO_FREE union supported *supported = calloc(1, sizeof(*supported));
 
 	if (!supported)
 		return error_set(err, ENOMEM, "no memory for KVM's CPU model");
 	supported->list.nent = SUPPORTED_MAX;
-	int status = kvm_ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
+	int status = kvm_ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
 	if (status < 0)
 		return error_set_errno(err, -status, "KVM does not say which CPUID it supports");
-	vm->cpuid = *vm->config.cpuid;
-	for (unsigned i = 0; i < vm->cpuid.count; i++) {
-		remove_unsupported(vm, supported, &vm->cpuid.leaf[i]);
-		limit_addresses(supported, &vm->cpuid.leaf[i]);
+	for (unsigned i = 0; i < model->count; i++) {
+		remove_unsupported(
+			supported, has_deadline ? LEAF1_ECX_DEADLINE : 0, &model->leaf[i]);
+		limit_addresses(supported, &model->leaf[i]);
 	}
-	fit_xsave(&vm->cpuid);
-	x86_cpuid_derive(&vm->cpuid);
+	fit_xsave(model);
+	x86_cpuid_derive(model);
 	return 0;
+}
+
+int kvm_cpuid_limit(struct x86_cpuid_model *model, struct error *err)
+{
+	AUTO_CLOSE int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set_errno(err, errno, "can't open /dev/kvm (see: lodge doctor)");
+	return limit(fd, model, err);
+}
+
+int kvm_cpuid_filter(struct engine_vm *vm, struct error *err)
+{
+	vm->cpuid = *vm->config.cpuid;
+	int status = limit(vm->kvm_fd, &vm->cpuid, err);
+	return status < 0 ? status : x86_cpuid_check(&vm->cpuid, "this host's KVM", err);
 }
 
 /* ---- the TSC's rate ---- */

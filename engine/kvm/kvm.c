@@ -293,6 +293,7 @@ const struct engine_ops engine_kvm_ops = {
 	.name = "kvm",
 	.caps = ENGINE_CAP_IRQCHIP | ENGINE_CAP_HARDWARE,
 	.probe = kvm_probe,
+	.cpuid_limit = kvm_cpuid_limit,
 	.vm_create = kvm_vm_create,
 	.vm_free = kvm_vm_free,
 	.vcpu_create = kvm_vcpu_create,

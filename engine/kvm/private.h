@@ -64,6 +64,7 @@ bool kvm_msr_set(struct engine_vcpu *vcpu, uint32_t index, uint64_t value);
 /* ---- cpuid.c ---- */
 
 /* Make vm->cpuid. */
+int kvm_cpuid_limit(struct x86_cpuid_model *model, struct error *err);
 int kvm_cpuid_filter(struct engine_vm *vm, struct error *err);
 /* Give it to the vCPU. */
 int kvm_cpuid_set(struct engine_vcpu *vcpu, struct error *err);

@@ -19,7 +19,7 @@
 #include <string.h>
 
 #define EFER_AIBRSE	 BIT(21)
-#define SPEC_CTRL_MASK	 0x87ull				/* IBRS, STIBP, SSBD, PSFD */
+#define SPEC_CTRL_MASK	 0x487ull				/* IBRS, STIBP, SSBD, PSFD, BHI_DIS_S */
 #define DEBUGCTL_MASK	 0x3ull					/* LBR, BTF: stored only */
 #define MTRRCAP		 (X86_MTRR_VARIABLE | BIT(8) | BIT(10)) /* fixed ranges, write-combining */
 #define MTRR_TYPES	 0x73u					/* valid types: 0, 1, 4, 5, 6 */
@@ -40,9 +40,11 @@ static uint32_t model_leaf(const struct x86_cpu *cpu, uint32_t leaf, unsigned re
 	return regs[reg];
 }
 
+/* Linux before 6.3 takes ARCH_CAPABILITIES' IBRS_ALL for a promise of the register, on AMD's too. */
 static bool has_spec_ctrl(const struct x86_cpu *cpu)
 {
-	return (model_leaf(cpu, 7, 3) & BIT(26)) || (model_leaf(cpu, 0x80000008, 1) & BIT(14));
+	return (model_leaf(cpu, 7, 3) & (BIT(26) | BIT(29))) ||
+	       (model_leaf(cpu, 0x80000008, 1) & BIT(14));
 }
 
 /* ---- registers that are stored ---- */

@@ -425,6 +425,8 @@ static void test_msr_values(void **state)
 		{X86_MSR_MTRR_BASE0 + 15, 0xff80000400, false},
 		{X86_MSR_MTRR_BASE0 + 16, 0, false},
 		{X86_MSR_TSC_ADJUST, 12345, true},
+		{X86_MSR_SPEC_CTRL, 0x487, true},
+		{X86_MSR_SPEC_CTRL, 8, false},
 		{X86_MSR_DEBUGCTL, 3, true},
 		{X86_MSR_DEBUGCTL, 4, false},
 		{X86_MSR_ARCH_CAPABILITIES, 0, false},
