@@ -203,7 +203,7 @@ static void tie(struct engine_vcpu *v, struct jit_block *block)
 
 /* ---- running ---- */
 
-/* An indirect branch to what is no address: undo what it did and let its semantic function fault. */
+/* An indirect branch to what is no address (calls look before they push): undo it and let its semantic function fault. */
 static enum x86_status bad_branch(struct engine_vcpu *v)
 {
 	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + v->branch_site);
@@ -211,10 +211,10 @@ static enum x86_status bad_branch(struct engine_vcpu *v)
 	const unsigned kind = jit_row_of(v->rows, &site->insn)->kind;
 
 	v->soft.counters.bad_branches++;
-	if (kind == JIT_CALL_RM)
-		*rsp += 8;
-	else if (kind == JIT_RET)
+	if (kind == JIT_RET)
 		*rsp -= 8 + (site->insn.operand_count ? (uint16_t)site->insn.imm : 0);
+	if (v->options.count)
+		v->soft.cpu.instructions--; /* delivery counts it */
 	return run_site(v, site);
 }
 

@@ -90,6 +90,13 @@ static inline const struct jit_row *jit_row_of(const struct jit_row *rows, const
 	return &rows[insn->row - x86_rows];
 }
 
+/* A relative branch whose target is cut to 16 bits. */
+static inline bool jit_cuts_rip(const struct x86_insn *insn, const struct jit_row *row)
+{
+	return insn->osize == 2 && (row->kind == JIT_JMP || row->kind == JIT_JCC ||
+					   row->kind == JIT_JRCXZ || row->kind == JIT_CALL);
+}
+
 /* ---- copies of instructions (rewrite.c) ---- */
 
 struct jit_operands {

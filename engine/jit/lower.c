@@ -300,6 +300,9 @@ static bool only_reads(const struct x86_insn *insn)
 
 static unsigned required_alignment(const struct x86_insn *insn, unsigned size)
 {
+	/* CMPXCHG16B asks for it by itself; SHA on some processors. */
+	if (insn->fn == x86_sem_cmpxchg16b || insn->row->feature == X86_F_SHA)
+		return size;
 	return insn->row->attr & X86_A_ALIGN ? size : 1;
 }
 
@@ -782,11 +785,26 @@ static bool lower_jmp_rm(struct translation *t, unsigned i)
 	return true;
 }
 
+/* R10 as a target: one that is no address faults before anything is pushed. */
+static void check_target(struct translation *t, struct slow *slow)
+{
+	if (!t->mode64)
+		return;
+	emit_mov_rr(&t->e, HR_11, HR_10);
+	emit_rr(&t->e, 0xc1 | EM_W, 4, HR_11); /* shl, sar: sign-extend bit 47 */
+	emit8(&t->e, 16);
+	emit_rr(&t->e, 0xc1 | EM_W, 7, HR_11);
+	emit8(&t->e, 16);
+	emit_rr(&t->e, 0x39 | EM_W, HR_10, HR_11);
+	slow_jump(t, slow, CC_NE);
+}
+
 static bool lower_call_rm(struct translation *t, unsigned i)
 {
 	if (!indirect_fits(t, i))
 		return false;
 	struct slow *load = indirect_target(t, i);
+	check_target(t, load);
 	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(scratch));
 	struct slow *push = push_return(t, i);
 	slow_end(t, load);
@@ -810,6 +828,8 @@ static void lower_direction(struct translation *t, unsigned i, bool set)
 /* Returns false if it has to be a call of its semantic function. */
 static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 {
+	if (jit_cuts_rip(&t->insn[i], row_of(t, i)))
+		return false;
 	switch (row_of(t, i)->kind) {
 	case JIT_NATIVE: return lower_native(t, i);
 	case JIT_NOP: return true;

@@ -33,14 +33,13 @@ static bool is_prefix(uint8_t byte, bool mode64)
 	}
 }
 
-static const uint8_t *parse_vex(struct parts *p, const uint8_t *at)
+static const uint8_t *parse_vex(struct parts *p, const uint8_t *at, bool mode64)
 {
 	bool three = *at++ == 0xc4;
 
 	p->vex = true;
 	p->map = three ? *at++ & 31 : 1;
-	p->wide = three && *at & 0x80;
-	p->vvvv = ~*at >> 3 & 15;
+	p->vvvv = ~*at >> 3 & (mode64 ? 15 : 7);
 	p->vex_last = *at++ & 7;
 	return at;
 }
@@ -78,8 +77,8 @@ static void parse(struct parts *p, const struct jit_row *row, const struct x86_i
 	*p = (struct parts){ .lock = insn->prefix & X86_P_LOCK };
 	for (; is_prefix(*at, insn->mode == 64); at++)
 		p->opsize |= *at == 0x66;
-	p->wide = insn->rex & 8;
-	at = insn->prefix & X86_P_VEX ? parse_vex(p, at) : parse_legacy(p, at);
+	p->wide = insn->rex & 8; /* the decoder has cleared it where it means nothing */
+	at = insn->prefix & X86_P_VEX ? parse_vex(p, at, insn->mode == 64) : parse_legacy(p, at);
 	p->opcode = *at++;
 	if (row->modrm) {
 		p->modrm = *at++;
@@ -93,6 +92,7 @@ static void parse(struct parts *p, const struct jit_row *row, const struct x86_i
 struct fields {
 	uint8_t reg, rm, vvvv, opcode_reg;
 	bool memory, byte_rex, no_rex;
+	bool is4; /* the immediate names a vector register */
 };
 
 static void field_of_byte(struct fields *f, const struct x86_operand *op, unsigned host)
@@ -115,11 +115,9 @@ static void fields_of(struct fields *f, struct parts *p, const struct jit_row *r
 
 		if (op->kind == X86_O_MEM)
 			f->memory = true;
+		f->is4 |= row->where[i] == X86_W_VEC_IS4;
 		if (op->kind != X86_O_GPR && op->kind != X86_O_GPR8H)
 			continue;
-		/* VEX.W means nothing for them outside 64-bit mode. */
-		if (insn->mode != 64)
-			p->wide = false;
 		if (op->kind == X86_O_GPR8H)
 			host = op->reg + 4;
 		switch (row->where[i]) {
@@ -185,7 +183,10 @@ bool jit_rewrite(struct emit *e, const struct jit_row *row, const struct x86_ins
 		emit_vex(e, &p, &f, operands);
 	else
 		emit_legacy(e, &p, row, &f, operands);
-	emit_bytes(e, p.tail, p.tail_bytes);
+	if (f.is4 && insn->mode != 64)
+		emit8(e, *p.tail & 0x7f);
+	else
+		emit_bytes(e, p.tail, p.tail_bytes);
 	/* `full` for want of room stays; for a high byte register it is ours to take back. */
 	if (f.no_rex && e->full && e->end - e->p >= X86_INSN_BYTES_MAX) {
 		e->full = false;

@@ -63,7 +63,7 @@ static uint16_t live_branch(struct translation *t, const struct x86_insn *insn, 
 	int64_t target = (int64_t)next + (int64_t)insn->imm;
 	uint16_t live;
 
-	if (kind != JIT_JMP && kind != JIT_JCC && kind != JIT_CALL)
+	if ((kind != JIT_JMP && kind != JIT_JCC && kind != JIT_CALL) || insn->osize == 2)
 		return wanted;
 	if (kind == JIT_JCC && !depth)
 		return wanted;
@@ -112,7 +112,7 @@ static uint16_t live_behind(struct translation *t, unsigned i, uint16_t next)
 	const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
 	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
 
-	if (t->v->options.precise)
+	if (t->v->options.precise || jit_cuts_rip(&t->insn[i], row))
 		return X86_FLAGS_ARITH;
 	switch (row->kind) {
 	case JIT_JMP:
