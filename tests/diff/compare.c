@@ -311,8 +311,8 @@ static const struct diff_chunk *find_chunk(const struct diff_result *r, uint32_t
 	return NULL;
 }
 
-static void print_chunk(FILE *out, uint32_t offset, const struct diff_result *interp,
-	const struct diff_result *native)
+static void print_chunk(FILE *out, uint32_t offset, const char *const who[2],
+	const struct diff_result *interp, const struct diff_result *native)
 {
 	const struct diff_chunk *a = find_chunk(interp, offset), *b = find_chunk(native, offset);
 
@@ -321,23 +321,24 @@ static void print_chunk(FILE *out, uint32_t offset, const struct diff_result *in
 	for (unsigned i = 0; i < DIFF_CHUNK_BYTES; i += 16) {
 		if (a && b && memcmp(a->bytes + i, b->bytes + i, 16) == 0)
 			continue;
-		fprintf(out, "    memory %x: interpreter ", DIFF_DATA + offset + i);
+		fprintf(out, "    memory %x: %s ", DIFF_DATA + offset + i, who[0]);
 		a ? print_bytes(out, a->bytes + i, 16) : (void)fprintf(out, "unchanged");
-		fprintf(out, ", processor ");
+		fprintf(out, ", %s ", who[1]);
 		b ? print_bytes(out, b->bytes + i, 16) : (void)fprintf(out, "unchanged");
 		fprintf(out, "\n");
 	}
 }
 
-void diff_print_results(FILE *out, const struct diff_case *c, const struct diff_result *interp,
-	const struct diff_result *native, const struct diff_notes *notes, bool all)
+void diff_print_results(FILE *out, const struct diff_case *c, const char *const who[2],
+	const struct diff_result *interp, const struct diff_result *native,
+	const struct diff_notes *notes, bool all)
 {
-	print_end(out, "interpreter", interp, notes);
-	print_end(out, "processor", native, notes);
+	print_end(out, who[0], interp, notes);
+	print_end(out, who[1], native, notes);
 	const uint64_t a = flags_of(interp, notes), b = flags_of(native, notes);
 	if (a != b || all)
-		fprintf(out, "    rflags: interpreter %llx, processor %llx%s (undefined: %x)\n",
-			(unsigned long long)interp->out.rflags,
+		fprintf(out, "    rflags: %s %llx, %s %llx%s (undefined: %x)\n", who[0],
+			(unsigned long long)interp->out.rflags, who[1],
 			(unsigned long long)native->out.rflags, a != b ? " DIFFER" : "",
 			notes->undefined);
 	for (unsigned i = 0; i < ARRAY_SIZE(fields); i++) {
@@ -345,15 +346,15 @@ void diff_print_results(FILE *out, const struct diff_case *c, const struct diff_
 				  field_hidden(&fields[i], &native->out);
 		if (same && (!all || field_equal(&fields[i], &interp->out, &c->in)))
 			continue;
-		fprintf(out, "    %s: interpreter ", fields[i].name);
+		fprintf(out, "    %s: %s ", fields[i].name, who[0]);
 		print_value(out, &fields[i], &interp->out);
-		fprintf(out, ", processor ");
+		fprintf(out, ", %s ", who[1]);
 		print_value(out, &fields[i], &native->out);
 		fprintf(out, "%s\n", same ? "" : " DIFFER");
 	}
 	for (unsigned i = 0; i < interp->chunk_count; i++)
-		print_chunk(out, interp->chunk[i].offset, interp, native);
+		print_chunk(out, interp->chunk[i].offset, who, interp, native);
 	for (unsigned i = 0; i < native->chunk_count; i++)
 		if (!find_chunk(interp, native->chunk[i].offset))
-			print_chunk(out, native->chunk[i].offset, interp, native);
+			print_chunk(out, native->chunk[i].offset, who, interp, native);
 }

@@ -18,8 +18,9 @@ bool diff_is_extra(const struct diff_case *c, const struct diff_result *interp,
 /* The case: bytes and instructions; with `state`, what they begin with. */
 void diff_print_case(
 	FILE *out, const struct diff_case *c, const struct diff_interp *interp, bool state);
-/* What differs; with `all`, everything else too. */
-void diff_print_results(FILE *out, const struct diff_case *c, const struct diff_result *interp,
-	const struct diff_result *native, const struct diff_notes *notes, bool all);
+/* What differs, by the names of the two; with `all`, everything else too. */
+void diff_print_results(FILE *out, const struct diff_case *c, const char *const who[2],
+	const struct diff_result *interp, const struct diff_result *native,
+	const struct diff_notes *notes, bool all);
 
 #endif

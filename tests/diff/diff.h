@@ -26,7 +26,7 @@
 #define DIFF_HOLE	 2 /* the data page that is not there */
 #define DIFF_READONLY	 3 /* and the one that is not writable */
 #define DIFF_PATTERNS	 8 /* contents that the data pages may have */
-#define DIFF_CODE_MAX	 128
+#define DIFF_CODE_MAX	 480
 #define DIFF_PATCHES	 6
 #define DIFF_PATCH_BYTES 64
 #define DIFF_CHUNK_BYTES 64
@@ -64,7 +64,8 @@ struct diff_case {
 	struct diff_state in;
 	uint8_t mode; /* 64 or 32 */
 	uint8_t pattern;
-	uint8_t code_bytes, patch_count;
+	uint8_t patch_count;
+	uint16_t code_bytes;
 	uint32_t code_offset; /* where code[] lies in the code pages; may reach past them */
 	uint8_t code[DIFF_CODE_MAX];
 	struct diff_patch patch[DIFF_PATCHES];
@@ -80,6 +81,7 @@ struct diff_result {
 	uint32_t vector; /* that ended it: INT3 if all went well */
 	uint32_t error;
 	uint64_t cr2;
+	uint64_t instructions; /* that a counting engine says it has completed */
 	uint64_t memory_hash;
 	uint32_t chunk_count;
 	struct diff_chunk chunk[DIFF_CHUNKS];
@@ -108,13 +110,11 @@ static inline void diff_place(const struct diff_case *c, uint8_t *code, uint8_t 
 }
 
 /* Note what differs from the pattern, and put that back. */
-static inline void diff_collect(const struct diff_case *c, const uint8_t *pattern, uint8_t *code,
-	uint8_t *memory, struct diff_result *result)
+static inline void diff_collect_data(
+	const uint8_t *pattern, uint8_t *memory, struct diff_result *result)
 {
-	uint32_t room = DIFF_CODE_BYTES - c->code_offset;
 	uint64_t hash = 0;
 
-	memset(code + c->code_offset, 0xcc, c->code_bytes < room ? c->code_bytes : room);
 	result->chunk_count = 0;
 	for (uint32_t at = 0; at < DIFF_DATA_BYTES; at += DIFF_CHUNK_BYTES) {
 		uint64_t now[8], was[8], differ = 0;
@@ -135,6 +135,16 @@ static inline void diff_collect(const struct diff_case *c, const uint8_t *patter
 		memcpy(memory + at, was, DIFF_CHUNK_BYTES);
 	}
 	result->memory_hash = hash;
+}
+
+/* The same, and take the code away. */
+static inline void diff_collect(const struct diff_case *c, const uint8_t *pattern, uint8_t *code,
+	uint8_t *memory, struct diff_result *result)
+{
+	uint32_t room = DIFF_CODE_BYTES - c->code_offset;
+
+	memset(code + c->code_offset, 0xcc, c->code_bytes < room ? c->code_bytes : room);
+	diff_collect_data(pattern, memory, result);
 }
 
 #endif

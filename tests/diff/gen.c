@@ -15,7 +15,7 @@
 #include "isa/x86/semantics.h"
 
 #define SEQUENCE_MAX 8
-#define FIXES	     16
+#define FIXES	     64
 #define TAIL_BYTES   16
 #define TRIES	     40
 #define FOUR	     (X86_C_NP | X86_C_66 | X86_C_F3 | X86_C_F2)
@@ -25,7 +25,7 @@ enum fix_kind { FIX_RELATIVE, FIX_ABSOLUTE };
 
 /* Bytes of the code that depend on where it will lie. */
 struct fix {
-	uint8_t at, size_bytes, end; /* in the code; `end` = of its instruction */
+	uint16_t at, size_bytes, end; /* in the code; `end` = of its instruction */
 	uint8_t kind;
 	uint64_t target;
 };
@@ -464,9 +464,9 @@ static void add_fix(struct gen *g, enum fix_kind kind, unsigned at, unsigned byt
 	uint64_t target)
 {
 	if (g->fix_count < FIXES)
-		g->fix[g->fix_count++] = (struct fix){.at = (uint8_t)at,
-			.size_bytes = (uint8_t)bytes,
-			.end = (uint8_t)end,
+		g->fix[g->fix_count++] = (struct fix){.at = (uint16_t)at,
+			.size_bytes = (uint16_t)bytes,
+			.end = (uint16_t)end,
 			.kind = kind,
 			.target = target};
 }

@@ -2,40 +2,18 @@
  * The differential harness's interpreter half: see interp.h. Instructions go one at a time through
  * x86_fetch(), x86_check_row() and the semantic function, and the first exception ends the case
  * instead of being delivered.
- *
- * Physical memory: page tables, GDT and TSS first, then code and data. Linux's GDT is copied as far
- * as ring 3 can see it. System structures are mapped in the upper half, for the supervisor.
  */
 #include "interp.h"
 
-#include "base/error.h"
 #include "base/util.h"
 #include "isa/x86/access.h"
 #include "isa/x86/semantics.h"
 
-#include <cpuid.h>
 #include <errno.h>
 #include <stdlib.h>
 
-#define PML4	   0x1000u
-#define PDPT	   0x2000u
-#define PD	   0x3000u
-#define PT	   0x4000u
-#define SYS_PDPT   0x5000u
-#define SYS_PD	   0x6000u
-#define GDT	   0x8000u
-#define TSS	   0x9000u
-#define CODE	   0x10000u
-#define DATA	   0x20000u
-#define RAM_BYTES  0x200000u
-#define SYS_LINEAR 0xffff800000000000ull /* physical memory, for the supervisor */
-#define VSYSCALL   0xffffffffff600000ull
-#define PTE_P	   1u
-#define PTE_W	   2u
-#define PTE_U	   4u
-#define PTE_LARGE  0x80u
-#define PTE_NX	   BIT(63)
-#define STEPS_MAX  3000
+#define VSYSCALL  0xffffffffff600000ull
+#define STEPS_MAX 3000
 
 const char *const diff_skip_names[DIFF_SKIPS] = {
 	[DIFF_SKIP_NOTEST] = "result depends on time or on the host's set-up",
@@ -108,120 +86,22 @@ static const struct x86_env_ops env_ops = {
 	.exclusive_end = env_nothing,
 };
 
-/* ---- set-up ---- */
-
-static void make_tables(struct diff_interp *interp)
-{
-	uint8_t *ram = memory_host(interp->memory, 0, RAM_BYTES, true);
-	uint64_t *pml4 = (uint64_t *)(ram + PML4), *pdpt = (uint64_t *)(ram + PDPT),
-		 *pd = (uint64_t *)(ram + PD), *pt = (uint64_t *)(ram + PT);
-	const uint64_t all = PTE_P | PTE_W | PTE_U;
-
-	interp->code = ram + CODE;
-	interp->data = ram + DATA;
-	memset(interp->code, 0xcc, DIFF_CODE_BYTES);
-	pml4[0] = PDPT | all;
-	pdpt[0] = PD | all;
-	pd[DIFF_CODE >> 21] = PT | all;
-	for (unsigned i = 0; i < DIFF_CODE_BYTES >> 12; i++)
-		pt[(DIFF_CODE >> 12 & 511) + i] = (CODE + i * 0x1000) | PTE_P | PTE_U;
-	for (unsigned i = 0; i < DIFF_DATA_PAGES; i++)
-		if (i != DIFF_HOLE)
-			pt[(DIFF_DATA >> 12 & 511) + i] = (DATA + i * 0x1000) | PTE_P | PTE_U |
-							  PTE_NX | (i == DIFF_READONLY ? 0 : PTE_W);
-	pml4[256] = SYS_PDPT | PTE_P | PTE_W;
-	*(uint64_t *)(ram + SYS_PDPT) = SYS_PD | PTE_P | PTE_W;
-	*(uint64_t *)(ram + SYS_PD) = PTE_LARGE | PTE_P | PTE_W;
-
-	uint64_t *gdt = (uint64_t *)(ram + GDT);
-	gdt[1] = 0x00cf9b000000ffffull; /* kernel, 32-bit code */
-	gdt[2] = 0x00af9b000000ffffull;
-	gdt[3] = 0x00cf93000000ffffull;
-	gdt[4] = 0x00cffb000000ffffull; /* user, 32-bit code, data, 64-bit code */
-	gdt[5] = 0x00cff3000000ffffull;
-	gdt[6] = 0x00affb000000ffffull;
-	gdt[8] = 0x00008b0000002087ull;		  /* TSS */
-	*(uint16_t *)(ram + TSS + 0x66) = 0xffff; /* no I/O map */
-	gdt[15] = 0x0040f50000000000ull | interp->shared->cpu_node_limit;
-}
-
-static struct x86_segment segment(uint16_t selector)
-{
-	const uint16_t data =
-		X86_SEG_P | X86_SEG_S | X86_SEG_DPL | X86_SEG_WRITE | X86_SEG_ACCESSED | X86_SEG_G;
-	struct x86_segment s = {.limit = 0xffffffff, .selector = selector, .attr = data};
-
-	switch (selector) {
-	case DIFF_DS: s.attr |= X86_SEG_DB; break;
-	case DIFF_CS32: s.attr |= X86_SEG_DB | X86_SEG_CODE; break;
-	case DIFF_CS64: s.attr |= X86_SEG_L | X86_SEG_CODE; break;
-	default: s = (struct x86_segment){.selector = selector}; break;
-	}
-	return s;
-}
-
-static void set_system_state(struct x86_cpu *cpu)
-{
-	struct x86_state *s = &cpu->s;
-
-	s->cr0 = X86_CR0_PE | X86_CR0_MP | X86_CR0_ET | X86_CR0_NE | X86_CR0_WP | X86_CR0_AM |
-		 X86_CR0_PG;
-	s->cr3 = PML4;
-	s->cr4 = X86_CR4_PAE | X86_CR4_OSFXSR | X86_CR4_OSXMMEXCPT | X86_CR4_FSGSBASE |
-		 X86_CR4_OSXSAVE | X86_CR4_UMIP;
-	s->xcr0 = X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX;
-	s->msr.efer = X86_EFER_SCE | X86_EFER_LME | X86_EFER_LMA | X86_EFER_NXE;
-	s->gdtr = (struct x86_table_register){SYS_LINEAR + GDT, 127};
-	s->idtr = (struct x86_table_register){SYS_LINEAR, 0};
-	s->ldtr = (struct x86_segment){0};
-	s->tr = (struct x86_segment){
-		.base = SYS_LINEAR + TSS, .limit = 0x67, .selector = 0x40, .attr = X86_SEG_P | 11};
-}
-
-/* Features that the interpreter has whatever the host is. */
-static void drop_what_host_lacks(struct x86_cpu *cpu)
-{
-	static const struct {
-		uint16_t feature;
-		uint8_t reg, bit; /* EAX EBX ECX EDX = 0..3 */
-		uint32_t leaf;
-	} list[] = {{X86_F_MOVBE, 2, 22, 1}, {X86_F_POPCNT, 2, 23, 1}, {X86_F_CX16, 2, 13, 1},
-		{X86_F_FSGSBASE, 1, 0, 7}, {X86_F_BMI1, 1, 3, 7}, {X86_F_BMI2, 1, 8, 7},
-		{X86_F_ADX, 1, 19, 7}, {X86_F_CLFLUSHOPT, 1, 23, 7}, {X86_F_CLWB, 1, 24, 7},
-		{X86_F_MOVDIRI, 2, 27, 7}, {X86_F_MOVDIR64B, 2, 28, 7}, {X86_F_SERIALIZE, 3, 14, 7},
-		{X86_F_LAHF64, 2, 0, 0x80000001}, {X86_F_ABM, 2, 5, 0x80000001}};
-	uint32_t r[4];
-
-	for (unsigned i = 0; i < ARRAY_SIZE(list); i++) {
-		if (__get_cpuid_count(list[i].leaf, 0, &r[0], &r[1], &r[2], &r[3]) &&
-			!(r[list[i].reg] >> list[i].bit & 1))
-			cpu->features.bits[list[i].feature / 64] &= ~BIT(list[i].feature % 64);
-	}
-}
-
 int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp)
 {
 	struct diff_interp *interp = calloc(1, sizeof(*interp));
-	struct error err = {0};
 
 	if (!interp)
 		return -ENOMEM;
-	interp->shared = shared;
-	interp->pattern_now = -1;
-	int rc = memory_create(&interp->memory);
+	int rc = diff_guest_init(&interp->guest, shared);
 	if (rc == 0)
-		rc = memory_add_ram(interp->memory, 0, RAM_BYTES, 0, "ram", &err);
-	x86_cpuid_default(&interp->model, 1, 1000000000ull);
-	if (rc == 0)
-		rc = x86_cpu_init(&interp->cpu, interp->memory, &interp->model, &env_ops, interp);
+		rc = x86_cpu_init(&interp->cpu, interp->guest.memory, &interp->guest.model,
+			&env_ops, interp);
 	if (rc < 0) {
-		memory_free(interp->memory);
+		diff_guest_done(&interp->guest);
 		free(interp);
 		return rc;
 	}
-	drop_what_host_lacks(&interp->cpu);
-	make_tables(interp);
-	set_system_state(&interp->cpu);
+	diff_guest_processor(&interp->cpu);
 	*ret_interp = interp;
 	return 0;
 }
@@ -229,7 +109,7 @@ int diff_interp_create(const struct diff_shared *shared, struct diff_interp **re
 void diff_interp_free(struct diff_interp *interp)
 {
 	x86_cpu_done(&interp->cpu);
-	memory_free(interp->memory);
+	diff_guest_done(&interp->guest);
 	free(interp);
 }
 
@@ -398,7 +278,8 @@ static bool has_open_order(x86_semantic *fn)
  * What FXSAVE and its kin store and guests see otherwise: MXCSR_MASK has the host's MM (bit 17), which
  * they are not offered; and AMD's processors store the x87 pointers only while an exception is pending.
  */
-static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn, uint64_t ea)
+static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn, uint64_t ea,
+	struct diff_notes *notes)
 {
 	const uint64_t at = ea - DIFF_DATA;
 	const bool fxsave = insn->fn == x86_fpu_fxsave;
@@ -410,7 +291,10 @@ static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn,
 		return;
 	if (at > DIFF_DATA_BYTES - 32)
 		return;
-	image = interp->data + at;
+	notes->mended = true;
+	if (interp->unmended)
+		return;
+	image = interp->guest.data + at;
 	memcpy(&mask, image + 28, 4);
 	if (mask == 0xffff && (fxsave || (interp->cpu.s.reg[X86_RAX] & 6)))
 		mask = 0x2ffff;
@@ -419,61 +303,6 @@ static void mend_fxsave(struct diff_interp *interp, const struct x86_insn *insn,
 		memset(image + 6, 0, 2);
 		memset(image + 8, 0, 16);
 	}
-}
-
-/* ---- state ---- */
-
-static void load_state(struct x86_cpu *cpu, const struct diff_state *in)
-{
-	struct x86_state *s = &cpu->s;
-	struct x86_fpu *f = &s->fpu;
-
-	memcpy(s->reg, in->reg, sizeof(in->reg));
-	s->reg[X86_RIP] = in->rip;
-	s->reg[X86_ZERO] = 0;
-	s->rflags = in->rflags;
-	for (unsigned i = 0; i < 6; i++)
-		s->seg[i] = segment(in->seg[i]);
-	s->seg[X86_FS].base = in->fs_base;
-	s->seg[X86_GS].base = in->gs_base;
-	f->fcw = in->fcw;
-	f->fsw = in->fsw;
-	f->fop = in->fop;
-	f->ftw = in->ftw;
-	f->fip = in->fip;
-	f->fdp = in->fdp;
-	f->fcs = f->fds = 0;
-	f->mxcsr = in->mxcsr;
-	memcpy(f->st, in->st, sizeof(f->st));
-	for (unsigned i = 0; i < 16; i++)
-		memcpy(f->vec[i].b, in->vec[i], 32);
-	s->interrupt_shadow = s->mov_ss_shadow = false;
-	s->activity = X86_RUNNING;
-	x86_cpu_refresh(cpu);
-}
-
-static void save_state(const struct x86_cpu *cpu, struct diff_state *out)
-{
-	const struct x86_state *s = &cpu->s;
-	const struct x86_fpu *f = &s->fpu;
-
-	memcpy(out->reg, s->reg, sizeof(out->reg));
-	out->rip = s->reg[X86_RIP];
-	out->rflags = s->rflags;
-	for (unsigned i = 0; i < 6; i++)
-		out->seg[i] = s->seg[i].selector;
-	out->fs_base = s->seg[X86_FS].base;
-	out->gs_base = s->seg[X86_GS].base;
-	out->fcw = f->fcw;
-	out->fsw = f->fsw;
-	out->fop = f->fop;
-	out->ftw = f->ftw;
-	out->fip = f->fip;
-	out->fdp = f->fdp;
-	out->mxcsr = f->mxcsr;
-	memcpy(out->st, f->st, sizeof(out->st));
-	for (unsigned i = 0; i < 16; i++)
-		memcpy(out->vec[i], f->vec[i].b, 32);
 }
 
 /* ---- running ---- */
@@ -494,7 +323,7 @@ static bool loads_mm(const struct diff_interp *interp, const struct x86_insn *in
 	if ((!image && insn->fn != x86_vec_mxcsr) || interp->cpu.fault.vector != X86_GP ||
 		at > DIFF_DATA_BYTES - 4)
 		return false;
-	memcpy(&value, interp->data + at, 4);
+	memcpy(&value, interp->guest.data + at, 4);
 	return (value & 0xffff0000) == 0x20000;
 }
 
@@ -527,7 +356,7 @@ static bool may_be_too_long(const struct diff_interp *interp, uint64_t rip)
 
 	if (at >= DIFF_CODE_BYTES - X86_INSN_BYTES_MAX)
 		return false;
-	for (const uint8_t *b = interp->code + at; prefixes < X86_INSN_BYTES_MAX; b++, prefixes++)
+	for (const uint8_t *b = interp->guest.code + at; prefixes < X86_INSN_BYTES_MAX; b++, prefixes++)
 		if (!memchr("\x66\x67\xf0\xf2\xf3\x2e\x26\x36\x3e\x64\x65", *b, 11) &&
 			!(interp->cpu.mode == 64 && (*b & 0xf0) == 0x40))
 			break;
@@ -550,12 +379,13 @@ static enum x86_status step(struct diff_interp *interp, const struct diff_case *
 	}
 	if (insn.fn == x86_int3) {
 		cpu->s.reg[X86_RIP] = rip + insn.len;
+		notes->instructions++;
 		return X86_STOP;
 	}
 	cpu->s.reg[X86_RIP] = rip + insn.len;
 	if (cpu->mode != 64)
 		cpu->s.reg[X86_RIP] = (uint32_t)cpu->s.reg[X86_RIP];
-	*skip = insn_skip(cpu, &insn, interp->code + (rip - DIFF_CODE));
+	*skip = insn_skip(cpu, &insn, interp->guest.code + (rip - DIFF_CODE));
 	if (!*skip && uses_undefined(&insn, notes->undefined))
 		*skip = DIFF_SKIP_UNDEFINED;
 	if (*skip)
@@ -576,7 +406,9 @@ static enum x86_status step(struct diff_interp *interp, const struct diff_case *
 		return *skip ? X86_STOP : status;
 	if (status == X86_REPEAT)
 		cpu->s.reg[X86_RIP] = rip;
-	mend_fxsave(interp, &insn, linear);
+	else
+		notes->instructions++;
+	mend_fxsave(interp, &insn, linear, notes);
 	notes->undefined &= ~x86_flags_mask(insn.row->flags_out);
 	notes->undefined |= x86_flags_mask(insn.row->flags_undef);
 	return status == X86_TRIPLE ? X86_STOP : X86_OK;
@@ -596,6 +428,7 @@ static enum diff_skip run(struct diff_interp *interp, const struct diff_case *c,
 		enum x86_status status = step(interp, c, notes, &skip);
 		if (status == X86_FAULT) {
 			cpu->s.reg[X86_RIP] = rip;
+			notes->instructions++;
 			r->vector = cpu->fault.vector;
 			r->error = cpu->fault.has_error ? cpu->fault.error : 0;
 			r->cr2 = cpu->fault.address;
@@ -605,6 +438,7 @@ static enum diff_skip run(struct diff_interp *interp, const struct diff_case *c,
 			return skip;
 		if (trap && !cpu->s.mov_ss_shadow) {
 			r->vector = X86_DB;
+			notes->instructions++; /* engines count a trap's delivery too */
 			return DIFF_SKIP_NONE;
 		}
 	}
@@ -614,20 +448,18 @@ static enum diff_skip run(struct diff_interp *interp, const struct diff_case *c,
 enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_case *c,
 	struct diff_result *ret_result, struct diff_notes *ret_notes)
 {
-	const uint8_t *pattern = interp->shared->pattern[c->pattern];
+	struct diff_guest *guest = &interp->guest;
 
-	if (interp->pattern_now != c->pattern)
-		memcpy(interp->data, pattern, DIFF_DATA_BYTES);
-	interp->pattern_now = c->pattern;
-	diff_place(c, interp->code, interp->data);
-	memory_written(interp->memory, CODE, DIFF_CODE_BYTES);
-	memory_written(interp->memory, DATA, DIFF_DATA_BYTES);
-	load_state(&interp->cpu, &c->in);
+	diff_guest_begin(guest, c);
+	diff_place(c, guest->code, guest->data);
+	memory_written(guest->memory, DIFF_GUEST_CODE, DIFF_CODE_BYTES);
+	memory_written(guest->memory, DIFF_GUEST_DATA, DIFF_DATA_BYTES);
+	diff_guest_load(&interp->cpu, &c->in);
 	*ret_notes = (struct diff_notes){0};
 	ret_result->vector = X86_BP;
 	ret_result->error = 0;
 	enum diff_skip skip = run(interp, c, ret_result, ret_notes);
-	save_state(&interp->cpu, &ret_result->out);
-	diff_collect(c, pattern, interp->code, interp->data, ret_result);
+	diff_guest_save(&interp->cpu, &ret_result->out);
+	diff_collect(c, guest->shared->pattern[c->pattern], guest->code, guest->data, ret_result);
 	return skip;
 }

@@ -5,10 +5,7 @@
 #ifndef LODGE_TESTS_DIFF_INTERP_H
 #define LODGE_TESTS_DIFF_INTERP_H
 
-#include "diff.h"
-
-#include "isa/x86/cpu.h"
-#include "isa/x86/cpuid.h"
+#include "guest.h"
 
 /* Why an instruction, or a case, is not compared. */
 enum diff_skip {
@@ -37,12 +34,9 @@ extern const char *const diff_skip_names[DIFF_SKIPS];
 
 struct diff_interp {
 	struct x86_cpu cpu;
-	struct guest_memory *memory;
-	struct x86_cpuid_model model;
-	uint8_t *code, *data;
-	const struct diff_shared *shared;
-	int pattern_now;
-	bool mode32; /* the host runs 32-bit code */
+	struct diff_guest guest;
+	bool mode32;   /* the host runs 32-bit code */
+	bool unmended; /* show what guests see where the host has more, see diff_notes.mended */
 };
 
 /* What of a result is not to be compared exactly. */
@@ -51,6 +45,8 @@ struct diff_notes {
 	bool cr2_open;	    /* the order of the faulting instruction's accesses is not */
 	bool mxcsr_open;    /* flags of #XM: which of DPPS's and DPPD's steps were done is not */
 	bool checks_open;   /* ... nor is that of its checks: any #GP or #PF will do */
+	bool mended;	    /* FXSAVE or its kin ran: the result was made the host's */
+	uint64_t instructions; /* completed, or ended by the exception */
 	bool length_open;   /* no instruction, of no known length: over 15 bytes it would be #GP */
 };
 

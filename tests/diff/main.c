@@ -9,6 +9,7 @@
 #include "compare.h"
 #include "gen.h"
 #include "host.h"
+#include "jit.h"
 
 #include "base/util.h"
 
@@ -28,12 +29,13 @@ struct options {
 	uint64_t seed, count, replay;
 	unsigned threads, reports;
 	const char *rows, *native;
+	const char *jit; /* the translator's switches; NULL: it takes no part */
 	bool is_replay, seed_given, by_row, brief;
 };
 
 /* What the workers add up, in memory they share. */
 struct totals {
-	uint64_t ran, instructions_ended, differ, deaths;
+	uint64_t ran, differ, deaths, jit_ran, jit_differ;
 	uint64_t skipped[DIFF_SKIPS];
 	uint64_t by_vector[33];
 	uint32_t row_ran[ROWS_MAX + 1], row_differ[ROWS_MAX + 1]; /* the last: mutated bytes */
@@ -44,6 +46,7 @@ struct worker {
 	const struct options *options;
 	struct totals *totals;
 	struct diff_interp *interp;
+	struct diff_jit *jit; /* NULL: takes no part */
 	struct diff_rows rows;
 	struct diff_host host;
 	/* the batch */
@@ -51,6 +54,7 @@ struct worker {
 	int row[DIFF_BATCH];
 	struct diff_notes notes[DIFF_BATCH];
 	struct diff_result result[DIFF_BATCH];
+	struct diff_result jit_result[DIFF_JIT_PASSES];
 };
 
 static uint64_t add(uint64_t *counter, uint64_t n)
@@ -114,6 +118,8 @@ static int worker_init(struct worker *w, unsigned number)
 	int rc = diff_host_start(&w->host, w->options->native, w->options->seed);
 	if (rc == 0)
 		rc = diff_interp_create(w->host.shared, &w->interp);
+	if (rc == 0 && w->options->jit)
+		rc = diff_jit_create(w->host.shared, w->options->jit, &w->jit);
 	if (rc < 0)
 		return rc;
 	w->interp->mode32 = probe_mode32(&w->host);
@@ -122,7 +128,14 @@ static int worker_init(struct worker *w, unsigned number)
 
 /* ---- running ---- */
 
-static void report(struct worker *w, unsigned slot, const struct diff_case *c, bool all)
+/* What one side made of the case, beside what is right. */
+struct finding {
+	const char *who[2];
+	const struct diff_result *is, *right;
+};
+
+static void report(struct worker *w, unsigned slot, const struct diff_case *c,
+	const struct finding *found, bool all)
 {
 	char *text = NULL;
 	size_t size = 0;
@@ -138,11 +151,70 @@ static void report(struct worker *w, unsigned slot, const struct diff_case *c, b
 	fprintf(out, "\n");
 	diff_print_case(out, c, w->interp, !w->options->brief);
 	diff_print_results(
-		out, c, &w->result[slot], &w->host.shared->results[slot], &w->notes[slot], all);
+		out, c, found->who, found->is, found->right, &w->notes[slot], all);
+	if (w->jit && found->is >= w->jit_result && found->is < w->jit_result + DIFF_JIT_PASSES)
+		fprintf(out, "  instructions: %llu, interpreter %llu; pass %u\n",
+			(unsigned long long)found->is->instructions,
+			(unsigned long long)w->notes[slot].instructions,
+			(unsigned)(found->is - w->jit_result) + 1);
 	fclose(out);
 	fwrite(text, 1, size, stdout);
 	fflush(stdout);
 	free(text);
+}
+
+static unsigned row_of(const struct worker *w, unsigned slot)
+{
+	return w->row[slot] < 0 ? ROWS_MAX : (unsigned)w->row[slot];
+}
+
+/* The first difference of each row, and as many of mutated bytes as may be. */
+static void count_difference(struct worker *w, unsigned slot, const struct finding *found)
+{
+	struct totals *t = w->totals;
+	const unsigned row = row_of(w, slot);
+	const uint32_t before = __atomic_fetch_add(&t->row_differ[row], 1, __ATOMIC_RELAXED);
+
+	if ((before == 0 || row == ROWS_MAX) &&
+		__atomic_fetch_add(&t->reports, 1, __ATOMIC_RELAXED) < w->options->reports)
+		report(w, slot, &w->host.shared->cases[slot], found, false);
+}
+
+/* The translator's turn. Returns the pass that differs from `right`, or -1. */
+static int run_jit(struct worker *w, unsigned slot, struct diff_result *right)
+{
+	const struct diff_case *c = &w->host.shared->cases[slot];
+	struct diff_notes *notes = &w->notes[slot];
+	char name[64];
+
+	snprintf(name, sizeof(name), "%llu:%llu", (unsigned long long)w->options->seed,
+		(unsigned long long)w->index[slot]);
+	if (notes->mended) {
+		w->interp->unmended = true;
+		diff_interp_run(w->interp, c, right, notes);
+		w->interp->unmended = false;
+	}
+	diff_jit_run(w->jit, c, name, w->jit_result);
+	for (int i = 0; i < DIFF_JIT_PASSES; i++)
+		if (!diff_jit_agrees(w->jit, c, &w->jit_result[i], right, notes))
+			return i;
+	return -1;
+}
+
+static void judge_jit(struct worker *w, unsigned slot, const struct diff_result *right)
+{
+	struct diff_result copy = *right;
+
+	if (!w->jit)
+		return;
+	const int pass = run_jit(w, slot, &copy);
+	add(&w->totals->jit_ran, 1);
+	if (pass < 0)
+		return;
+	const struct finding found = {
+		{"translator", "processor"}, &w->jit_result[pass], &copy};
+	add(&w->totals->jit_differ, 1);
+	count_difference(w, slot, &found);
 }
 
 static void judge(struct worker *w, unsigned slot)
@@ -150,12 +222,14 @@ static void judge(struct worker *w, unsigned slot)
 	struct totals *t = w->totals;
 	const struct diff_case *c = &w->host.shared->cases[slot];
 	const struct diff_result *native = &w->host.shared->results[slot];
-	const unsigned row = w->row[slot] < 0 ? ROWS_MAX : (unsigned)w->row[slot];
+	const unsigned row = row_of(w, slot);
+	const struct finding found = {{"interpreter", "processor"}, &w->result[slot], native};
 
 	if (diff_agree(&w->result[slot], native, &w->notes[slot])) {
 		add(&t->ran, 1);
 		add(&t->by_vector[MIN(native->vector, 32u)], 1);
 		__atomic_fetch_add(&t->row_ran[row], 1, __ATOMIC_RELAXED);
+		judge_jit(w, slot, native);
 		return;
 	}
 	if (native->vector == DIFF_RUNAWAY && native->out.rip == w->result[slot].out.rip) {
@@ -164,15 +238,13 @@ static void judge(struct worker *w, unsigned slot)
 	}
 	if (diff_is_extra(c, &w->result[slot], native)) {
 		add(&t->skipped[DIFF_SKIP_EXTRA], 1);
+		judge_jit(w, slot, &w->result[slot]);
 		return;
 	}
 	add(&t->ran, 1);
 	add(&t->differ, 1);
 	__atomic_fetch_add(&t->row_ran[row], 1, __ATOMIC_RELAXED);
-	const uint32_t before = __atomic_fetch_add(&t->row_differ[row], 1, __ATOMIC_RELAXED);
-	if ((before == 0 || row == ROWS_MAX) &&
-		__atomic_fetch_add(&t->reports, 1, __ATOMIC_RELAXED) < w->options->reports)
-		report(w, slot, c, false);
+	count_difference(w, slot, &found);
 }
 
 /* Generate and interpret up to a batch, beginning at *index; then run it natively and compare. */
@@ -226,11 +298,33 @@ static int worker_main(const struct options *o, struct totals *totals, unsigned 
 	if (rc < 0)
 		fprintf(stderr, "diff: worker %u stopped: %s\n", number, strerror(-rc));
 	diff_host_stop(&w->host);
+	if (w->jit)
+		diff_jit_free(w->jit);
 	if (w->interp)
 		diff_interp_free(w->interp);
 	free(w->rows.row);
 	free(w);
 	return rc < 0 ? 2 : 0;
+}
+
+static void replay_sides(struct worker *w, const struct diff_case *c)
+{
+	struct diff_result right = w->host.shared->results[0];
+	const struct finding interp = {{"interpreter", "processor"}, &w->result[0], &right};
+
+	report(w, 0, c, &interp, true);
+	w->totals->differ = !diff_agree(&w->result[0], &right, &w->notes[0]);
+	printf("%s\n", w->totals->differ ? "DIFFERENCE" : "they agree");
+	if (!w->jit)
+		return;
+	if (w->totals->differ && diff_is_extra(c, &w->result[0], &right))
+		right = w->result[0];
+	const int pass = run_jit(w, 0, &right);
+	const struct finding jit = {
+		{"translator", "processor"}, &w->jit_result[pass > 0], &right};
+	report(w, 0, c, &jit, true);
+	w->totals->differ = pass >= 0;
+	printf("%s\n", pass >= 0 ? "DIFFERENCE" : "they agree");
 }
 
 static int replay(const struct options *o, struct totals *totals)
@@ -255,10 +349,7 @@ static int replay(const struct options *o, struct totals *totals)
 		diff_print_case(stdout, c, w->interp, true);
 		printf("not compared: %s\n", diff_skip_names[skip]);
 	} else if (diff_host_run(&w->host, 1) == 0) {
-		report(w, 0, c, true);
-		totals->differ =
-			!diff_agree(&w->result[0], &w->host.shared->results[0], &w->notes[0]);
-		printf("%s\n", totals->differ ? "DIFFERENCE" : "they agree");
+		replay_sides(w, c);
 	}
 	diff_host_stop(&w->host);
 	return totals->differ ? 1 : 0;
@@ -339,6 +430,9 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 	printf("seed %llu: %llu cases compared in %.1f s (%.0f a second), %llu differ\n",
 		(unsigned long long)o->seed, (unsigned long long)t->ran, seconds,
 		(double)t->ran / (seconds > 0 ? seconds : 1), (unsigned long long)t->differ);
+	if (o->jit)
+		printf("translator (%s): %llu cases, %llu differ\n", *o->jit ? o->jit : "no switches",
+			(unsigned long long)t->jit_ran, (unsigned long long)t->jit_differ);
 	diff_interp_free(interp);
 }
 
@@ -347,7 +441,7 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 static void usage(void)
 {
 	printf("diff [--seed N] [--count N] [--threads N] [--rows NAME|ENCODING] [--reports N] [--by-row]\n"
-	       "     [--brief] [--native PROGRAM]\n"
+	       "     [--brief] [--native PROGRAM] [--engine jit [--jit SWITCHES]]\n"
 	       "diff --replay SEED:INDEX [--rows ...]\n");
 }
 
@@ -366,7 +460,7 @@ static bool parse(int argc, char **argv, struct options *o)
 	static const struct option list[] = {{"seed", 1, NULL, 's'}, {"count", 1, NULL, 'c'},
 		{"threads", 1, NULL, 't'}, {"rows", 1, NULL, 'r'}, {"reports", 1, NULL, 'n'},
 		{"replay", 1, NULL, 'p'}, {"native", 1, NULL, 'x'}, {"by-row", 0, NULL, 'b'},
-		{"brief", 0, NULL, 'B'}, {0}};
+		{"brief", 0, NULL, 'B'}, {"engine", 1, NULL, 'e'}, {"jit", 1, NULL, 'j'}, {0}};
 	int opt;
 	char *end;
 
@@ -383,6 +477,12 @@ static bool parse(int argc, char **argv, struct options *o)
 		case 'x': o->native = optarg; break;
 		case 'b': o->by_row = true; break;
 		case 'B': o->brief = true; break;
+		case 'j': o->jit = optarg; break;
+		case 'e':
+			if (strcmp(optarg, "jit") != 0)
+				return false;
+			o->jit = o->jit ? o->jit : "";
+			break;
 		case 'p':
 			o->seed = strtoull(optarg, &end, 0);
 			o->replay = *end == ':' ? strtoull(end + 1, NULL, 0) : 0;
@@ -439,5 +539,5 @@ int main(int argc, char **argv)
 	const double begun = now_s();
 	const int failed = run_workers(&o, totals);
 	print_summary(&o, totals, now_s() - begun);
-	return failed ? 2 : totals->differ ? 1 : 0;
+	return failed ? 2 : totals->differ || totals->jit_differ ? 1 : 0;
 }
