@@ -203,7 +203,8 @@ static void tie(struct engine_vcpu *v, struct jit_block *block)
 
 /* ---- running ---- */
 
-/* An indirect branch to what is no address (calls look before they push): undo it and let its semantic function fault. */
+/* An indirect branch to what is no address: undo what it did (CALL looks before it pushes) and let its semantic
+ * function fault. */
 static enum x86_status bad_branch(struct engine_vcpu *v)
 {
 	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + v->branch_site);

@@ -12,26 +12,26 @@
 #include <cpuid.h>
 #include <errno.h>
 
-#define PML4	   0x1000u
-#define PDPT	   0x2000u
-#define PD	   0x3000u
-#define PT	   0x4000u
-#define SYS_PDPT   0x5000u
-#define SYS_PD	   0x6000u
-#define GDT	   0x8000u
-#define TSS	   0x9000u
-#define IDT	   0xa000u
-#define HANDLERS   0xb000u
-#define STACK_TOP  0xd000u
-#define CODE	   DIFF_GUEST_CODE
-#define DATA	   DIFF_GUEST_DATA
-#define RAM_BYTES  0x200000u
-#define SYS_LINEAR 0xffff800000000000ull /* physical memory, for the supervisor */
-#define PTE_P	   1u
-#define PTE_W	   2u
-#define PTE_U	   4u
-#define PTE_LARGE  0x80u
-#define PTE_NX	   BIT(63)
+#define PML4	      0x1000u
+#define PDPT	      0x2000u
+#define PD	      0x3000u
+#define PT	      0x4000u
+#define SYS_PDPT      0x5000u
+#define SYS_PD	      0x6000u
+#define GDT	      0x8000u
+#define TSS	      0x9000u
+#define IDT	      0xa000u
+#define HANDLERS      0xb000u
+#define STACK_TOP     0xd000u
+#define CODE	      DIFF_GUEST_CODE
+#define DATA	      DIFF_GUEST_DATA
+#define RAM_BYTES     0x200000u
+#define SYS_LINEAR    0xffff800000000000ull /* physical memory, for the supervisor */
+#define PTE_P	      1u
+#define PTE_W	      2u
+#define PTE_U	      4u
+#define PTE_LARGE     0x80u
+#define PTE_NX	      BIT(63)
 #define HANDLER_BYTES 16
 
 /* ---- set-up ---- */
@@ -79,7 +79,8 @@ static void make_handlers(uint8_t *ram)
 	memset(ram + HANDLERS, 0xf4, 0x1000);
 	for (unsigned i = 0; i < DIFF_VECTORS; i++) {
 		const uint64_t at = SYS_LINEAR + HANDLERS + i * HANDLER_BYTES;
-		idt[2 * i] = (at & 0xffff) | 0x10 << 16 | 0xee01ull << 32 | (at >> 16 & 0xffff) << 48;
+		idt[2 * i] =
+			(at & 0xffff) | 0x10 << 16 | 0xee01ull << 32 | (at >> 16 & 0xffff) << 48;
 		idt[2 * i + 1] = at >> 32;
 	}
 }
@@ -235,8 +236,8 @@ void diff_guest_begin(struct diff_guest *guest, const struct diff_case *c)
 
 /* ---- exceptions ---- */
 
-unsigned diff_guest_delivered(const struct diff_guest *guest, const struct x86_cpu *cpu,
-	struct diff_result *r)
+unsigned diff_guest_delivered(
+	const struct diff_guest *guest, const struct x86_cpu *cpu, struct diff_result *r)
 {
 	const uint32_t with_error = 1u << X86_DF_EXC | 1u << X86_TS | 1u << X86_NP |
 				    1u << X86_SS_EXC | 1u << X86_GP | 1u << X86_PF_EXC |

@@ -40,7 +40,7 @@ void diff_guest_begin(struct diff_guest *guest, const struct diff_case *c);
  * halted: fills vector, error, CR2, and what of the state is in the frame. Returns the vector, or DIFF_DIED: it
  * is not in a handler.
  */
-unsigned diff_guest_delivered(const struct diff_guest *guest, const struct x86_cpu *cpu,
-	struct diff_result *r);
+unsigned diff_guest_delivered(
+	const struct diff_guest *guest, const struct x86_cpu *cpu, struct diff_result *r);
 
 #endif

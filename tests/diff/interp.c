@@ -94,8 +94,8 @@ int diff_interp_create(const struct diff_shared *shared, struct diff_interp **re
 		return -ENOMEM;
 	int rc = diff_guest_init(&interp->guest, shared);
 	if (rc == 0)
-		rc = x86_cpu_init(&interp->cpu, interp->guest.memory, &interp->guest.model,
-			&env_ops, interp);
+		rc = x86_cpu_init(
+			&interp->cpu, interp->guest.memory, &interp->guest.model, &env_ops, interp);
 	if (rc < 0) {
 		diff_guest_done(&interp->guest);
 		free(interp);
@@ -356,7 +356,8 @@ static bool may_be_too_long(const struct diff_interp *interp, uint64_t rip)
 
 	if (at >= DIFF_CODE_BYTES - X86_INSN_BYTES_MAX)
 		return false;
-	for (const uint8_t *b = interp->guest.code + at; prefixes < X86_INSN_BYTES_MAX; b++, prefixes++)
+	for (const uint8_t *b = interp->guest.code + at; prefixes < X86_INSN_BYTES_MAX;
+		b++, prefixes++)
 		if (!memchr("\x66\x67\xf0\xf2\xf3\x2e\x26\x36\x3e\x64\x65", *b, 11) &&
 			!(interp->cpu.mode == 64 && (*b & 0xf0) == 0x40))
 			break;

@@ -41,13 +41,13 @@ struct diff_interp {
 
 /* What of a result is not to be compared exactly. */
 struct diff_notes {
-	uint32_t undefined; /* flags that the table says are not defined at the end */
-	bool cr2_open;	    /* the order of the faulting instruction's accesses is not */
-	bool mxcsr_open;    /* flags of #XM: which of DPPS's and DPPD's steps were done is not */
-	bool checks_open;   /* ... nor is that of its checks: any #GP or #PF will do */
-	bool mended;	    /* FXSAVE or its kin ran: the result was made the host's */
+	uint32_t undefined;    /* flags that the table says are not defined at the end */
+	bool cr2_open;	       /* the order of the faulting instruction's accesses is not */
+	bool mxcsr_open;       /* flags of #XM: which of DPPS's and DPPD's steps were done is not */
+	bool checks_open;      /* ... nor is that of its checks: any #GP or #PF will do */
+	bool mended;	       /* FXSAVE or its kin ran: the result was made the host's */
 	uint64_t instructions; /* completed, or ended by the exception */
-	bool length_open;   /* no instruction, of no known length: over 15 bytes it would be #GP */
+	bool length_open; /* no instruction, of no known length: over 15 bytes it would be #GP */
 };
 
 int diff_interp_create(const struct diff_shared *shared, struct diff_interp **ret_interp);

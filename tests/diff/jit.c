@@ -46,8 +46,8 @@ static volatile sig_atomic_t ticks;
 static void complain(const char *what)
 {
 	char text[256];
-	const int n = snprintf(text, sizeof(text), "DIFFERENCE: the translator %s in case %s\n", what,
-		running_name);
+	const int n = snprintf(text, sizeof(text), "DIFFERENCE: the translator %s in case %s\n",
+		what, running_name);
 
 	if (write(STDOUT_FILENO, text, (size_t)n) < 0)
 		_exit(3);
@@ -141,8 +141,11 @@ static struct x86_cpu *cpu_of(const struct diff_jit *jit)
 
 static int make_machine(struct diff_jit *jit)
 {
-	const struct engine_vm_config vm = {.memory = jit->guest.memory, .bus = jit->bus, .hooks = &hooks,
-		.cpuid = &jit->guest.model, .cpus_max = 1};
+	const struct engine_vm_config vm = {.memory = jit->guest.memory,
+		.bus = jit->bus,
+		.hooks = &hooks,
+		.cpuid = &jit->guest.model,
+		.cpus_max = 1};
 	const struct engine_vcpu_config vcpu = {.opaque = jit};
 	struct error err = {0};
 	int rc = engine_jit_ops.vm_create(&jit->vm, &vm, &err);
@@ -154,7 +157,8 @@ static int make_machine(struct diff_jit *jit)
 	return rc;
 }
 
-int diff_jit_create(const struct diff_shared *shared, const char *options, struct diff_jit **ret_jit)
+int diff_jit_create(
+	const struct diff_shared *shared, const char *options, struct diff_jit **ret_jit)
 {
 	struct diff_jit *jit = calloc(1, sizeof(*jit));
 
@@ -317,8 +321,8 @@ static bool flow_round(struct flow *f)
 }
 
 /* The flags that code at `rip` cannot see. */
-static uint32_t dead_flags(const struct diff_jit *jit, const struct diff_case *c,
-	const struct diff_result *r)
+static uint32_t dead_flags(
+	const struct diff_jit *jit, const struct diff_case *c, const struct diff_result *r)
 {
 	struct flow f = {.jit = jit, .c = c, .mode = r->out.seg[X86_CS] == DIFF_CS64 ? 64 : 32};
 	const int64_t at = (int64_t)(r->out.rip - c->in.rip);
@@ -342,7 +346,8 @@ bool diff_jit_agrees(const struct diff_jit *jit, const struct diff_case *c,
 
 	if (!jit->precise && result->vector != X86_BP)
 		here.undefined |= dead_flags(jit, c, result);
-	if (jit->count && result->vector < DIFF_SYSCALL && result->instructions != notes->instructions)
+	if (jit->count && result->vector < DIFF_SYSCALL &&
+		result->instructions != notes->instructions)
 		return false;
 	return diff_agree(result, expected, &here);
 }

@@ -150,8 +150,7 @@ static void report(struct worker *w, unsigned slot, const struct diff_case *c,
 			x86_rows[w->row[slot]].name, x86_rows[w->row[slot]].operands);
 	fprintf(out, "\n");
 	diff_print_case(out, c, w->interp, !w->options->brief);
-	diff_print_results(
-		out, c, found->who, found->is, found->right, &w->notes[slot], all);
+	diff_print_results(out, c, found->who, found->is, found->right, &w->notes[slot], all);
 	if (w->jit && found->is >= w->jit_result && found->is < w->jit_result + DIFF_JIT_PASSES)
 		fprintf(out, "  instructions: %llu, interpreter %llu; pass %u\n",
 			(unsigned long long)found->is->instructions,
@@ -211,8 +210,7 @@ static void judge_jit(struct worker *w, unsigned slot, const struct diff_result 
 	add(&w->totals->jit_ran, 1);
 	if (pass < 0)
 		return;
-	const struct finding found = {
-		{"translator", "processor"}, &w->jit_result[pass], &copy};
+	const struct finding found = {{"translator", "processor"}, &w->jit_result[pass], &copy};
 	add(&w->totals->jit_differ, 1);
 	count_difference(w, slot, &found);
 }
@@ -320,8 +318,7 @@ static void replay_sides(struct worker *w, const struct diff_case *c)
 	if (w->totals->differ && diff_is_extra(c, &w->result[0], &right))
 		right = w->result[0];
 	const int pass = run_jit(w, 0, &right);
-	const struct finding jit = {
-		{"translator", "processor"}, &w->jit_result[pass > 0], &right};
+	const struct finding jit = {{"translator", "processor"}, &w->jit_result[pass > 0], &right};
 	report(w, 0, c, &jit, true);
 	w->totals->differ = pass >= 0;
 	printf("%s\n", pass >= 0 ? "DIFFERENCE" : "they agree");
@@ -431,8 +428,9 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 		(unsigned long long)o->seed, (unsigned long long)t->ran, seconds,
 		(double)t->ran / (seconds > 0 ? seconds : 1), (unsigned long long)t->differ);
 	if (o->jit)
-		printf("translator (%s): %llu cases, %llu differ\n", *o->jit ? o->jit : "no switches",
-			(unsigned long long)t->jit_ran, (unsigned long long)t->jit_differ);
+		printf("translator (%s): %llu cases, %llu differ\n",
+			*o->jit ? o->jit : "no switches", (unsigned long long)t->jit_ran,
+			(unsigned long long)t->jit_differ);
 	diff_interp_free(interp);
 }
 
