@@ -835,7 +835,8 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	case JIT_NOP: return true;
 	case JIT_RAW: emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len); return true;
 	case JIT_RAW_VECTOR:
-		if (!native_now(t, i))
+		/* In 32-bit code VZEROALL and VZEROUPPER leave the upper eight registers alone. */
+		if (!native_now(t, i) || !t->mode64)
 			return false;
 		make_vec_ready(t);
 		emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len);
