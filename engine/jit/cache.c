@@ -30,6 +30,11 @@ static unsigned page_hash(gpa_t gpa)
 	return (unsigned)(gpa >> GUEST_PAGE_SHIFT & (JIT_HASH - 1));
 }
 
+static unsigned second_hash(gpa_t gpa)
+{
+	return (unsigned)(gpa >> GUEST_PAGE_SHIFT & (JIT_SECOND_HASH - 1));
+}
+
 static gpa_t block_gpa(const struct jit_block *block)
 {
 	return block->key >> 8;
@@ -117,6 +122,11 @@ void jit_cache_add(struct engine_vcpu *v, struct jit_block *block)
 	*bucket = block;
 	block->page_next = *page;
 	*page = block;
+	if (block->second != JIT_NO_PAGE) {
+		struct jit_block **second = &cache->second[second_hash(block->second)];
+		block->second_next = *second;
+		*second = block;
+	}
 	block->segment_next = segment->blocks;
 	segment->blocks = block;
 }
@@ -163,6 +173,9 @@ static void block_detach(struct engine_vcpu *v, struct jit_block *block)
 	list_remove(&cache->hash[hash_of(block->key)], block, offsetof(struct jit_block, hash_next));
 	list_remove(&cache->page[page_hash(block_gpa(block))], block,
 		offsetof(struct jit_block, page_next));
+	if (block->second != JIT_NO_PAGE)
+		list_remove(&cache->second[second_hash(block->second)], block,
+			offsetof(struct jit_block, second_next));
 	while (block->incoming)
 		exit_unlink(block->incoming);
 	for (unsigned i = 0; i < block->exit_count; i++)
@@ -188,6 +201,13 @@ unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page)
 	for (; block; block = next) {
 		next = block->page_next;
 		if ((block_gpa(block) & GUEST_PAGE_MASK) != page)
+			continue;
+		block_detach(v, block);
+		count++;
+	}
+	for (block = v->cache.second[second_hash(page)]; block; block = next) {
+		next = block->second_next;
+		if (block->second != page)
 			continue;
 		block_detach(v, block);
 		count++;

@@ -242,6 +242,10 @@ static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
 		return X86_OK;
 	}
 	cpu->s.reg[X86_RIP] = rip_of(v, exit->target);
+	if (kind == JIT_EXIT_STEP) {
+		v->soft.counters.steps++;
+		return x86_step(cpu);
+	}
 	if (kind == JIT_EXIT_POLL)
 		v->soft.counters.polls++;
 	else if (!exit->from->gone)

@@ -137,7 +137,8 @@ struct jit_exit {
 
 struct jit_block {
 	uint64_t key;
-	struct jit_block *hash_next, *page_next, *segment_next;
+	struct jit_block *hash_next, *page_next, *segment_next, *second_next;
+	gpa_t second; /* the page that its one instruction ends in; JIT_NO_PAGE: the same */
 	uint8_t *entry, *branch_entry, *code_end; /* writable mapping */
 	struct jit_exit *incoming;
 	struct jit_exit **exit;
@@ -145,13 +146,16 @@ struct jit_block {
 	bool gone;
 };
 
+#define JIT_NO_PAGE (~(gpa_t)0)
+
 struct jit_segment {
 	uint8_t *hot, *cold;  /* code grows up from its start, stubs grow down from its end */
 	uint8_t *meta, *meta_end;
 	struct jit_block *blocks;
 };
 
-#define JIT_HASH 32768
+#define JIT_HASH	32768
+#define JIT_SECOND_HASH 1024
 
 struct jit_cache {
 	struct codebuf code;
@@ -162,6 +166,7 @@ struct jit_cache {
 	unsigned now;
 	struct jit_block *hash[JIT_HASH];
 	struct jit_block *page[JIT_HASH]; /* blocks by hash of their page */
+	struct jit_block *second[JIT_SECOND_HASH]; /* the same of their second page */
 };
 
 /* What a block is keyed by besides its address. */
@@ -210,7 +215,8 @@ struct engine_vcpu {
 	uint32_t random;
 	struct {
 		uint32_t (*enter)(struct engine_vcpu *vcpu, const void *code);
-		const uint8_t *slow_native, *slow_kept, *exit_link, *exit_poll, *branch_miss; /* rw */
+		const uint8_t *slow_native, *slow_kept, *exit_link, *exit_poll, *exit_step,
+			*branch_miss; /* rw */
 		const void *vec_load, *vec_ready; /* rx */
 	} stub;
 };
@@ -224,6 +230,7 @@ enum jit_exit_kind {
 	JIT_EXIT_STATUS, /* a semantic function said so: vcpu->status */
 	JIT_EXIT_LINK,	 /* exit_arg: struct jit_exit that has no block yet */
 	JIT_EXIT_POLL,	 /* the same, to look at what needs attention */
+	JIT_EXIT_STEP,	 /* the same, to run one instruction there outside of translated code */
 	JIT_EXIT_BRANCH, /* exit_arg: target that the branch cache does not hold */
 };
 

@@ -196,6 +196,15 @@ static void emit_linear(struct translation *t, unsigned i)
 	}
 }
 
+/* R10 = linear address -> R11 = offset of its entry in each table. */
+static void emit_index(struct emit *e)
+{
+	EMIT_LITERAL(e, "\xc4\x43\xfb\xf0\xda"); /* rorx r11, r10, imm */
+	emit8(e, GUEST_PAGE_SHIFT - ENTRY_SHIFT);
+	emit_rr(e, 0x81, 4, HR_11); /* and r11d */
+	emit32(e, (X86_TLB_SIZE - 1) << ENTRY_SHIFT);
+}
+
 /* R10 = linear address -> R11 = host address of its page, R10 = offset in it; or the slow path. */
 static void emit_lookup(struct translation *t, struct slow *slow, unsigned size, enum x86_access access,
 	unsigned align)
@@ -204,10 +213,7 @@ static void emit_lookup(struct translation *t, struct slow *slow, unsigned size,
 			     access * sizeof(((struct x86_tlb *)NULL)->entry[0]);
 	struct emit *e = &t->e;
 
-	EMIT_LITERAL(e, "\xc4\x43\xfb\xf0\xda"); /* rorx r11, r10, imm */
-	emit8(e, GUEST_PAGE_SHIFT - ENTRY_SHIFT);
-	emit_rr(e, 0x81, 4, HR_11); /* and r11d */
-	emit32(e, (X86_TLB_SIZE - 1) << ENTRY_SHIFT);
+	emit_index(e);
 	emit_rm(e, 0x2b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
 		(int32_t)(table + offsetof(struct x86_tlb_entry, page)));
 	emit_rr(e, 0x81 | EM_W, 7, HR_10); /* cmp r10 */
@@ -644,6 +650,26 @@ void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
 	l->exit->rel = emit_jump(&t->e, EM_JMP, NULL);
 }
 
+void jit_lower_second_page(struct translation *t)
+{
+	const size_t table = offsetof(struct x86_tlb, entry) +
+			     X86_EXEC * sizeof(((struct x86_tlb *)NULL)->entry[0]);
+	struct emit *e = &t->e;
+	struct leaving *l = leaving(t, t->offset[0], 0);
+
+	l->exit = make_exit(t, t->offset[0], 0);
+	clobber_flags(t, live_before(t, 0));
+	emit_far_target(e, t, GUEST_PAGE_SIZE);
+	emit_index(e);
+	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
+		(int32_t)(table + offsetof(struct x86_tlb_entry, page)));
+	l->step_rel[0] = emit_jump(e, EM_JCC(CC_NE), NULL);
+	emit_mov_imm64(e, HR_10, t->second);
+	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
+		(int32_t)(table + offsetof(struct x86_tlb_entry, gpa)));
+	l->step_rel[1] = emit_jump(e, EM_JCC(CC_NE), NULL);
+}
+
 static void lower_jcc(struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
@@ -898,6 +924,13 @@ static void emit_leaving_stub(struct translation *t, struct emit *e, const struc
 		if (l->keep_flags && jit_live_at(t, l->target))
 			jit_flags_keep(e);
 		jump_out(t, e, l->target);
+		return;
+	}
+	if (l->step_rel[0]) {
+		for (unsigned k = 0; k < ARRAY_SIZE(l->step_rel); k++)
+			emit_patch(l->step_rel[k], e->p);
+		emit_mov_imm32(e, HR_10, jit_cache_name(t->v, l->exit));
+		emit_jump(e, EM_JMP, t->v->stub.exit_step);
 		return;
 	}
 	if (l->poll_rel) {

@@ -211,6 +211,7 @@ void jit_stubs_make(struct engine_vcpu *v, struct emit *e)
 	make_enter(v, e);
 	v->stub.exit_link = make_exit(e, JIT_EXIT_LINK, true, save, leave);
 	v->stub.exit_poll = make_exit(e, JIT_EXIT_POLL, false, save, leave);
+	v->stub.exit_step = make_exit(e, JIT_EXIT_STEP, false, save, leave);
 	v->stub.branch_miss = make_exit(e, JIT_EXIT_BRANCH, false, save, leave);
 	v->stub.slow_native = make_slow(v, e, true, save, leave);
 	v->stub.slow_kept = make_slow(v, e, false, save, leave);

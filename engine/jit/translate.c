@@ -79,7 +79,7 @@ static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wante
 	unsigned start = (unsigned)offset, at = start;
 	uint16_t live = 0;
 
-	if (offset < 0 || offset >= (int64_t)GUEST_PAGE_SIZE)
+	if (offset < 0 || offset >= (int64_t)GUEST_PAGE_SIZE || t->second != JIT_NO_PAGE)
 		return wanted;
 	while (wanted && insns--) {
 		struct x86_insn insn;
@@ -155,7 +155,30 @@ static void decode_block(struct translation *t)
 		if (!goes_on(jit_row_of(t->v->rows, insn)))
 			break;
 	}
-	seen(t, t->offset[0], at);
+	seen(t, t->offset[0], MIN(at, (unsigned)GUEST_PAGE_SIZE));
+}
+
+/* The block is one instruction that ends in the next page, if that can be read. */
+static void decode_crossing(struct translation *t)
+{
+	struct x86_cpu *cpu = &t->v->soft.cpu;
+	const unsigned at = t->gpa & ~GUEST_PAGE_MASK;
+	const gva_t next = (soft_linear_rip(cpu) & GUEST_PAGE_MASK) + GUEST_PAGE_SIZE;
+
+	if (at + X86_INSN_BYTES_MAX <= GUEST_PAGE_SIZE || (!t->mode64 && next >> 32))
+		return;
+	const uint8_t *host = soft_code_host(cpu, next);
+	if (!host)
+		return;
+	memcpy(t->bytes + GUEST_PAGE_SIZE, host, X86_INSN_BYTES_MAX);
+	if (x86_decode(&t->insn[0], t->bytes + at, X86_INSN_BYTES_MAX, t->mode64 ? 64 : 32, false,
+		    &cpu->features) != X86_DECODE_OK || at + t->insn[0].len <= GUEST_PAGE_SIZE)
+		return;
+	t->second = cpu->tlb_now->entry[X86_EXEC][x86_tlb_index(next)].gpa;
+	t->second_host = host;
+	t->offset[1] = (uint16_t)(at + t->insn[0].len);
+	t->count = 1;
+	seen(t, at, GUEST_PAGE_SIZE);
 }
 
 /* ---- marking what was looked at ---- */
@@ -185,7 +208,12 @@ static bool mark_seen(struct translation *t)
 		if (!memory_code_mark(t->v->soft.cpu.memory, page + start, size))
 			protect_page(t->v, page);
 	}
+	const unsigned behind = t->offset[1] - (unsigned)GUEST_PAGE_SIZE; /* bytes in the second page */
+	if (t->second != JIT_NO_PAGE && !memory_code_mark(t->v->soft.cpu.memory, t->second, behind))
+		protect_page(t->v, t->second);
 	atomic_thread_fence(memory_order_seq_cst);
+	if (t->second != JIT_NO_PAGE)
+		same = !memcmp(t->bytes + GUEST_PAGE_SIZE, t->second_host, behind);
 	for (unsigned i = 0; i < t->seen_count; i++) {
 		unsigned start = t->seen[i][0], size = t->seen[i][1] - start;
 
@@ -242,6 +270,8 @@ static bool emit_block(struct translation *t)
 	t->e = (struct emit){ .p = segment->hot, .end = segment->cold };
 	emit_branch_entry(t);
 	t->block->entry = t->e.p;
+	if (t->second != JIT_NO_PAGE)
+		jit_lower_second_page(t);
 	for (unsigned i = 0; i < t->count && !ended; i++)
 		ended = jit_lower(t, i);
 	if (!ended)
@@ -261,7 +291,7 @@ static bool make_block(struct translation *t)
 	if (!block)
 		return false;
 	t->block = block;
-	*block = (struct jit_block){ .key = jit_key(t->gpa, t->mode), .insn_count = (uint16_t)t->count,
+	*block = (struct jit_block){ .key = jit_key(t->gpa, t->mode), .second = t->second, .insn_count = (uint16_t)t->count,
 		.size_bytes = t->offset[t->count] - t->offset[0] };
 	if (!emit_block(t))
 		return false;
@@ -285,10 +315,13 @@ struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t 
 	t->mode = mode;
 	t->mode64 = mode & JIT_MODE_64;
 	t->host = page;
+	t->second = JIT_NO_PAGE;
 	t->seen_count = t->slow_count = t->leaving_count = 0;
 	t->kept = t->vec_ready = t->failed = false;
 	memcpy(t->bytes, page, GUEST_PAGE_SIZE);
 	decode_block(t);
+	if (!t->count)
+		decode_crossing(t);
 	if (!t->count)
 		return NULL;
 	find_live(t);

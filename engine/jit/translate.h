@@ -27,6 +27,7 @@ struct leaving {
 	uint8_t *poll_rel;    /* the rel32 of a jump to a stub that goes to the dispatcher */
 	int64_t target;	      /* page offset, may be outside */
 	uint16_t done;
+	uint8_t *step_rel[2]; /* the rel32 of jumps to a stub that steps over the instruction at `target` */
 	bool keep_flags;      /* they are native and somebody may want them */
 };
 
@@ -40,6 +41,9 @@ struct translation {
 
 	uint8_t bytes[GUEST_PAGE_SIZE + X86_INSN_BYTES_MAX]; /* the page, as it was */
 	const uint8_t *host; /* the page */
+	/* Where its one instruction ends, if that crosses the page's end; else JIT_NO_PAGE, NULL. */
+	gpa_t second;
+	const uint8_t *second_host;
 	unsigned seen[8][2]; /* ranges of it that were looked at: start, end */
 	unsigned seen_count;
 
@@ -63,6 +67,8 @@ uint16_t jit_live_at(struct translation *t, int64_t offset);
 
 /* Emit instruction i. Returns true if the block ends with it. */
 bool jit_lower(struct translation *t, unsigned i);
+/* Before an instruction that crosses the page's end: is the next page still where it was? */
+void jit_lower_second_page(struct translation *t);
 /* Go to a page offset, also outside the page, at the end of what was emitted; done = instructions so far. */
 void jit_lower_goto(struct translation *t, int64_t target, unsigned done);
 /* The stubs of slow paths and exits. */

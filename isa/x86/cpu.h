@@ -56,6 +56,7 @@ struct x86_cpu {
 	bool long_mode;	     /* EFER.LMA */
 	uint8_t stack_bytes; /* width of the stack pointer: 2, 4, 8 */
 	uint8_t flat;	     /* bit x86_seg_index: base 0, limit 4G, readable and writable: no checks */
+	bool tlb_global_low; /* some global page of the lower half was ever in the TLB */
 	bool tlb_bypass;     /* alignment checks (#AC) or data breakpoints: every access takes the slow path */
 	/* The tables for this CPL and context, to look up only; tlb_nothing while bypassed. Never NULL. */
 	struct x86_tlb *tlb_now;

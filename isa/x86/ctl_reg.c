@@ -139,7 +139,7 @@ enum x86_status sem_invpcid(struct x86_cpu *cpu, const struct x86_insn *insn)
 	if (type == INVPCID_ADDRESS && (gva_t)((int64_t)(linear << 16) >> 16) != linear)
 		return x86_gp(cpu, 0);
 	switch (type) {
-	case INVPCID_ADDRESS: x86_tlb_flush_page(cpu, linear); break;
+	case INVPCID_ADDRESS: x86_tlb_flush_page_all(cpu, linear); break;
 	case INVPCID_CONTEXT: x86_tlb_flush_pcid(cpu, (unsigned)pcid); break;
 	case INVPCID_ALL: x86_tlb_flush(cpu); break;
 	default: x86_tlb_flush_local_all(cpu); break;

@@ -200,8 +200,10 @@ static void tlb_clear_page(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t linea
 	const gva_t page = linear & GUEST_PAGE_MASK;
 	const unsigned index = x86_tlb_index(linear), bit = page_bit(page >> GUEST_PAGE_SHIFT);
 
+	/* The bitmaps are small and hot, the tables are neither. */
 	for (unsigned access = 0; access < 3; access++)
-		if (tlb->entry[access][index].page == page)
+		if ((tlb->used[access][index / 64] >> index % 64 & 1) &&
+			tlb->entry[access][index].page == page)
 			tlb->entry[access][index].page = X86_TLB_INVALID(index);
 	if (tlb->branch_pages[bit / 64] >> bit % 64 & 1)
 		branches_drop(cpu, tlb, branch_near, linear, GUEST_PAGE_SHIFT);
@@ -338,6 +340,7 @@ void x86_tlb_fill(struct x86_cpu *cpu, gva_t linear, gpa_t gpa, unsigned shift, 
 	};
 	tlb->used[access][index / 64] |= BIT(index % 64);
 	tlb->has_global |= global;
+	cpu->tlb_global_low |= global && !(linear >> 63);
 	if (shift > GUEST_PAGE_SHIFT)
 		note_large(tlb, linear, shift);
 }
@@ -375,11 +378,24 @@ void x86_tlb_flush_local_all(struct x86_cpu *cpu)
 			context_clear_local(cpu, &cpu->context[i]);
 }
 
+static void flush_page(struct x86_cpu *cpu, gva_t linear, bool all)
+{
+	for (unsigned n = 0; n < 2 * X86_TLB_CONTEXTS; n++) {
+		struct x86_tlb_context *c = &cpu->context[n / 2];
+		if (c->valid && (all || c == cpu->context_now))
+			tlb_clear_page(cpu, &c->tlb[n % 2], linear);
+	}
+}
+
+/* Other contexts are concerned only if the page may be global, which is rare in the lower half. */
 void x86_tlb_flush_page(struct x86_cpu *cpu, gva_t linear)
 {
-	for (unsigned n = 0; n < 2 * X86_TLB_CONTEXTS; n++)
-		if (cpu->context[n / 2].valid)
-			tlb_clear_page(cpu, &cpu->context[n / 2].tlb[n % 2], linear);
+	flush_page(cpu, linear, linear >> 63 || cpu->tlb_global_low);
+}
+
+void x86_tlb_flush_page_all(struct x86_cpu *cpu, gva_t linear)
+{
+	flush_page(cpu, linear, true);
 }
 
 void x86_tlb_flush_writes(struct x86_cpu *cpu)

@@ -13,7 +13,7 @@
 
 #include "base/types.h"
 
-#define X86_TLB_SIZE	 1024 /* entries of each table; a power of two */
+#define X86_TLB_SIZE	 4096 /* entries of each table; a power of two */
 #define X86_TLB_CONTEXTS 8    /* PCIDs whose translations are kept */
 #define X86_BRANCH_SIZE	 16384 /* branch targets, by the low bits of the address */
 
@@ -96,6 +96,8 @@ void x86_tlb_flush_pcid(struct x86_cpu *cpu, unsigned pcid);
 void x86_tlb_flush_local_all(struct x86_cpu *cpu);
 /* Drop one page, of all contexts, with all of a large page around it. */
 void x86_tlb_flush_page(struct x86_cpu *cpu, gva_t linear);
+/* The same in every PCID. */
+void x86_tlb_flush_page_all(struct x86_cpu *cpu, gva_t linear);
 /* Only entries for writing: all, after the dirty log was started or harvested; or those that map this
  * guest-physical page. */
 void x86_tlb_flush_writes(struct x86_cpu *cpu);
