@@ -15,7 +15,8 @@ int virtual_check(const struct machine_config *config, struct error *err)
 		return error_set(err, EINVAL, "virtual time is for machines with one vCPU, not %u",
 			config->cpus);
 	if (config->engine->caps & ENGINE_CAP_IRQCHIP)
-		return error_set(err, EINVAL, "the engine %s does not count instructions: no virtual time",
+		return error_set(err, EINVAL,
+			"the engine %s does not count instructions: no virtual time",
 			config->engine->name);
 	return 0;
 }
@@ -133,13 +134,15 @@ uint64_t machine_virtual_run(struct machine *m, uint64_t instructions)
 	int status = ops->set_budget(vcpu->engine, instructions);
 
 	if (status < 0) {
-		machine_end(m, MACHINE_FAILED, 0, "the engine %s cannot count instructions", ops->name);
+		machine_end(
+			m, MACHINE_FAILED, 0, "the engine %s cannot count instructions", ops->name);
 		return 0;
 	}
 	vcpu_enter(vcpu);
 	vcpu_finish_run(vcpu, ops->run(vcpu->engine, &err), &err);
 	if (vcpu->intr_offered)
 		machine_end(m, MACHINE_FAILED, 0,
-			"the engine %s did not ask for an interrupt that it was told of", ops->name);
+			"the engine %s did not ask for an interrupt that it was told of",
+			ops->name);
 	return machine_virtual_count(m) - before;
 }
