@@ -87,33 +87,40 @@ enum x86_status x86_sem_btc(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 /* ---- scans and counts ---- */
 
+/* What the SDM leaves undefined is as AMD's processors have it (isa.md). */
 static void set_bits(struct x86_cpu *cpu, uint64_t which, uint64_t value)
 {
 	cpu->s.rflags = (cpu->s.rflags & ~which) | value;
 }
 
-/* A source of 0 leaves the whole destination register alone. */
+/* A source of 0 leaves the whole destination register alone. PF, undefined, is of the index, and of 0 if there is
+ * none; the others are clear. */
+static enum x86_status scan_result(struct x86_cpu *cpu, const struct x86_insn *insn, bool found,
+	unsigned index)
+{
+	x86_set_flags(cpu, found ? x86_flags_logic(index, 1) & X86_PF : X86_ZF | X86_PF);
+	return found ? x86_op_write(cpu, insn, 0, index) : X86_OK;
+}
+
 enum x86_status x86_sem_bsf(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint64_t value;
 	X86_TRY(x86_op_read(cpu, insn, 1, &value));
-	set_bits(cpu, X86_ZF, value ? 0 : X86_ZF);
-	return value ? x86_op_write(cpu, insn, 0, (unsigned)__builtin_ctzll(value)) : X86_OK;
+	return scan_result(cpu, insn, value, value ? (unsigned)__builtin_ctzll(value) : 0);
 }
 
 enum x86_status x86_sem_bsr(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	uint64_t value;
 	X86_TRY(x86_op_read(cpu, insn, 1, &value));
-	set_bits(cpu, X86_ZF, value ? 0 : X86_ZF);
-	return value ? x86_op_write(cpu, insn, 0, 63 - (unsigned)__builtin_clzll(value)) : X86_OK;
+	return scan_result(cpu, insn, value, value ? 63 - (unsigned)__builtin_clzll(value) : 0);
 }
 
-/* TZCNT and LZCNT: CF = source was 0, ZF = result is 0. */
+/* TZCNT and LZCNT: CF = source was 0, ZF = result is 0; of the undefined ones OF is kept, the others are clear. */
 static enum x86_status count_result(struct x86_cpu *cpu, const struct x86_insn *insn, unsigned count)
 {
 	unsigned bits = 8 * insn->op[0].size;
-	set_bits(cpu, X86_CF | X86_ZF, (count == bits ? X86_CF : 0) | (count == 0 ? X86_ZF : 0));
+	set_bits(cpu, X86_FLAGS_ARITH & ~X86_OF, (count == bits ? X86_CF : 0) | (count == 0 ? X86_ZF : 0));
 	return x86_op_write(cpu, insn, 0, count);
 }
 
@@ -158,10 +165,10 @@ enum x86_status x86_sem_crc32(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 /* ---- BMI1 ---- */
 
-/* SF and ZF of the result; CF as said; OF cleared. */
+/* SF and ZF of the result, and PF, which is undefined; CF as said; OF and AF cleared. */
 static enum x86_status bmi_result(struct x86_cpu *cpu, const struct x86_insn *insn, uint64_t r, bool cf)
 {
-	x86_set_flags(cpu, (x86_flags_logic(r, insn->op[0].size) & (X86_SF | X86_ZF)) | (cf ? X86_CF : 0));
+	x86_set_flags(cpu, x86_flags_logic(r, insn->op[0].size) | (cf ? X86_CF : 0));
 	return x86_op_write(cpu, insn, 0, r);
 }
 
@@ -183,7 +190,8 @@ enum x86_status x86_sem_bextr(struct x86_cpu *cpu, const struct x86_insn *insn)
 		r = value >> start;
 	if (length < 64)
 		r &= (1ull << length) - 1;
-	x86_set_flags(cpu, r ? 0 : X86_ZF);
+	/* SF is clear even where the result's highest bit is not; AF, undefined, is set. */
+	x86_set_flags(cpu, (x86_flags_logic(r, insn->op[0].size) & (X86_ZF | X86_PF)) | X86_AF);
 	return x86_op_write(cpu, insn, 0, r);
 }
 

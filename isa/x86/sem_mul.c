@@ -1,6 +1,6 @@
 /*
  * MUL IMUL DIV IDIV MULX (SDM 2). After a multiplication SF, ZF, AF and PF are undefined and kept; after
- * a division all arithmetic flags are, and are kept.
+ * a division all arithmetic flags are: CF and OF are kept, AF is set, the others are clear, as on AMD's processors.
  */
 #include "isa/x86/sem.h"
 
@@ -22,6 +22,12 @@ static void set_overflow(struct x86_cpu *cpu, bool overflow)
 {
 	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)(X86_CF | X86_OF)) |
 			(overflow ? X86_CF | X86_OF : 0);
+}
+
+/* What a division leaves. */
+static void set_divided(struct x86_cpu *cpu)
+{
+	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)(X86_SF | X86_ZF | X86_PF)) | X86_AF;
 }
 
 static int64_t sign_extend(uint64_t value, unsigned size)
@@ -105,6 +111,7 @@ enum x86_status x86_sem_div(struct x86_cpu *cpu, const struct x86_insn *insn)
 		rest = (uint64_t)dividend % divisor;
 	}
 	write_wide(cpu, size, quotient, rest);
+	set_divided(cpu);
 	return X86_OK;
 }
 
@@ -133,6 +140,7 @@ enum x86_status x86_sem_idiv(struct x86_cpu *cpu, const struct x86_insn *insn)
 	if (quotient != sign_extend((uint64_t)quotient, size))
 		return x86_fault(cpu, X86_DE);
 	write_wide(cpu, size, (uint64_t)quotient, (uint64_t)rest);
+	set_divided(cpu);
 	return X86_OK;
 }
 

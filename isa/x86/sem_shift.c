@@ -3,7 +3,7 @@
  *
  * The count is masked to 5 bits (6 for 64-bit operands); a masked count of 0 changes neither flags nor
  * a register's value. Where the SDM leaves OF undefined (counts other than 1) it is computed as for the last
- * single-bit step, AF is cleared: what most processors do.
+ * single-bit step, and AF is set where it is undefined: what AMD's processors do (isa.md).
  */
 #include "isa/x86/sem.h"
 
@@ -26,7 +26,7 @@ X86_INLINE uint64_t compute_shl(uint64_t old, uint64_t count, unsigned size, uin
 	uint64_t r = old << count;
 	uint64_t cf = count <= bits ? old >> (bits - count) & 1 : 0;
 	uint64_t of = (r >> (bits - 1) & 1) ^ cf;
-	*flags = X86_WITH_FLAGS(*flags, x86_flags_logic(r, size) | cf | of << 11);
+	*flags = X86_WITH_FLAGS(*flags, x86_flags_logic(r, size) | X86_AF | cf | of << 11);
 	return r;
 }
 
@@ -39,7 +39,7 @@ X86_INLINE uint64_t compute_shr(uint64_t old, uint64_t count, unsigned size, uin
 	uint64_t r = old >> count;
 	uint64_t cf = old >> (count - 1) & 1;
 	uint64_t of = ((r << 1 ^ r) >> (8 * size - 1)) & 1;
-	*flags = X86_WITH_FLAGS(*flags, x86_flags_logic(r, size) | cf | of << 11);
+	*flags = X86_WITH_FLAGS(*flags, x86_flags_logic(r, size) | X86_AF | cf | of << 11);
 	return r;
 }
 
@@ -52,7 +52,8 @@ X86_INLINE uint64_t compute_sar(uint64_t old, uint64_t count, unsigned size, uin
 	int64_t value = (int64_t)(old << sh) >> sh;
 	int64_t r = value >> count;
 	*flags = X86_WITH_FLAGS(*flags,
-		x86_flags_logic((uint64_t)r, size) | ((uint64_t)(value >> (count - 1)) & 1));
+		x86_flags_logic((uint64_t)r, size) | X86_AF |
+			((uint64_t)(value >> (count - 1)) & 1));
 	return (uint64_t)r;
 }
 
@@ -84,14 +85,19 @@ X86_INLINE uint64_t compute_ror(uint64_t old, uint64_t count, unsigned size, uin
 	return r;
 }
 
-/* RCL and RCR rotate bits + 1 bits: a count reduced to 0 leaves value and flags alone. */
+/* RCL and RCR rotate bits + 1 bits: a count reduced to 0 leaves value and CF alone. */
 X86_INLINE uint64_t compute_rcl(uint64_t old, uint64_t count, unsigned size, uint64_t *flags)
 {
-	unsigned bits = 8 * size, n = (unsigned)(count & count_mask(size)) % (bits + 1);
+	count &= count_mask(size);
+	unsigned bits = 8 * size, n = (unsigned)count % (bits + 1);
 	uint64_t cf = *flags & X86_CF, r;
-	if (!n)
+	if (!count)
 		return old;
 	old &= x86_size_mask(size);
+	if (!n) {
+		*flags = set_co(*flags, cf, (old >> (bits - 1)) ^ cf);
+		return old;
+	}
 	r = (n < 64 ? old << n : 0) | cf << (n - 1);
 	if (n > 1)
 		r |= old >> (bits + 1 - n);
@@ -102,11 +108,16 @@ X86_INLINE uint64_t compute_rcl(uint64_t old, uint64_t count, unsigned size, uin
 
 X86_INLINE uint64_t compute_rcr(uint64_t old, uint64_t count, unsigned size, uint64_t *flags)
 {
-	unsigned bits = 8 * size, n = (unsigned)(count & count_mask(size)) % (bits + 1);
+	count &= count_mask(size);
+	unsigned bits = 8 * size, n = (unsigned)count % (bits + 1);
 	uint64_t cf = *flags & X86_CF, r;
-	if (!n)
+	if (!count)
 		return old;
 	old &= x86_size_mask(size);
+	if (!n) {
+		*flags = set_co(*flags, cf, ((old >> (bits - 1)) ^ (old >> (bits - 2))) & 1);
+		return old;
+	}
 	r = (n < 64 ? old >> n : 0) | cf << (bits - n);
 	if (n > 1)
 		r |= old << (bits + 1 - n);
@@ -135,15 +146,17 @@ SHIFT(rcr)
  * Double shifts. A 16-bit operand shifted by more than 16 is undefined; AMD takes the source again, as if
  * dst:src:src were shifted, and clears CF (Intel dst:src:dst).
  */
-static uint64_t shld(uint64_t dst, uint64_t src, unsigned count, unsigned size, uint64_t *ret_cf)
+static uint64_t shld(uint64_t dst, uint64_t src, unsigned count, unsigned size, uint64_t *ret_cf,
+	uint64_t *ret_last)
 {
 	unsigned bits = 8 * size;
 	if (size == 2) {
 		uint64_t all = dst << 32 | src << 16 | src;
 		*ret_cf = count <= 16 ? all >> (48 - count) & 1 : 0;
+		*ret_last = count <= 16 ? *ret_cf : all >> (47 - count) & 1; /* OF is clear then */
 		return all << count >> 32;
 	}
-	*ret_cf = dst >> (bits - count) & 1;
+	*ret_last = *ret_cf = dst >> (bits - count) & 1;
 	return dst << count | src >> (bits - count);
 }
 
@@ -162,7 +175,7 @@ static uint64_t shrd(uint64_t dst, uint64_t src, unsigned count, unsigned size, 
 static enum x86_status double_shift(struct x86_cpu *cpu, const struct x86_insn *insn, bool left)
 {
 	unsigned size = insn->op[0].size;
-	uint64_t dst, src, count, r, cf;
+	uint64_t dst, src, count, r, cf, last = 0;
 
 	X86_TRY(x86_op_read(cpu, insn, 1, &src));
 	X86_TRY(x86_op_read(cpu, insn, 2, &count));
@@ -173,10 +186,11 @@ static enum x86_status double_shift(struct x86_cpu *cpu, const struct x86_insn *
 		X86_TRY(x86_op_read(cpu, insn, 0, &dst));
 	if (!count)
 		return insn->op[0].kind == X86_O_MEM ? X86_OK : x86_op_write(cpu, insn, 0, dst);
-	r = left ? shld(dst, src, (unsigned)count, size, &cf) : shrd(dst, src, (unsigned)count, size, &cf);
-	uint64_t of = ((dst ^ r) >> (8 * size - 1)) & 1;
+	r = left ? shld(dst, src, (unsigned)count, size, &cf, &last) :
+		   shrd(dst, src, (unsigned)count, size, &cf);
+	uint64_t of = ((left ? last << (8 * size - 1) ^ r : r << 1 ^ r) >> (8 * size - 1)) & 1;
 	X86_TRY(x86_op_write(cpu, insn, 0, r));
-	x86_set_flags(cpu, x86_flags_logic(r, size) | cf | of << 11);
+	x86_set_flags(cpu, x86_flags_logic(r, size) | X86_AF | cf | of << 11);
 	return X86_OK;
 }
 
