@@ -50,6 +50,7 @@ enum engine_caps {
 
 /* For runs that must be repeatable or comparable; all zero: none of it. Not for KVM. */
 struct engine_tuning {
+	bool count;	      /* set_budget() will be called: engines to which counting is a cost do it */
 	uint64_t random_seed; /* RDRAND and RDSEED are a sequence that begins with it; 0: the host's */
 	unsigned block_instructions; /* at most, in one block; 0: as many as the engine likes */
 	bool precise; /* whenever run returns the state is exact, with the flags that nobody will read */

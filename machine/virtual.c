@@ -25,6 +25,7 @@ void virtual_defaults(struct machine_config *config)
 {
 	if (!config->virtual_time.ns_per_kiloinstruction)
 		config->virtual_time.ns_per_kiloinstruction = 1000;
+	config->tuning.count = true;
 	if (!config->tuning.random_seed)
 		config->tuning.random_seed = 1;
 }

@@ -261,5 +261,6 @@ const struct engine_ops engine_interp_ops = {
 	.vcpu_free = interp_vcpu_free,
 	.run = interp_run,
 	.counters = interp_counters,
+	.set_budget = soft_set_budget,
 	SOFT_ENGINE_SLOTS,
 };

@@ -313,7 +313,7 @@ static enum x86_status run_blocks(struct soft_vcpu *soft)
 		uint32_t attention = attention_now(v);
 		enum x86_status status;
 
-		if (unlikely(attention & SOFT_KICK))
+		if (unlikely(attention & SOFT_KICK) || unlikely(cpu->instructions >= soft->stop_at))
 			return X86_STOP;
 		if (soft_must_attend(soft, attention)) {
 			status = soft_attend(soft, attention);
@@ -489,6 +489,18 @@ static int vcpu_init(struct engine_vcpu *v, struct error *err)
 	return 0;
 }
 
+static struct jit_options options_for(const struct engine_vm *vm)
+{
+	const struct engine_tuning *tuning = &vm->soft.config.tuning;
+	struct jit_options options = vm->options;
+
+	options.count |= tuning->count;
+	options.precise |= tuning->precise;
+	if (tuning->block_instructions)
+		options.insns_max = MIN(options.insns_max, tuning->block_instructions);
+	return options;
+}
+
 static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 	const struct engine_vcpu_config *config, struct error *err)
 {
@@ -496,7 +508,7 @@ static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 
 	if (!v)
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
-	v->options = vm->options;
+	v->options = options_for(vm);
 	int status = soft_vcpu_init(&v->soft, &vm->soft, config, jit_env(), err);
 	if (status < 0) {
 		vcpu_release(v);
@@ -509,6 +521,13 @@ static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 	}
 	*ret_vcpu = v;
 	return 0;
+}
+
+static int jit_set_budget(struct engine_vcpu *v, uint64_t instructions)
+{
+	if (!v->options.count && instructions != UINT64_MAX)
+		return -ENOTSUP;
+	return soft_set_budget(v, instructions);
 }
 
 static void jit_counters(struct engine_vcpu *v, struct engine_counters *ret_counters)
@@ -526,4 +545,5 @@ const struct engine_ops engine_jit_ops = {
 	.run = jit_run,
 	.counters = jit_counters,
 	SOFT_ENGINE_SLOTS,
+	.set_budget = jit_set_budget,
 };

@@ -622,7 +622,12 @@ static void emit_poll(struct translation *t, struct leaving *l)
 {
 	emit_ctx(&t->e, 0x83, 7, CTX(soft.attention));
 	emit8(&t->e, 0);
-	l->poll_rel = emit_jump(&t->e, EM_JCC(CC_NE), NULL);
+	l->poll_rel[0] = emit_jump(&t->e, EM_JCC(CC_NE), NULL);
+	if (!t->v->options.count)
+		return;
+	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(soft.cpu.instructions));
+	emit_ctx(&t->e, 0x3b | EM_W, HR_10, CTX(soft.stop_at));
+	l->poll_rel[1] = emit_jump(&t->e, EM_JCC(CC_AE), NULL);
 }
 
 /*
@@ -641,7 +646,9 @@ void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
 	}
 	struct leaving *l = leaving(t, target, done);
 	l->exit = make_exit(t, target, done);
-	if (target <= t->offset[done ? done - 1 : 0]) {
+	/* Blocks of one instruction keep a budget exactly. */
+	if (target <= t->offset[done ? done - 1 : 0] ||
+		(t->v->options.count && t->v->options.insns_max == 1)) {
 		clobber_flags(t, live);
 		emit_poll(t, l);
 	}
@@ -851,13 +858,19 @@ static void lower_direction(struct translation *t, unsigned i, bool set)
 
 /* ---- all of them ---- */
 
+/* RDRAND and RDSEED: from the host, or from a sequence that their semantic functions know. */
+static bool may_be_native(const struct translation *t, unsigned i)
+{
+	return !(t->insn[i].row->attr & X86_A_NOTEST) || !t->v->soft.cpu.random;
+}
+
 /* Returns false if it has to be a call of its semantic function. */
 static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 {
 	if (jit_cuts_rip(&t->insn[i], row_of(t, i)))
 		return false;
 	switch (row_of(t, i)->kind) {
-	case JIT_NATIVE: return lower_native(t, i);
+	case JIT_NATIVE: return may_be_native(t, i) && lower_native(t, i);
 	case JIT_NOP: return true;
 	case JIT_RAW: emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len); return true;
 	case JIT_RAW_VECTOR:
@@ -933,8 +946,10 @@ static void emit_leaving_stub(struct translation *t, struct emit *e, const struc
 		emit_jump(e, EM_JMP, t->v->stub.exit_step);
 		return;
 	}
-	if (l->poll_rel) {
-		emit_patch(l->poll_rel, e->p);
+	if (l->poll_rel[0]) {
+		emit_patch(l->poll_rel[0], e->p);
+		if (l->poll_rel[1])
+			emit_patch(l->poll_rel[1], e->p);
 		emit_mov_imm32(e, HR_10, jit_cache_name(t->v, l->exit));
 		emit_jump(e, EM_JMP, t->v->stub.exit_poll);
 	}

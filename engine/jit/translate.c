@@ -241,6 +241,11 @@ static void emit_branch_entry(struct translation *t)
 	emit_ctx(e, 0x83, 7, CTX(soft.attention));
 	emit8(e, 0);
 	emit_jump(e, EM_JCC(CC_NE), t->v->stub.branch_miss);
+	if (t->v->options.count) {
+		emit_ctx(e, MOV_LOAD, HR_11, CTX(soft.cpu.instructions));
+		emit_ctx(e, 0x3b | EM_W, HR_11, CTX(soft.stop_at));
+		emit_jump(e, EM_JCC(CC_AE), t->v->stub.branch_miss);
+	}
 	emit_lea(e, HR_10, HR_10, -(int32_t)in_page);
 	emit_ctx(e, MOV_STORE, HR_10, CTX(rip_page));
 	if (live)

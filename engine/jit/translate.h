@@ -24,7 +24,7 @@ struct slow {
 struct leaving {
 	struct jit_exit *exit;
 	uint8_t *branch_rel;  /* else: the rel32 of a jump to a stub that takes a branch out of the page */
-	uint8_t *poll_rel;    /* the rel32 of a jump to a stub that goes to the dispatcher */
+	uint8_t *poll_rel[2]; /* the rel32 of jumps to a stub that goes to the dispatcher */
 	int64_t target;	      /* page offset, may be outside */
 	uint16_t done;
 	uint8_t *step_rel[2]; /* the rel32 of jumps to a stub that steps over the instruction at `target` */

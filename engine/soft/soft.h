@@ -94,7 +94,8 @@ static inline struct soft_vcpu *soft_of(struct x86_cpu *cpu)
 
 /*
  * Executes guest code until something is for soft_run(): X86_STOP when it sees SOFT_KICK or is at a block's end
- * with cpu.instructions >= stop_at (and has attended to nothing since it got there), X86_HLT, X86_TRIPLE. Other attention it hands to soft_attend(). It is entered with the vCPU running.
+ * with cpu.instructions >= stop_at (and has attended to nothing since it got there), X86_HLT, X86_TRIPLE.
+ * Other attention it hands to soft_attend(). It is entered with the vCPU running.
  */
 typedef enum x86_status soft_loop(struct soft_vcpu *v);
 
@@ -169,11 +170,10 @@ int soft_msi(struct engine_vm *vm, uint64_t address, uint32_t data);
 int soft_irqfd(struct engine_vm *vm, unsigned gsi, int eventfd, bool on);
 int soft_ioeventfd(struct engine_vm *vm, const struct bus_doorbell *bell, bool on);
 
-/* All but name, probe, life, run and counters. An engine that needs more in one of them has its own, which
- * calls this one. */
+/* All but name, probe, life, run, counters and set_budget. An engine that needs more in one of them has its
+ * own, which calls this one. */
 #define SOFT_ENGINE_SLOTS                                                                      \
 	.kick = soft_kick, .interrupt = soft_interrupt, .nmi = soft_nmi,                       \
-	.set_budget = soft_set_budget,                                                         \
 	.get_state = soft_get_state, .set_state = soft_set_state, .hold = soft_hold,           \
 	.release = soft_hold, .dirty_start = soft_drop_writes, .dirty_sync = soft_drop_writes, \
 	.dirty_stop = soft_dirty_stop, .irq_line = soft_irq_line, .msi = soft_msi,             \

@@ -63,6 +63,7 @@ struct rig {
 	unsigned access_count;
 	struct access access[ACCESSES];
 	uint64_t next_value; /* that the device gives */
+	bool count;	     /* the engine is made to count instructions */
 	bool kick_on_read;   /* the device kicks the vCPU that reads from it */
 
 	pthread_mutex_t lock;
@@ -184,7 +185,8 @@ static inline void rig_engine(struct rig *r, const struct engine_ops *ops)
 		.bus = r->bus,
 		.hooks = &rig_hooks,
 		.cpuid = &r->model,
-		.cpus_max = 1};
+		.cpus_max = 1,
+		.tuning.count = r->count};
 	const struct engine_vcpu_config vcpu = {.opaque = r};
 	struct error err = {0};
 

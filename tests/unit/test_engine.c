@@ -604,6 +604,10 @@ static uint64_t instructions_of(struct rig *r)
 
 static bool can_count(struct rig *r)
 {
+	r->ops->vcpu_free(r->vcpu);
+	r->ops->vm_free(r->vm);
+	r->count = true;
+	rig_engine(r, r->ops);
 	if (r->ops->set_budget(r->vcpu, 1) == 0)
 		return true;
 	print_message("NOT CHECKED: budgets (%s does not count instructions)\n", r->ops->name);
