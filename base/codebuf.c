@@ -6,41 +6,28 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-#include "base/cleanup.h"
 #include "base/error.h"
 
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x0010U
-#endif
-
-/* A kernel older than MFD_EXEC refuses the flag; its memory files may be executed anyway. */
-static int codebuf_file(size_t size_bytes)
-{
-	AUTO_CLOSE int fd = memfd_create("lodge-code", MFD_CLOEXEC | MFD_EXEC);
-
-	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create("lodge-code", MFD_CLOEXEC);
-	if (fd < 0 || ftruncate(fd, (off_t)size_bytes) < 0)
-		return -errno;
-	return take_fd(&fd);
-}
-
+/*
+ * Shared memory without a name, mapped a second time: so it needs no file that a host may refuse to execute,
+ * and profilers take it for what it is, code made at run time (perf looks such up in its map file).
+ */
 static int codebuf_map_dual(struct codebuf *buf, size_t size_bytes)
 {
-	AUTO_CLOSE int fd = codebuf_file(size_bytes);
 	void *rw, *rx;
 
-	if (fd < 0)
-		return fd;
-	rw = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	rw = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (rw == MAP_FAILED)
 		return -errno;
-	rx = mmap(NULL, size_bytes, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-	if (rx == MAP_FAILED) {
+	rx = mremap(rw, 0, size_bytes, MREMAP_MAYMOVE);
+	if (rx == MAP_FAILED || mprotect(rx, size_bytes, PROT_READ | PROT_EXEC) < 0) {
 		int code = errno;
 
 		munmap(rw, size_bytes);
+		if (rx != MAP_FAILED)
+			munmap(rx, size_bytes);
 		return -code;
 	}
 	*buf = (struct codebuf){.rw = rw, .rx = rx, .size_bytes = size_bytes, .dual = true};
@@ -62,21 +49,31 @@ static int codebuf_map_single(struct codebuf *buf, size_t size_bytes)
 	return 0;
 }
 
-int codebuf_init(struct codebuf *buf, size_t size_bytes, struct error *err)
+static int codebuf_make(struct codebuf *buf, size_t size_bytes, bool dual, struct error *err)
 {
-	size_t page = (size_t)sysconf(_SC_PAGESIZE);
-	int ret;
+	int ret = -ENOTSUP;
 
 	*buf = (struct codebuf){0};
 	if (size_bytes == 0 || size_bytes > SIZE_MAX / 2)
 		return error_set(err, EINVAL, "code buffer of %zu bytes", size_bytes);
-	size_bytes = ALIGN_UP(size_bytes, page);
-	ret = codebuf_map_dual(buf, size_bytes);
+	size_bytes = ALIGN_UP(size_bytes, (size_t)sysconf(_SC_PAGESIZE));
+	if (dual)
+		ret = codebuf_map_dual(buf, size_bytes);
 	if (ret < 0 && ret != -ENOMEM)
 		ret = codebuf_map_single(buf, size_bytes);
 	if (ret < 0)
 		return error_set_errno(err, -ret, "no memory for machine code");
 	return 0;
+}
+
+int codebuf_init(struct codebuf *buf, size_t size_bytes, struct error *err)
+{
+	return codebuf_make(buf, size_bytes, true, err);
+}
+
+int codebuf_init_single(struct codebuf *buf, size_t size_bytes, struct error *err)
+{
+	return codebuf_make(buf, size_bytes, false, err);
 }
 
 void codebuf_done(struct codebuf *buf)

@@ -2,7 +2,7 @@
  * Memory for machine code made at run time, never writable and executable through one address.
  *
  * Normally the same pages are mapped twice, read-write at `rw` and read-execute at `rx`, so that
- * code is written while other threads run it. Where the host refuses to execute a memory file there
+ * code is written while other threads run it. Where the host refuses to execute shared memory there
  * is one mapping (rw == rx) whose protection is switched by codebuf_open() and codebuf_close():
  * then nobody may run code of this buffer between the two, which a buffer owned by one thread gets
  * for free. `dual` tells which; whoever shares a buffer between threads must refuse to work without
@@ -28,6 +28,8 @@ struct codebuf {
 /* Map size_bytes (rounded up to pages) of code memory, which reads as zero at first.
  * Errors: -EINVAL (size 0), -ENOMEM, -EPERM (the host lets no memory be executable). */
 int codebuf_init(struct codebuf *buf, size_t size_bytes, struct error *err) MUST_CHECK;
+/* The same as on a host that refuses the second mapping. */
+int codebuf_init_single(struct codebuf *buf, size_t size_bytes, struct error *err) MUST_CHECK;
 /* Unmap. A zeroed buffer may be done too. */
 void codebuf_done(struct codebuf *buf);
 
