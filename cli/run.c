@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/util.h"
 #include "cli/cli.h"
+#include "engine/jit/options.h"
 #include "vmm/run.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -22,6 +23,7 @@ struct run_options {
 	const char *cmdline;
 	enum boot_protocol protocol;
 	struct x86_cpu_choice cpu;
+	const char *jit;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help;
 };
 
@@ -36,10 +38,11 @@ static const char usage_text[] =
 	"  --cpu MODEL[,+FLAG,-FLAG...]\n"
 	"                      max (default), host, x86-64-v1, x86-64-v2 or x86-64-v3; `--cpu help` says what\n"
 	"                      each gives on this host\n"
-	"  --engine NAME       auto (default), kvm or interp; `lodge doctor` says what auto takes\n"
+	"  --engine NAME       auto (default), kvm, jit or interp; `lodge doctor` says what auto takes\n"
 	"  --boot PROTOCOL     auto (default), linux, pvh, elf or multiboot\n"
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
+	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (32M), perf; docs/jit.md has more\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
 	"\n"
@@ -118,8 +121,20 @@ static int set_engine(struct run_options *o, const char *value)
 {
 	o->engine = value;
 	if (strcmp(value, "auto") && !engine_find(value))
-		return refuse("no engine '%s': there are auto, kvm and interp", value);
+		return refuse("no engine '%s': there are auto, kvm, jit and interp", value);
 	return 0;
+}
+
+static int set_jit(struct run_options *o, const char *value)
+{
+	struct jit_options options;
+	struct error err;
+
+	o->jit = value;
+	if (jit_options_parse(&options, value, &err) == 0)
+		return 0;
+	fprintf(stderr, "lodge: %s\n", err.text);
+	return -EINVAL;
 }
 
 static int set_boot(struct run_options *o, const char *value)
@@ -150,6 +165,7 @@ static const struct {
 	{ "--cpus", set_cpus },
 	{ "--cpu", set_cpu },
 	{ "--engine", set_engine },
+	{ "--jit", set_jit },
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
 };
@@ -230,6 +246,7 @@ static int run(const struct run_options *o)
 			.cpus = (unsigned)o->cpus,
 			.memory_bytes = o->memory_bytes,
 			.cpu = o->cpu,
+			.tuning = { .jit = o->jit },
 			.boot = {
 				.kernel = o->kernel,
 				.initrd = o->initrd,

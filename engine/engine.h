@@ -53,6 +53,7 @@ struct engine_tuning {
 	bool count;	      /* set_budget() will be called: engines to which counting is a cost do it */
 	uint64_t random_seed; /* RDRAND and RDSEED are a sequence that begins with it; 0: the host's */
 	unsigned block_instructions; /* at most, in one block; 0: as many as the engine likes */
+	const char *jit; /* switches of the translator (engine/jit/options.h); NULL: its defaults */
 	bool precise; /* whenever run returns the state is exact, with the flags that nobody will read */
 };
 

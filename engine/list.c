@@ -25,7 +25,9 @@ const struct engine_ops *engine_choose(struct engine_probe *ret_kvm)
 	engine_kvm_ops.probe(ret_kvm);
 	if (ret_kvm->usable && !ret_kvm->ring0_emulated)
 		return &engine_kvm_ops;
-	return &engine_interp_ops;
+	struct engine_probe jit;
+	engine_jit_ops.probe(&jit);
+	return jit.usable ? &engine_jit_ops : &engine_interp_ops;
 }
 
 #define COUNTER(text, member) { text, offsetof(struct engine_counters, member) }

@@ -42,10 +42,21 @@ static gpa_t block_gpa(const struct jit_block *block)
 
 /* ---- life ---- */
 
+static void insns_free(struct jit_segment *segment)
+{
+	struct jit_insns *insns, *next;
+
+	for (insns = segment->insns; insns; insns = next) {
+		next = insns->next;
+		free(insns);
+	}
+}
+
 static void segment_reset(struct jit_cache *cache, unsigned i)
 {
 	uint8_t *start = cache->segments_start + i * cache->segment_code;
 
+	insns_free(&cache->segment[i]);
 	cache->segment[i] = (struct jit_segment){ .hot = start, .cold = start + cache->segment_code,
 		.meta = cache->meta + i * cache->segment_meta,
 		.meta_end = cache->meta + (i + 1) * cache->segment_meta };
@@ -82,6 +93,8 @@ int jit_cache_init(struct engine_vcpu *v, struct error *err)
 
 void jit_cache_done(struct engine_vcpu *v)
 {
+	for (unsigned i = 0; i < JIT_SEGMENTS; i++)
+		insns_free(&v->cache.segment[i]);
 	if (v->cache.meta)
 		munmap(v->cache.meta, JIT_SEGMENTS * v->cache.segment_meta);
 	codebuf_done(&v->cache.code);
@@ -98,6 +111,37 @@ void *jit_cache_alloc(struct engine_vcpu *v, size_t bytes)
 	segment->meta += bytes;
 	memset(at, 0, bytes);
 	return at;
+}
+
+static struct x86_insn *insn_alloc(struct jit_cache *cache, struct jit_segment *segment)
+{
+	struct jit_insns *insns = segment->insns;
+
+	if (!insns || insns->count == JIT_INSNS) {
+		if (segment->insns_bytes + sizeof(*insns) > cache->segment_meta)
+			return NULL;
+		insns = malloc(sizeof(*insns));
+		if (!insns)
+			return NULL;
+		insns->count = 0;
+		insns->next = segment->insns;
+		segment->insns = insns;
+		segment->insns_bytes += sizeof(*insns);
+	}
+	return &insns->insn[insns->count++];
+}
+
+const struct x86_insn *jit_site_insn(struct engine_vcpu *v, struct jit_site *site, struct x86_insn *space)
+{
+	if (likely(site->insn))
+		return site->insn;
+	site->insn = insn_alloc(&v->cache, &v->cache.segment[site->segment]);
+	if (site->insn)
+		space = site->insn;
+	/* The same bytes, mode and features as when the block was made: it cannot fail now. */
+	x86_decode(space, site->bytes, site->len, v->mode & JIT_MODE_64 ? 64 : 32, false,
+		&v->soft.cpu.features);
+	return space;
 }
 
 /* ---- look-up ---- */

@@ -6,7 +6,6 @@
  * step) goes through x86_step, one instruction at a time.
  */
 #include "engine/jit/jit.h"
-#include "engine/jit/options.h"
 #include "engine/jit/translate.h"
 
 #include "base/error.h"
@@ -77,17 +76,19 @@ static uint64_t rip_of(const struct engine_vcpu *v, unsigned page_offset)
 	return v->soft.cpu.mode == 64 ? rip : (uint32_t)rip;
 }
 
-static enum x86_status run_site(struct engine_vcpu *v, const struct jit_site *site)
+static enum x86_status run_site(struct engine_vcpu *v, struct jit_site *site)
 {
 	struct x86_cpu *cpu = &v->soft.cpu;
+	struct x86_insn space;
+	const struct x86_insn *insn = jit_site_insn(v, site, &space);
 	enum x86_status status = X86_OK;
 
 	do {
-		cpu->s.reg[X86_RIP] = rip_of(v, site->page_offset + site->insn.len);
+		cpu->s.reg[X86_RIP] = rip_of(v, site->page_offset + site->len);
 		if (site->checked)
-			status = x86_check_row(cpu, &site->insn);
+			status = x86_check_row(cpu, insn);
 		if (likely(status == X86_OK))
-			status = site->insn.fn(cpu, &site->insn);
+			status = insn->fn(cpu, insn);
 		if (status == X86_FAULT || status == X86_REPEAT)
 			cpu->s.reg[X86_RIP] = rip_of(v, site->page_offset);
 		if (status != X86_REPEAT || v->code_changed || v->options.count)
@@ -99,7 +100,7 @@ static enum x86_status run_site(struct engine_vcpu *v, const struct jit_site *si
 
 uint32_t jit_slow(struct engine_vcpu *v, uint32_t name)
 {
-	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + name);
+	struct jit_site *site = (struct jit_site *)(v->cache.meta + name);
 	enum x86_status status;
 
 	if (site->helper)
@@ -207,13 +208,15 @@ static void tie(struct engine_vcpu *v, struct jit_block *block)
  * function fault. */
 static enum x86_status bad_branch(struct engine_vcpu *v)
 {
-	const struct jit_site *site = (const struct jit_site *)(v->cache.meta + v->branch_site);
+	struct jit_site *site = (struct jit_site *)(v->cache.meta + v->branch_site);
+	struct x86_insn space;
+	const struct x86_insn *insn = jit_site_insn(v, site, &space);
 	uint64_t *rsp = &v->soft.cpu.s.reg[X86_RSP];
-	const unsigned kind = jit_row_of(v->rows, &site->insn)->kind;
+	const unsigned kind = jit_row_of(v->rows, insn)->kind;
 
 	v->soft.counters.bad_branches++;
 	if (kind == JIT_RET)
-		*rsp -= 8 + (site->insn.operand_count ? (uint16_t)site->insn.imm : 0);
+		*rsp -= 8 + (insn->operand_count ? (uint16_t)insn->imm : 0);
 	if (v->options.count)
 		v->soft.cpu.instructions--; /* delivery counts it */
 	return run_site(v, site);
@@ -409,6 +412,18 @@ static void jit_vm_free(struct engine_vm *vm)
 	free(vm);
 }
 
+/* The environment is for tests, which reach every machine of a program by it. */
+static int take_options(struct jit_options *options, const struct engine_tuning *tuning,
+	struct error *err)
+{
+	int status = jit_options_parse(options, tuning->jit ? tuning->jit : getenv("LODGE_JIT"), err);
+
+	if (tuning->block_instructions)
+		options->insns_max = MIN(tuning->block_instructions, options->insns_max);
+	options->precise |= tuning->precise;
+	return status;
+}
+
 static int jit_vm_create(struct engine_vm **ret_vm, const struct engine_vm_config *config,
 	struct error *err)
 {
@@ -418,7 +433,7 @@ static int jit_vm_create(struct engine_vm **ret_vm, const struct engine_vm_confi
 	if (!vm)
 		return error_set(err, ENOMEM, "no memory for the virtual machine");
 	jit_probe(&probe);
-	int status = probe.usable ? jit_options_parse(&vm->options, getenv("LODGE_JIT"), err)
+	int status = probe.usable ? take_options(&vm->options, &config->tuning, err)
 				  : error_set(err, ENOTSUP, "%s", probe.reason);
 	if (status == 0)
 		status = soft_vm_init(&vm->soft, config, "translator", err);

@@ -26,25 +26,12 @@
 #include "base/codebuf.h"
 #include "engine/engine.h"
 #include "engine/jit/emit.h"
+#include "engine/jit/options.h"
 #include "engine/soft/soft.h"
 #include "isa/x86/insn.h"
 
 #define JIT_SEGMENTS	4   /* parts of the cache; the oldest is evicted as a whole */
-#define JIT_BLOCK_INSNS 64  /* at most, in one block */
 #define JIT_STACK_BYTES 65536
-
-/* How to translate: see docs/jit.md for the switches that tests and users may set. */
-struct jit_options {
-	size_t code_bytes, meta_bytes; /* of the whole cache, per vCPU */
-	unsigned insns_max;	       /* in one block, 1 to JIT_BLOCK_INSNS */
-	bool chain;		       /* jump from block to block within a page */
-	bool branches;		       /* use the branch cache */
-	bool precise;		       /* keep even flags that nobody can see */
-	bool count;		       /* cpu.instructions is exact at block boundaries */
-	bool slow;		       /* every memory access takes the slow path */
-	unsigned evict;		       /* forget a random block each so many translations; 0 = never */
-	bool perf;		       /* name translated code in /tmp/perf-PID.map */
-};
 
 /* ---- what is known of a row (row.c) ---- */
 
@@ -113,12 +100,25 @@ bool jit_rewrite(struct emit *e, const struct jit_row *row, const struct x86_ins
 
 /* ---- the cache (cache.c) ---- */
 
-/* A place in translated code that calls a semantic function. */
+/*
+ * A place in translated code that calls a semantic function. Few are ever called, so the instruction is
+ * decoded (again) when one is, and kept as long as the segment has room for it.
+ */
 struct jit_site {
-	struct x86_insn insn;
+	struct x86_insn *insn; /* NULL: not yet */
+	uint8_t bytes[X86_INSN_BYTES_MAX], len;
 	uint16_t page_offset; /* of the instruction */
 	uint16_t done;	      /* instructions of the block before it */
 	bool checked, leaves, helper;
+	uint8_t segment;
+};
+
+/* A piece of memory for instructions of sites. */
+#define JIT_INSNS 255
+struct jit_insns {
+	struct jit_insns *next;
+	unsigned count;
+	struct x86_insn insn[JIT_INSNS];
 };
 
 struct jit_block;
@@ -152,6 +152,8 @@ struct jit_segment {
 	uint8_t *hot, *cold;  /* code grows up from its start, stubs grow down from its end */
 	uint8_t *meta, *meta_end;
 	struct jit_block *blocks;
+	struct jit_insns *insns; /* of sites that were called */
+	size_t insns_bytes;
 };
 
 #define JIT_HASH	32768
@@ -241,6 +243,8 @@ struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key);
 void jit_cache_add(struct engine_vcpu *v, struct jit_block *block);
 /* Room for one block of any size in the present segment: evicts the oldest one if it must. */
 void jit_cache_make_room(struct engine_vcpu *v);
+/* The instruction of a site: its own, or decoded into *space if memory for such has come to its end. */
+const struct x86_insn *jit_site_insn(struct engine_vcpu *v, struct jit_site *site, struct x86_insn *space);
 /* bytes of the present segment's metadata, zeroed and aligned; NULL: full. */
 void *jit_cache_alloc(struct engine_vcpu *v, size_t bytes);
 static inline uint32_t jit_cache_name(const struct engine_vcpu *v, const void *meta)

@@ -88,8 +88,10 @@ static struct jit_site *make_site(struct translation *t, unsigned i)
 		t->failed = true;
 		return &nowhere;
 	}
-	*site = (struct jit_site){ .insn = t->insn[i], .page_offset = t->offset[i], .done = (uint16_t)i,
-		.checked = row_of(t, i)->checked, .leaves = row_of(t, i)->leaves };
+	*site = (struct jit_site){ .len = t->insn[i].len, .page_offset = t->offset[i], .done = (uint16_t)i,
+		.checked = row_of(t, i)->checked, .leaves = row_of(t, i)->leaves,
+		.segment = (uint8_t)t->v->cache.now };
+	memcpy(site->bytes, t->bytes + t->offset[i], t->insn[i].len);
 	return site;
 }
 

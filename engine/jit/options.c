@@ -4,9 +4,11 @@
 #include "engine/jit/options.h"
 
 #include "base/error.h"
+#include "base/util.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define CODE_DEFAULT MIB(32)
 
