@@ -1,6 +1,5 @@
 /*
- * Makes the differential harness's cases. Bytes come from a row's form (isa/x86/index.h): prefixes,
- * REX or VEX, opcode and ModRM as it allows, random elsewhere. The result is decoded again, and what the
+ * Makes the differential harness's cases. Bytes come from encode.c. They are decoded again, and what the
  * decoder says of its operands is used to choose registers and memory for them: memory operands lie in
  * data pages at all alignments, at and across the ends of pages, in read-only and missing ones, and
  * at addresses that are not canonical.
@@ -18,7 +17,6 @@
 #define FIXES	     64
 #define TAIL_BYTES   16
 #define TRIES	     40
-#define FOUR	     (X86_C_NP | X86_C_66 | X86_C_F3 | X86_C_F2)
 #define MASKS_OFF    0x1f80u
 
 enum fix_kind { FIX_RELATIVE, FIX_ABSOLUTE };
@@ -38,197 +36,12 @@ struct gen {
 	bool vec_claimed;
 	struct fix fix[FIXES];
 	unsigned fix_count;
-	/* the instruction being made */
-	uint8_t bytes[64];
-	unsigned count;
-	unsigned disp_at, disp_bytes; /* of a displacement without a base, or none */
+	struct diff_encoder e; /* the instruction being made */
 };
-
-/* ---- bytes ---- */
-
-static void emit(struct gen *g, unsigned byte)
-{
-	g->bytes[g->count++] = (uint8_t)byte;
-}
-
-static void emit_value(struct gen *g, uint64_t value, unsigned bytes)
-{
-	for (unsigned i = 0; i < bytes; i++)
-		emit(g, (unsigned)(value >> (8 * i)) & 0xff);
-}
 
 static bool percent(struct gen *g, unsigned n)
 {
 	return diff_percent(&g->rng, n);
-}
-
-/* One of the contexts NP, 66, F3, F2 that a form allows. */
-static unsigned choose_prefix(struct gen *g, const struct x86_form *form, uint32_t attr)
-{
-	const unsigned allowed = FOUR & ~form->deny, die = diff_pick(&g->rng, 100);
-	unsigned one;
-
-	if (allowed == FOUR) {
-		if (attr & X86_A_REP)
-			return die < 40	  ? X86_C_NP
-			       : die < 50 ? X86_C_66
-			       : die < 80 ? X86_C_F3
-					  : X86_C_F2;
-		return die < 74 ? X86_C_NP : die < 92 ? X86_C_66 : die < 96 ? X86_C_F3 : X86_C_F2;
-	}
-	do
-		one = 1u << diff_pick(&g->rng, 4);
-	while (!(allowed & one));
-	return one;
-}
-
-static void emit_common_prefixes(struct gen *g)
-{
-	static const uint8_t segments[] = {0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65};
-
-	if (percent(g, 10))
-		emit(g, segments[diff_pick(&g->rng, 6)]);
-	if (percent(g, 8))
-		emit(g, 0x67);
-}
-
-static bool choose_w(struct gen *g, const struct x86_form *form)
-{
-	if (form->deny & X86_C_W0)
-		return true;
-	return !(form->deny & X86_C_W1) && percent(g, 40);
-}
-
-static void emit_legacy(struct gen *g, const struct x86_form *form, uint32_t attr)
-{
-	const unsigned prefix = choose_prefix(g, form, attr);
-
-	if (percent(g, attr & X86_A_LOCK ? 25 : 1))
-		emit(g, 0xf0);
-	emit_common_prefixes(g);
-	if (prefix == X86_C_66 || ((prefix & (X86_C_F3 | X86_C_F2)) && percent(g, 12)))
-		emit(g, 0x66);
-	if (prefix & (X86_C_F3 | X86_C_F2))
-		emit(g, prefix == X86_C_F3 ? 0xf3 : 0xf2);
-	if (g->c->mode == 64) {
-		const unsigned w = choose_w(g, form) ? 8 : 0;
-		const unsigned rxb = percent(g, 55) ? diff_pick(&g->rng, 8) : 0;
-		if (w || rxb || percent(g, 10))
-			emit(g, 0x40 | w | rxb);
-	}
-	if (form->map >= X86_MAP_0F)
-		emit(g, 0x0f);
-	if (form->map == X86_MAP_0F38 || form->map == X86_MAP_0F3A)
-		emit(g, form->map == X86_MAP_0F38 ? 0x38 : 0x3a);
-}
-
-static void emit_vex(struct gen *g, const struct x86_form *form, uint32_t attr)
-{
-	const unsigned prefix = choose_prefix(g, form, attr);
-	const unsigned pp = prefix == X86_C_66	 ? 1
-			    : prefix == X86_C_F3 ? 2
-			    : prefix == X86_C_F2 ? 3
-						 : 0;
-	const unsigned map = form->map - X86_MAP_VEX + 1;
-	const bool w = choose_w(g, form);
-	const bool l = form->deny & X86_C_L0 || (!(form->deny & X86_C_L1) && percent(g, 50));
-	unsigned rxb = g->c->mode == 64 ? diff_pick(&g->rng, 8) : 0, vvvv = 15;
-
-	if (form->flags & X86_FORM_VVVV || percent(g, 1))
-		vvvv = diff_pick(&g->rng, 16);
-	if (g->c->mode != 64)
-		vvvv |= 8;
-	emit_common_prefixes(g);
-	if (map == 1 && !w && !(rxb & 3) && percent(g, 70)) {
-		emit(g, 0xc5);
-		emit(g, (~rxb & 4) << 5 | vvvv << 3 | l << 2 | pp);
-		return;
-	}
-	emit(g, 0xc4);
-	emit(g, (~rxb & 7) << 5 | map);
-	emit(g, w << 7 | vvvv << 3 | l << 2 | pp);
-}
-
-static void emit_displacement(struct gen *g, unsigned bytes)
-{
-	const bool small = percent(g, 60);
-	emit_value(g,
-		small ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 512) - 256)
-		      : diff_random(&g->rng),
-		bytes);
-}
-
-static void emit_memory16(struct gen *g, unsigned mod, unsigned rm)
-{
-	if (mod == 0 && rm == 6)
-		emit_displacement(g, 2);
-	else if (mod)
-		emit_displacement(g, mod);
-}
-
-/* What follows a ModRM byte of memory. */
-static void emit_memory(struct gen *g, unsigned mod, unsigned rm)
-{
-	unsigned base = rm, disp_bytes = mod == 2 ? 4 : mod;
-
-	if (rm == 4) {
-		const unsigned sib = diff_pick(&g->rng, 256);
-		emit(g, sib);
-		base = sib & 7;
-	}
-	if (mod == 0 && base == 5) {
-		disp_bytes = 4;
-		g->disp_at = g->count;
-		g->disp_bytes = 4;
-	}
-	emit_displacement(g, disp_bytes);
-}
-
-static void emit_modrm(struct gen *g, const struct x86_form *form, uint32_t attr)
-{
-	unsigned modrm = diff_pick(&g->rng, 256);
-	bool memory = percent(g, 60);
-	bool addr16 = false;
-
-	if (form->deny & X86_C_REG)
-		memory = true;
-	if (form->deny & X86_C_MEM)
-		memory = false;
-	modrm = memory ? (modrm & 63) | diff_pick(&g->rng, 3) << 6 : modrm | 0xc0;
-	if (memory && attr & X86_A_VSIB)
-		modrm = (modrm & ~7u) | 4;
-	modrm = (modrm & ~form->modrm_mask) | form->modrm_value;
-	emit(g, modrm);
-	for (unsigned i = 0; i + 1 < g->count; i++)
-		addr16 |= g->c->mode == 32 && g->bytes[i] == 0x67;
-	if (modrm >= 0xc0 || form->flags & X86_FORM_IGNORE_MOD)
-		return;
-	if (addr16)
-		emit_memory16(g, modrm >> 6, modrm & 7);
-	else
-		emit_memory(g, modrm >> 6, modrm & 7);
-}
-
-/* One instruction of the row into g->bytes, immediates and a tail of random bytes after it. */
-static void emit_row(struct gen *g, const struct x86_row *row, const struct x86_form *form)
-{
-	g->count = g->disp_bytes = 0;
-	if (form->map >= X86_MAP_VEX)
-		emit_vex(g, form, row->attr);
-	else
-		emit_legacy(g, form, row->attr);
-	emit(g, form->opcode +
-			(form->opcode_count > 1 ? diff_pick(&g->rng, form->opcode_count) : 0u));
-	if (form->flags & X86_FORM_MODRM)
-		emit_modrm(g, form, row->attr);
-	for (unsigned i = 0; i < form->operand_count; i++) {
-		if (form->op[i].where == X86_W_MOFFS) {
-			g->disp_at = g->count;
-			g->disp_bytes = 8; /* cut to the address size later */
-		}
-	}
-	emit_value(g, diff_integer(&g->rng), 8);
-	emit_value(g, diff_random(&g->rng), 8);
 }
 
 /* ---- memory ---- */
@@ -505,11 +318,11 @@ static void aim(struct gen *g, const struct x86_insn *insn, uint64_t address)
 		index = g->c->in.reg[insn->index] << insn->scale;
 	}
 	address -= segment_base(g, insn);
-	if (insn->base == X86_RIP && g->disp_bytes) {
-		add_fix(g, FIX_RELATIVE, start + g->disp_at, 4, start + insn->len, address);
-	} else if (insn->base == X86_ZERO && g->disp_bytes) {
-		const unsigned bytes = g->disp_bytes == 8 ? insn->asize : 4;
-		add_fix(g, FIX_ABSOLUTE, start + g->disp_at, bytes, 0, address - index);
+	if (insn->base == X86_RIP && g->e.disp_bytes) {
+		add_fix(g, FIX_RELATIVE, start + g->e.disp_at, 4, start + insn->len, address);
+	} else if (insn->base == X86_ZERO && g->e.disp_bytes) {
+		const unsigned bytes = g->e.disp_bytes == 8 ? insn->asize : 4;
+		add_fix(g, FIX_ABSOLUTE, start + g->e.disp_at, bytes, 0, address - index);
 	} else if (insn->base != insn->index && claim(g, insn->base)) {
 		address -= index + (uint64_t)(int64_t)insn->disp;
 		if (insn->asize == 4 && g->c->mode == 64)
@@ -615,10 +428,10 @@ static void choose_branch(struct gen *g, const struct x86_insn *insn)
 	for (unsigned i = 0; i < insn->operand_count; i++) {
 		const struct x86_operand *op = &insn->op[i];
 		const unsigned bytes = insn->prefix & X86_P_OPSIZE && g->c->mode == 32 ? 2 : 4;
-		const uint8_t *at = g->bytes + insn->len - bytes;
+		const uint8_t *at = g->e.bytes + insn->len - bytes;
 		if (op->kind == X86_O_REL && insn->opcode >= 0x80 &&
 			(insn->opcode & 0xfc) != 0xe0 && insn->opcode != 0xeb && percent(g, 85) &&
-			at > g->bytes)
+			at > g->e.bytes)
 			add_fix(g, FIX_RELATIVE, end - bytes, bytes, end, code_address(g));
 		if (op->kind == X86_O_FAR) {
 			const unsigned size = insn->osize == 2 ? 2 : 4;
@@ -711,15 +524,15 @@ static bool add_row(struct gen *g, unsigned number)
 	struct x86_insn insn;
 
 	for (unsigned i = 0; i < TRIES; i++) {
-		emit_row(g, row, form);
-		if (x86_decode(&insn, g->bytes, g->count, g->c->mode, false,
+		diff_emit_row(&g->e, row, form);
+		if (x86_decode(&insn, g->e.bytes, g->e.count, g->c->mode, false,
 			    &g->interp->cpu.features) != X86_DECODE_OK ||
 			insn.row != row)
 			continue;
 		if (g->c->code_bytes + insn.len > DIFF_CODE_MAX)
 			return false;
 		choose_operands(g, &insn, form);
-		memcpy(g->c->code + g->c->code_bytes, g->bytes, insn.len);
+		memcpy(g->c->code + g->c->code_bytes, g->e.bytes, insn.len);
 		g->c->code_bytes += insn.len;
 		return true;
 	}
@@ -803,6 +616,8 @@ void diff_generate(const struct diff_interp *interp, const struct diff_rows *row
 	memset(ret_case, 0, offsetof(struct diff_case, code));
 	ret_case->mode = choose_mode(&g, &x86_rows[number]);
 	ret_case->pattern = (uint8_t)diff_pick(&g.rng, DIFF_PATTERNS);
+	g.e.rng = &g.rng;
+	g.e.mode = ret_case->mode;
 	choose_state(&g);
 	const unsigned kind = diff_pick(&g.rng, 100);
 	unsigned more = kind < 75 ? 0 : 1 + diff_pick(&g.rng, SEQUENCE_MAX - 1);

@@ -1,5 +1,5 @@
 /*
- * Makes cases out of the instruction table: gen.c bytes and states, values.c the numbers in them.
+ * Makes cases out of the instruction table: encode.c bytes, gen.c states, values.c the numbers in them.
  */
 #ifndef LODGE_TESTS_DIFF_GEN_H
 #define LODGE_TESTS_DIFF_GEN_H
@@ -31,6 +31,21 @@ static inline bool diff_percent(struct diff_rng *rng, unsigned percent)
 {
 	return diff_pick(rng, 100) < percent;
 }
+
+/* One instruction being encoded. */
+struct diff_encoder {
+	struct diff_rng *rng;
+	unsigned mode; /* 64 or 32: of the code segment */
+	uint8_t bytes[64];
+	unsigned count;
+	unsigned disp_at, disp_bytes; /* of a displacement without a base, or none */
+};
+
+struct x86_row;
+struct x86_form;
+
+/* Encode an instruction of the row; immediates and a tail of random bytes follow it. */
+void diff_emit_row(struct diff_encoder *e, const struct x86_row *row, const struct x86_form *form);
 
 /* An integer that is often near an edge. */
 uint64_t diff_integer(struct diff_rng *rng);
