@@ -16,6 +16,7 @@
 
 #include <cpuid.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -116,12 +117,20 @@ static bool host_cpuid_bit(const struct host_feature *f)
 	       (r[f->reg] >> f->bit & 1);
 }
 
-bool x86_native_host_has(unsigned feature)
+/* CPUID leaves a virtual machine, if the host is one: asked once. */
+static bool host_lacks[X86_FEATURES];
+static pthread_once_t host_once = PTHREAD_ONCE_INIT;
+
+static void host_ask(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(host_features); i++)
-		if (host_features[i].feature == feature)
-			return host_cpuid_bit(&host_features[i]);
-	return true; /* every x86-64 processor has the others that rows here name */
+		host_lacks[host_features[i].feature] = !host_cpuid_bit(&host_features[i]);
+}
+
+bool x86_native_host_has(unsigned feature)
+{
+	pthread_once(&host_once, host_ask);
+	return !host_lacks[feature]; /* every x86-64 processor has those that are not listed */
 }
 
 /* ---- emitting ---- */
