@@ -6,48 +6,20 @@
  *
  * Left out: MOV to SS with TF set, and code that is changed while it runs.
  */
-#include "gen.h"
-#include "interp.h"
+#include "case.h"
 
 #include "base/util.h"
 #include "isa/x86/index.h"
 #include "isa/x86/semantics.h"
 
 #define SEQUENCE_MAX 8
-#define FIXES	     64
 #define TAIL_BYTES   16
 #define TRIES	     40
 #define MASKS_OFF    0x1f80u
 
-enum fix_kind { FIX_RELATIVE, FIX_ABSOLUTE };
-
-/* Bytes of the code that depend on where it will lie. */
-struct fix {
-	uint16_t at, size_bytes, end; /* in the code; `end` = of its instruction */
-	uint8_t kind;
-	uint64_t target;
-};
-
-struct gen {
-	struct diff_rng rng;
-	const struct diff_interp *interp;
-	struct diff_case *c;
-	uint32_t claimed; /* registers with a purpose */
-	bool vec_claimed;
-	struct fix fix[FIXES];
-	unsigned fix_count;
-	struct diff_encoder e; /* the instruction being made */
-};
-
-static bool percent(struct gen *g, unsigned n)
-{
-	return diff_percent(&g->rng, n);
-}
-
 /* ---- memory ---- */
 
-/* An address for a memory operand of this size. */
-static uint64_t choose_address(struct gen *g, unsigned size, bool aligned)
+uint64_t gen_address(struct gen *g, unsigned size, bool aligned)
 {
 	const unsigned die = diff_pick(&g->rng, 100);
 	const uint64_t page = 0x1000, within = 1 + diff_pick(&g->rng, size > 1 ? size - 1 : 1);
@@ -56,16 +28,16 @@ static uint64_t choose_address(struct gen *g, unsigned size, bool aligned)
 	if (die < 62) {
 		static const uint8_t writable[] = {0, 1, 4};
 		at = writable[diff_pick(&g->rng, 3)] * page + diff_pick(&g->rng, 0x1000 - size);
-		if (aligned || percent(g, 30))
+		if (aligned || gen_percent(g, 30))
 			at &= ~(uint64_t)(size >= 64 ? 63
 					  : size > 1 ? BIT(63 - __builtin_clzll(size)) - 1
 						     : 0);
 	} else if (die < 70) {
-		at = (percent(g, 50) ? 2 : 5) * page - size; /* ends where the page does */
+		at = (gen_percent(g, 50) ? 2 : 5) * page - size; /* ends where the page does */
 	} else if (die < 79) {
 		at = page - within; /* across two pages that are there */
 	} else if (die < 86) {
-		at = (percent(g, 50) ? 2 : 5) * page - within; /* into one that is not */
+		at = (gen_percent(g, 50) ? 2 : 5) * page - within; /* into one that is not */
 	} else if (die < 88) {
 		at = 3 * page - within; /* out of it */
 	} else if (die < 94) {
@@ -75,7 +47,7 @@ static uint64_t choose_address(struct gen *g, unsigned size, bool aligned)
 	} else if (die < 97) {
 		at = (uint64_t)0 -
 		     within; /* around the end of the data, and of the address space */
-		if (percent(g, 50))
+		if (gen_percent(g, 50))
 			return at;
 	} else {
 		return diff_integer(&g->rng);
@@ -100,7 +72,7 @@ static void add_patch(struct gen *g, uint64_t address, const void *bytes, unsign
 	memcpy(patch->bytes, bytes, size);
 }
 
-static uint64_t code_address(struct gen *g)
+uint64_t gen_code_address(struct gen *g)
 {
 	return DIFF_CODE + diff_pick(&g->rng, DIFF_CODE_BYTES);
 }
@@ -110,8 +82,8 @@ static uint16_t choose_selector(struct gen *g)
 	static const uint16_t known[] = {0x33, 0x2b, 0x23, 0x2b, 0, 3, 0x08, 0x10, 0x18, 0x1b, 0x13,
 		0x43, 0x63, 0x7b, 0x80, 0x2f, 0x28, 0x2a};
 
-	return percent(g, 90) ? known[diff_pick(&g->rng, ARRAY_SIZE(known))]
-			      : (uint16_t)diff_random(&g->rng);
+	return gen_percent(g, 90) ? known[diff_pick(&g->rng, ARRAY_SIZE(known))]
+				  : (uint16_t)diff_random(&g->rng);
 }
 
 /* ---- images that instructions load ---- */
@@ -120,9 +92,9 @@ static uint16_t choose_fcw(struct gen *g)
 {
 	unsigned fcw = 0x37f;
 
-	if (percent(g, 50))
+	if (gen_percent(g, 50))
 		fcw = (fcw & 0xff) | (diff_pick(&g->rng, 16) << 8);
-	if (percent(g, 15))
+	if (gen_percent(g, 15))
 		fcw = (fcw & ~63u) | diff_pick(&g->rng, 64);
 	return (uint16_t)fcw;
 }
@@ -132,9 +104,9 @@ static uint16_t choose_fsw(struct gen *g, uint16_t fcw)
 {
 	unsigned fsw = (unsigned)diff_random(&g->rng) & 0x7f7f;
 
-	if (percent(g, 50))
+	if (gen_percent(g, 50))
 		fsw &= ~0x7fu;
-	if (percent(g, 92))
+	if (gen_percent(g, 92))
 		fsw &= ~(~fcw & 0x3fu);
 	if (fsw & ~fcw & 0x3f)
 		fsw |= 0x8080;
@@ -145,13 +117,13 @@ static uint32_t choose_mxcsr(struct gen *g)
 {
 	uint32_t r = (uint32_t)diff_random(&g->rng), mxcsr = MASKS_OFF;
 
-	if (percent(g, 40))
+	if (gen_percent(g, 40))
 		mxcsr |= r & 0x3f;
-	if (percent(g, 30))
+	if (gen_percent(g, 30))
 		mxcsr |= r & 0x6000;
-	if (percent(g, 15))
+	if (gen_percent(g, 15))
 		mxcsr |= r & 0x8040;
-	if (percent(g, 20))
+	if (gen_percent(g, 20))
 		mxcsr &= ~(r >> 8 & MASKS_OFF);
 	return mxcsr;
 }
@@ -165,7 +137,7 @@ static void patch_fxsave(struct gen *g, uint64_t at, bool xsave)
 	uint32_t mxcsr[2] = {choose_mxcsr(g), 0xffff};
 	uint64_t header[8] = {0};
 
-	if (percent(g, 5))
+	if (gen_percent(g, 5))
 		mxcsr[0] |= BIT(diff_pick(&g->rng, 32));
 	if (mxcsr[0] >> 17 & 1)
 		mxcsr[0] ^= BIT(17); /* MM: see DIFF_SKIP_MXCSR */
@@ -174,7 +146,7 @@ static void patch_fxsave(struct gen *g, uint64_t at, bool xsave)
 	if (!xsave)
 		return;
 	header[0] = diff_pick(&g->rng, 8);
-	if (percent(g, 3))
+	if (gen_percent(g, 3))
 		header[diff_pick(&g->rng, 3)] |= BIT(diff_pick(&g->rng, 64)) & ~0xe0ull;
 	add_patch(g, at + 512, header, 64);
 }
@@ -192,7 +164,7 @@ static void patch_environment(struct gen *g, uint64_t at, const struct x86_insn 
 
 static void patch_far_pointer(struct gen *g, uint64_t at, unsigned size)
 {
-	const uint64_t offset = code_address(g);
+	const uint64_t offset = gen_code_address(g);
 	const uint16_t selector = choose_selector(g);
 
 	add_patch(g, at, &offset, size - 2);
@@ -205,16 +177,15 @@ static void patch_decimal(struct gen *g, uint64_t at)
 
 	for (unsigned i = 0; i < 10; i++)
 		digits[i] = (uint8_t)(diff_pick(&g->rng, 10) | diff_pick(&g->rng, 10) << 4);
-	digits[9] = percent(g, 50) ? 0x80 : 0;
+	digits[9] = gen_percent(g, 50) ? 0x80 : 0;
 	add_patch(g, at, digits, 10);
 }
 
-/* What the instruction is to find at its memory operand. */
-static void patch_operand(struct gen *g, const struct x86_insn *insn, uint64_t at, unsigned size)
+void gen_patch_operand(struct gen *g, const struct x86_insn *insn, uint64_t at, unsigned size)
 {
 	uint8_t values[DIFF_PATCH_BYTES];
 	x86_semantic *fn = insn->fn;
-	uint64_t code = code_address(g);
+	uint64_t code = gen_code_address(g);
 	uint16_t selector = choose_selector(g), fcw = choose_fcw(g);
 	uint32_t mxcsr = choose_mxcsr(g);
 
@@ -222,7 +193,7 @@ static void patch_operand(struct gen *g, const struct x86_insn *insn, uint64_t a
 		patch_fxsave(g, at, fn == x86_fpu_xrstor);
 	} else if (fn == x86_fpu_ldenv || fn == x86_fpu_restore) {
 		patch_environment(g, at, insn);
-	} else if (fn == x86_fpu_ldcw && percent(g, 80)) {
+	} else if (fn == x86_fpu_ldcw && gen_percent(g, 80)) {
 		add_patch(g, at, &fcw, 2);
 	} else if (strstr(insn->row->name, "ldmxcsr")) {
 		add_patch(g, at, &mxcsr, 4);
@@ -233,9 +204,9 @@ static void patch_operand(struct gen *g, const struct x86_insn *insn, uint64_t a
 	} else if (fn == x86_mov_to_seg || fn == x86_lar || fn == x86_lsl || fn == x86_verr ||
 		   fn == x86_verw || fn == x86_arpl) {
 		add_patch(g, at, &selector, 2);
-	} else if (strcmp(insn->row->name, "fbld") == 0 && percent(g, 80)) {
+	} else if (strcmp(insn->row->name, "fbld") == 0 && gen_percent(g, 80)) {
 		patch_decimal(g, at);
-	} else if (size && size <= sizeof(values) && percent(g, 60)) {
+	} else if (size && size <= sizeof(values) && gen_percent(g, 60)) {
 		diff_values(&g->rng, values, size);
 		add_patch(g, at, values, size);
 	}
@@ -256,7 +227,7 @@ static void set_reg(struct gen *g, unsigned reg, uint64_t value)
 	g->c->in.reg[reg] = g->c->mode == 64 ? value : (uint32_t)value;
 }
 
-static unsigned memory_size(const struct x86_insn *insn, unsigned size)
+unsigned gen_memory_size(const struct x86_insn *insn, unsigned size)
 {
 	x86_semantic *fn = insn->fn;
 
@@ -273,18 +244,7 @@ static unsigned memory_size(const struct x86_insn *insn, unsigned size)
 	return strcmp(insn->row->name, "xrstor") == 0 ? 832 : 8;
 }
 
-static void add_fix(struct gen *g, enum fix_kind kind, unsigned at, unsigned bytes, unsigned end,
-	uint64_t target)
-{
-	if (g->fix_count < FIXES)
-		g->fix[g->fix_count++] = (struct fix){.at = (uint16_t)at,
-			.size_bytes = (uint16_t)bytes,
-			.end = (uint16_t)end,
-			.kind = kind,
-			.target = target};
-}
-
-static uint64_t segment_base(const struct gen *g, const struct x86_insn *insn)
+uint64_t gen_segment_base(const struct gen *g, const struct x86_insn *insn)
 {
 	if (g->c->mode != 64)
 		return 0;
@@ -292,9 +252,9 @@ static uint64_t segment_base(const struct gen *g, const struct x86_insn *insn)
 }
 
 /* Small indices for a gather, of either width. */
-static void choose_indices(struct gen *g, unsigned reg)
+void gen_indices(struct gen *g, unsigned reg)
 {
-	const bool wide = percent(g, 50);
+	const bool wide = gen_percent(g, 50);
 
 	for (unsigned i = 0; i < 32; i += 4) {
 		int32_t index = (int)diff_pick(&g->rng, 512) - 256;
@@ -312,17 +272,17 @@ static void aim(struct gen *g, const struct x86_insn *insn, uint64_t address)
 	uint64_t index = 0;
 
 	if (vsib) {
-		choose_indices(g, insn->index);
+		gen_indices(g, insn->index);
 	} else if (insn->index < 16 && insn->index != insn->base) {
 		claim(g, insn->index);
 		index = g->c->in.reg[insn->index] << insn->scale;
 	}
-	address -= segment_base(g, insn);
+	address -= gen_segment_base(g, insn);
 	if (insn->base == X86_RIP && g->e.disp_bytes) {
-		add_fix(g, FIX_RELATIVE, start + g->e.disp_at, 4, start + insn->len, address);
+		gen_fix(g, FIX_RELATIVE, start + g->e.disp_at, 4, start + insn->len, address);
 	} else if (insn->base == X86_ZERO && g->e.disp_bytes) {
 		const unsigned bytes = g->e.disp_bytes == 8 ? insn->asize : 4;
-		add_fix(g, FIX_ABSOLUTE, start + g->e.disp_at, bytes, 0, address - index);
+		gen_fix(g, FIX_ABSOLUTE, start + g->e.disp_at, bytes, 0, address - index);
 	} else if (insn->base != insn->index && claim(g, insn->base)) {
 		address -= index + (uint64_t)(int64_t)insn->disp;
 		if (insn->asize == 4 && g->c->mode == 64)
@@ -333,10 +293,11 @@ static void aim(struct gen *g, const struct x86_insn *insn, uint64_t address)
 
 static void choose_string(struct gen *g, const struct x86_insn *insn, const struct x86_operand *op)
 {
-	const uint64_t address = choose_address(g, op->size * 8, false);
+	const uint64_t address = gen_address(g, op->size * 8, false);
 
 	if (claim(g, op->reg))
-		set_reg(g, op->reg, op->reg == X86_RSI ? address - segment_base(g, insn) : address);
+		set_reg(g, op->reg,
+			op->reg == X86_RSI ? address - gen_segment_base(g, insn) : address);
 	if (insn->prefix & (X86_P_REP | X86_P_REPNE) && claim(g, X86_RCX)) {
 		uint64_t count = diff_pick(&g->rng, 40);
 		if (insn->asize == 4)
@@ -345,7 +306,7 @@ static void choose_string(struct gen *g, const struct x86_insn *insn, const stru
 	}
 }
 
-static bool is_bit_string(const struct x86_insn *insn)
+bool gen_is_bit_string(const struct x86_insn *insn)
 {
 	return (insn->fn == x86_sem_bt || insn->fn == x86_sem_bts || insn->fn == x86_sem_btr ||
 		       insn->fn == x86_sem_btc) &&
@@ -358,7 +319,7 @@ static void choose_accumulator(
 {
 	uint64_t value[2] = {diff_integer(&g->rng), diff_integer(&g->rng)};
 
-	if (!strstr(insn->row->name, "CMPXCHG") || percent(g, 50) || !claim(g, X86_RAX))
+	if (!strstr(insn->row->name, "CMPXCHG") || gen_percent(g, 50) || !claim(g, X86_RAX))
 		return;
 	add_patch(g, at, value, size);
 	if (insn->fn == x86_sem_cmpxchg8b)
@@ -370,16 +331,17 @@ static void choose_accumulator(
 
 static void choose_memory(struct gen *g, const struct x86_insn *insn, const struct x86_operand *op)
 {
-	const unsigned size = memory_size(insn, op->size);
-	const bool aligned = (insn->row->attr & X86_A_ALIGN || size >= 512) && percent(g, 80);
-	const uint64_t address = choose_address(g, size, aligned);
+	const unsigned size = gen_memory_size(insn, op->size);
+	const bool aligned = (insn->row->attr & X86_A_ALIGN || size >= 512) && gen_percent(g, 80);
+	const uint64_t address = gen_address(g, size, aligned);
 
-	if (is_bit_string(insn) && claim(g, insn->op[1].reg))
+	if (gen_is_bit_string(insn) && claim(g, insn->op[1].reg))
 		set_reg(g, insn->op[1].reg,
-			percent(g, 80) ? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 1024) - 512)
-				       : diff_integer(&g->rng));
+			gen_percent(g, 80)
+				? (uint64_t)(int64_t)((int)diff_pick(&g->rng, 1024) - 512)
+				: diff_integer(&g->rng));
 	aim(g, insn, address);
-	patch_operand(g, insn, address, size);
+	gen_patch_operand(g, insn, address, size);
 	choose_accumulator(g, insn, address, size);
 }
 
@@ -393,11 +355,12 @@ static void choose_registers(struct gen *g, const struct x86_insn *insn)
 			      insn->fn == x86_verw || insn->fn == x86_arpl;
 	const bool target = insn->fn == x86_sem_call_rm || insn->fn == x86_sem_jmp_rm;
 
-	if (op->kind == X86_O_GPR && (selector || target) && percent(g, 80) && claim(g, op->reg))
-		set_reg(g, op->reg, target ? code_address(g) : choose_selector(g));
-	if ((insn->fn == x86_sem_div || insn->fn == x86_sem_idiv) && percent(g, 60) &&
+	if (op->kind == X86_O_GPR && (selector || target) && gen_percent(g, 80) &&
+		claim(g, op->reg))
+		set_reg(g, op->reg, target ? gen_code_address(g) : choose_selector(g));
+	if ((insn->fn == x86_sem_div || insn->fn == x86_sem_idiv) && gen_percent(g, 60) &&
 		claim(g, X86_RDX))
-		set_reg(g, X86_RDX, percent(g, 50) ? 0 : ~0ull);
+		set_reg(g, X86_RDX, gen_percent(g, 50) ? 0 : ~0ull);
 	if (insn->row->feature >= X86_F_XSAVE &&
 		strstr("xsaveopt xsavec xrstor", insn->row->name)) {
 		if (claim(g, X86_RAX))
@@ -408,9 +371,9 @@ static void choose_registers(struct gen *g, const struct x86_insn *insn)
 /* Returns: what RET, RETF and IRET take off the stack. */
 static void choose_stack(struct gen *g, const struct x86_insn *insn)
 {
-	const uint64_t values[5] = {code_address(g), choose_selector(g),
-		(diff_random(&g->rng) & 0x244cd5) | 0x202, choose_address(g, 8, true),
-		percent(g, 70) ? DIFF_DS : choose_selector(g)};
+	const uint64_t values[5] = {gen_code_address(g), choose_selector(g),
+		(diff_random(&g->rng) & 0x244cd5) | 0x202, gen_address(g, 8, true),
+		gen_percent(g, 70) ? DIFF_DS : choose_selector(g)};
 	uint8_t image[40];
 
 	if (insn->fn != x86_sem_ret && insn->fn != x86_retf && insn->fn != x86_iret)
@@ -430,13 +393,13 @@ static void choose_branch(struct gen *g, const struct x86_insn *insn)
 		const unsigned bytes = insn->prefix & X86_P_OPSIZE && g->c->mode == 32 ? 2 : 4;
 		const uint8_t *at = g->e.bytes + insn->len - bytes;
 		if (op->kind == X86_O_REL && insn->opcode >= 0x80 &&
-			(insn->opcode & 0xfc) != 0xe0 && insn->opcode != 0xeb && percent(g, 85) &&
-			at > g->e.bytes)
-			add_fix(g, FIX_RELATIVE, end - bytes, bytes, end, code_address(g));
+			(insn->opcode & 0xfc) != 0xe0 && insn->opcode != 0xeb &&
+			gen_percent(g, 85) && at > g->e.bytes)
+			gen_fix(g, FIX_RELATIVE, end - bytes, bytes, end, gen_code_address(g));
 		if (op->kind == X86_O_FAR) {
 			const unsigned size = insn->osize == 2 ? 2 : 4;
-			add_fix(g, FIX_ABSOLUTE, end - 2 - size, size, 0, code_address(g));
-			add_fix(g, FIX_ABSOLUTE, end - 2, 2, 0, choose_selector(g));
+			gen_fix(g, FIX_ABSOLUTE, end - 2 - size, size, 0, gen_code_address(g));
+			gen_fix(g, FIX_ABSOLUTE, end - 2, 2, 0, choose_selector(g));
 		}
 	}
 }
@@ -464,14 +427,14 @@ static void choose_fpu(struct gen *g)
 
 	s->fcw = choose_fcw(g);
 	s->fsw = choose_fsw(g, s->fcw);
-	s->ftw = percent(g, 50) ? 0xff : percent(g, 50) ? 0 : (uint8_t)diff_random(&g->rng);
+	s->ftw = gen_percent(g, 50) ? 0xff : gen_percent(g, 50) ? 0 : (uint8_t)diff_random(&g->rng);
 	s->mxcsr = choose_mxcsr(g);
 	s->fop = 0;
 	s->fip = s->fdp = 0;
 	memset(s->st, 0, sizeof(s->st));
 	for (unsigned i = 0; i < 8; i++)
 		diff_extended(&g->rng, s->st[i]);
-	const bool upper = percent(g, 70);
+	const bool upper = gen_percent(g, 70);
 	for (unsigned i = 0; i < 16; i++) {
 		diff_values(&g->rng, s->vec[i], 16);
 		memset(s->vec[i] + 16, 0, 16);
@@ -500,15 +463,15 @@ static void choose_state(struct gen *g)
 	memcpy(s->seg, seg, sizeof(seg));
 	for (unsigned i = 0; i < 16; i++) {
 		const unsigned die = diff_pick(&g->rng, 100);
-		const uint64_t value = die < 40	  ? choose_address(g, 8, false)
-				       : die < 50 ? code_address(g)
+		const uint64_t value = die < 40	  ? gen_address(g, 8, false)
+				       : die < 50 ? gen_code_address(g)
 						  : diff_integer(&g->rng);
 		s->reg[i] = g->c->mode == 64 || i >= 8 ? value : (uint32_t)value;
 	}
-	set_reg(g, X86_RSP, choose_address(g, percent(g, 70) ? 64 : 8, true));
+	set_reg(g, X86_RSP, gen_address(g, gen_percent(g, 70) ? 64 : 8, true));
 	s->rflags = 0x202 | (diff_random(&g->rng) & X86_FLAGS_ARITH);
-	s->rflags |= percent(g, 10) ? X86_DF : 0;
-	s->rflags |= percent(g, 5) ? X86_AC : 0;
+	s->rflags |= gen_percent(g, 10) ? X86_DF : 0;
+	s->rflags |= gen_percent(g, 5) ? X86_AC : 0;
 	s->fs_base = choose_base(g);
 	s->gs_base = choose_base(g);
 	choose_fpu(g);
@@ -559,8 +522,12 @@ static void apply_fixes(struct gen *g)
 	for (unsigned i = 0; i < g->fix_count; i++) {
 		const struct fix *fix = &g->fix[i];
 		uint64_t value = fix->target;
-		if (fix->kind == FIX_RELATIVE)
+		if (fix->kind >= FIX_LABEL_RELATIVE)
+			value += g->c->in.rip;
+		if (fix->kind == FIX_RELATIVE || fix->kind == FIX_LABEL_RELATIVE)
 			value -= g->c->in.rip + fix->end;
+		if (fix->size_bytes == 1 && value != (uint64_t)(int64_t)(int8_t)value)
+			value = 0;
 		memcpy(g->c->code + fix->at, &value, fix->size_bytes);
 	}
 }
@@ -597,10 +564,10 @@ static uint8_t choose_mode(struct gen *g, const struct x86_row *row)
 		return 32;
 	if ((row->attr & X86_A_ONLY64) || !g->interp->mode32)
 		return 64;
-	return percent(g, 25) ? 32 : 64;
+	return gen_percent(g, 25) ? 32 : 64;
 }
 
-static bool row_has_mode(const struct x86_row *row, unsigned mode)
+bool gen_row_has_mode(const struct x86_row *row, unsigned mode)
 {
 	return !(row->attr & (mode == 64 ? X86_A_NO64 : X86_A_ONLY64));
 }
@@ -619,16 +586,22 @@ void diff_generate(const struct diff_interp *interp, const struct diff_rows *row
 	g.e.rng = &g.rng;
 	g.e.mode = ret_case->mode;
 	choose_state(&g);
+	*ret_row = (int)number;
+	if (rows->programs_percent && diff_percent(&g.rng, rows->programs_percent)) {
+		gen_program(&g, rows, number);
+		choose_place(&g);
+		apply_fixes(&g);
+		return;
+	}
 	const unsigned kind = diff_pick(&g.rng, 100);
 	unsigned more = kind < 75 ? 0 : 1 + diff_pick(&g.rng, SEQUENCE_MAX - 1);
 
 	add_row(&g, number);
 	while (more--) {
 		const unsigned next = rows->row[diff_pick(&g.rng, rows->count)];
-		if (row_has_mode(&x86_rows[next], ret_case->mode) && !add_row(&g, next))
+		if (gen_row_has_mode(&x86_rows[next], ret_case->mode) && !add_row(&g, next))
 			break;
 	}
-	*ret_row = (int)number;
 	if (!ret_case->code_bytes || kind >= 92) {
 		if (!ret_case->code_bytes)
 			ret_case->code[ret_case->code_bytes++] = 0x90;

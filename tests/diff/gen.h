@@ -59,6 +59,7 @@ void diff_pattern(uint64_t seed, unsigned number, uint8_t *to);
 struct diff_rows {
 	unsigned count;
 	uint16_t *row;
+	unsigned programs_percent; /* of the cases are programs: program.c */
 };
 
 /* Make case `index`. *ret_row: the row it is about, or -1 for mutated bytes. */

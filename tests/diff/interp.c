@@ -13,7 +13,7 @@
 #include <stdlib.h>
 
 #define VSYSCALL  0xffffffffff600000ull
-#define STEPS_MAX 3000
+#define STEPS_MAX 2000
 
 const char *const diff_skip_names[DIFF_SKIPS] = {
 	[DIFF_SKIP_NOTEST] = "result depends on time or on the host's set-up",

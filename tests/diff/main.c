@@ -27,10 +27,10 @@
 
 struct options {
 	uint64_t seed, count, replay;
-	unsigned threads, reports;
+	unsigned threads, reports, programs;
 	const char *rows, *native;
 	const char *jit; /* the translator's switches; NULL: it takes no part */
-	bool is_replay, seed_given, by_row, brief;
+	bool is_replay, seed_given, programs_given, by_row, brief;
 };
 
 /* What the workers add up, in memory they share. */
@@ -92,6 +92,7 @@ static bool wanted(const struct options *o, const struct x86_row *row)
 
 static int choose_rows(struct worker *w)
 {
+	w->rows.programs_percent = w->options->programs;
 	w->rows.row = calloc(x86_row_count, sizeof(*w->rows.row));
 	if (!w->rows.row || x86_row_count > ROWS_MAX)
 		return -ENOMEM;
@@ -439,7 +440,8 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 static void usage(void)
 {
 	printf("diff [--seed N] [--count N] [--threads N] [--rows NAME|ENCODING] [--reports N] [--by-row]\n"
-	       "     [--brief] [--native PROGRAM] [--engine jit [--jit SWITCHES]]\n"
+	       "     [--brief] [--native PROGRAM] [--programs PERCENT]\n"
+	       "     [--engine jit [--jit SWITCHES]]\n"
 	       "diff --replay SEED:INDEX [--rows ...]\n");
 }
 
@@ -458,7 +460,8 @@ static bool parse(int argc, char **argv, struct options *o)
 	static const struct option list[] = {{"seed", 1, NULL, 's'}, {"count", 1, NULL, 'c'},
 		{"threads", 1, NULL, 't'}, {"rows", 1, NULL, 'r'}, {"reports", 1, NULL, 'n'},
 		{"replay", 1, NULL, 'p'}, {"native", 1, NULL, 'x'}, {"by-row", 0, NULL, 'b'},
-		{"brief", 0, NULL, 'B'}, {"engine", 1, NULL, 'e'}, {"jit", 1, NULL, 'j'}, {0}};
+		{"brief", 0, NULL, 'B'}, {"engine", 1, NULL, 'e'}, {"jit", 1, NULL, 'j'},
+		{"programs", 1, NULL, 'P'}, {0}};
 	int opt;
 	char *end;
 
@@ -476,6 +479,10 @@ static bool parse(int argc, char **argv, struct options *o)
 		case 'b': o->by_row = true; break;
 		case 'B': o->brief = true; break;
 		case 'j': o->jit = optarg; break;
+		case 'P':
+			o->programs = (unsigned)strtoul(optarg, NULL, 0);
+			o->programs_given = true;
+			break;
 		case 'e':
 			if (strcmp(optarg, "jit") != 0)
 				return false;
@@ -524,6 +531,8 @@ int main(int argc, char **argv)
 		usage();
 		return 2;
 	}
+	if (o.jit && !o.programs_given)
+		o.programs = 40;
 	if (!o.seed_given)
 		o.seed = (uint64_t)time(NULL) ^ (uint64_t)getpid() << 32;
 	struct totals *totals = mmap(
