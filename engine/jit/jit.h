@@ -55,6 +55,13 @@ enum jit_kind {
 	JIT_RET,
 	JIT_CLD,
 	JIT_STD,
+	JIT_CLI,
+	JIT_STI,
+	JIT_SWAPGS,
+	JIT_PUSHF,
+	JIT_DIV,
+	JIT_IDIV,
+	JIT_BIT, /* BT and its kin with the number in a register */
 };
 
 struct jit_row {

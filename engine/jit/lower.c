@@ -508,11 +508,41 @@ static void pop_end(struct translation *t, unsigned more)
 	emit_rm(&t->e, 0x8d | wide(t), HR_9, HR_9, HR_NONE, 0, (int32_t)(stack_bytes(t) + more));
 }
 
+/* Push what is in `scratch`. */
+static void push_scratch(struct translation *t)
+{
+	emit_rm(&t->e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
+	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(scratch));
+	emit_rm(&t->e, 0x89 | wide(t), HR_10, HR_11, HR_NONE, 0, 0);
+	push_end(t);
+}
+
+static bool lower_push_memory(struct translation *t, unsigned i)
+{
+	if (!simple_address(t, i))
+		return false;
+	clobber_flags(t, live_before(t, i));
+	struct slow *load = slow_begin(t, i);
+	emit_linear(t, i);
+	emit_lookup(t, load, stack_bytes(t), X86_READ, 1);
+	emit_rm(&t->e, 0x8b | wide(t), HR_10, HR_11, HR_10, 0, 0);
+	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(scratch));
+	struct slow *push = push_begin(t, i);
+	push_scratch(t);
+	slow_end(t, load);
+	slow_end(t, push);
+	return true;
+}
+
 static bool lower_push(struct translation *t, unsigned i)
 {
 	const struct x86_operand *op = &t->insn[i].op[0];
 
-	if (t->insn[i].osize != stack_bytes(t) || (op->kind != X86_O_GPR && op->kind != X86_O_IMM))
+	if (t->insn[i].osize != stack_bytes(t))
+		return false;
+	if (op->kind == X86_O_MEM)
+		return lower_push_memory(t, i);
+	if (op->kind != X86_O_GPR && op->kind != X86_O_IMM)
 		return false;
 	struct slow *slow = push_begin(t, i);
 	if (op->kind == X86_O_IMM) {
@@ -858,6 +888,189 @@ static void lower_direction(struct translation *t, unsigned i, bool set)
 	emit32(&t->e, set ? X86_DF : ~X86_DF);
 }
 
+/* ---- system instructions that kernels use all the time ---- */
+
+#define RFLAGS CTX(soft.cpu.s.rflags)
+
+/* Go the slow path unless CPL is 0. */
+static struct slow *privileged(struct translation *t, unsigned i)
+{
+	clobber_flags(t, live_before(t, i));
+	struct slow *slow = slow_begin(t, i);
+	emit_ctx(&t->e, 0x80, 7, CTX(soft.cpu.cpl));
+	emit8(&t->e, 0);
+	slow_jump(t, slow, CC_NE);
+	return slow;
+}
+
+static void lower_cli(struct translation *t, unsigned i)
+{
+	struct slow *slow = privileged(t, i);
+
+	emit_ctx(&t->e, 0x81, 4, RFLAGS);
+	emit32(&t->e, ~X86_IF);
+	slow_end(t, slow);
+}
+
+/*
+ * The next instruction is in the block, so nothing interrupts before it. An interrupt that was put aside takes
+ * the slow path, which leaves.
+ */
+static bool lower_sti(struct translation *t, unsigned i)
+{
+	if (i + 1 == t->count || t->v->options.count)
+		return false;
+	struct slow *slow = privileged(t, i);
+	emit_ctx(&t->e, 0x80, 7, CTX(interrupt_aside));
+	emit8(&t->e, 0);
+	slow_jump(t, slow, CC_NE);
+	emit_ctx(&t->e, 0x81, 1, RFLAGS);
+	emit32(&t->e, X86_IF);
+	slow_end(t, slow);
+	return true;
+}
+
+static void lower_swapgs(struct translation *t, unsigned i)
+{
+	struct slow *slow = privileged(t, i);
+
+	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(soft.cpu.s.seg[X86_GS].base));
+	emit_ctx(&t->e, MOV_LOAD, HR_11, CTX(soft.cpu.s.msr.kernel_gs_base));
+	emit_ctx(&t->e, MOV_STORE, HR_11, CTX(soft.cpu.s.seg[X86_GS].base));
+	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(soft.cpu.s.msr.kernel_gs_base));
+	slow_end(t, slow);
+}
+
+static bool lower_pushf(struct translation *t, unsigned i)
+{
+	struct emit *e = &t->e;
+
+	if (t->insn[i].osize != stack_bytes(t))
+		return false;
+	clobber_flags(t, X86_FLAGS_ARITH);
+	emit_ctx(e, 0xb6 | EM_0F, HR_10, CTX(flags_kept) + 1); /* AH of LAHF */
+	emit_rr(e, 0x81, 4, HR_10);
+	emit32(e, X86_FLAGS_ARITH & 0xff);
+	emit_ctx(e, 0xb6 | EM_0F, HR_11, CTX(flags_kept)); /* OF */
+	emit_rr(e, 0xc1, 4, HR_11);
+	emit8(e, 11);
+	emit_rr(e, 0x09, HR_11, HR_10);
+	emit_ctx(e, 0x8b, HR_11, RFLAGS);
+	emit_rr(e, 0x81, 4, HR_11);
+	emit32(e, ~(uint32_t)(X86_FLAGS_ARITH | X86_RF | X86_VM));
+	emit_rr(e, 0x09, HR_11, HR_10);
+	emit_ctx(e, MOV_STORE, HR_10, CTX(scratch));
+	struct slow *slow = push_begin(t, i);
+	push_scratch(t);
+	slow_end(t, slow);
+	return true;
+}
+
+/* ---- division ---- */
+
+/* The divisor's register: its own, R10, or R11 with memory's. */
+static unsigned divisor(struct translation *t, unsigned i, struct slow *slow, unsigned size_bits)
+{
+	const struct x86_operand *op = &t->insn[i].op[0];
+
+	if (op->kind == X86_O_GPR)
+		return loaded(t, op->reg, HR_10);
+	emit_linear(t, i);
+	emit_lookup(t, slow, op->size, X86_READ, 1);
+	emit_rm(&t->e, 0x8b | size_bits, HR_11, HR_11, HR_10, 0, 0);
+	return HR_11;
+}
+
+/*
+ * The processor faults on the host as well, so only what cannot fault runs natively. Unsigned: the high half
+ * is below the divisor (which so is not 0). Signed: the dividend is the low half's sign extension, and the
+ * divisor neither 0 nor -1.
+ */
+static bool lower_divide(struct translation *t, unsigned i, bool is_signed)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	const unsigned size = insn->op[0].size, bits = size == 8 ? EM_W : size == 2 ? EM_66 : 0;
+	struct emit *e = &t->e;
+
+	if (size == 1 || (insn->op[0].kind == X86_O_MEM && !simple_address(t, i)))
+		return false;
+	clobber_flags(t, live_before(t, i));
+	struct slow *slow = slow_begin(t, i);
+	unsigned by = divisor(t, i, slow, bits), temp = by == HR_10 ? HR_11 : HR_10;
+	if (is_signed) {
+		emit_rr(e, 0x89 | bits, HR_AX, temp);
+		emit_rr(e, 0xc1 | bits, 7, temp); /* sar */
+		emit8(e, size * 8 - 1);
+		emit_rr(e, 0x39 | bits, HR_DX, temp);
+		slow_jump(t, slow, CC_NE);
+		emit_rm(e, 0x8d | bits, temp, by, HR_NONE, 0, 1);
+		emit_rr(e, 0x83 | bits, 7, temp);
+		emit8(e, 1);
+		slow_jump(t, slow, CC_BE);
+	} else {
+		emit_rr(e, 0x39 | bits, by, HR_DX);
+		slow_jump(t, slow, CC_AE);
+	}
+	emit_rr(e, 0xf7 | bits, is_signed ? 7 : 6, by);
+	t->kept = false; /* all flags are undefined */
+	slow_end(t, slow);
+	return true;
+}
+
+/* ---- BT, BTS, BTR, BTC with the bit's number in a register ---- */
+
+/* R10 = linear address of the word that holds the bit: the number is signed and reaches far. */
+static void emit_bit_linear(struct translation *t, unsigned i)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	const unsigned size = insn->op[0].size, shift = size == 8 ? 6 : 5;
+	struct emit *e = &t->e;
+
+	emit_linear(t, i);
+	unsigned number = loaded(t, insn->op[1].reg, HR_11);
+	if (size == 4)
+		emit_rr(e, 0x63 | EM_W, HR_11, number); /* movsxd */
+	else if (number != HR_11)
+		emit_mov_rr(e, HR_11, number);
+	emit_rr(e, 0xc1 | EM_W, 7, HR_11); /* sar */
+	emit8(e, shift);
+	emit_rm(e, 0x8d | EM_W, HR_10, HR_10, HR_11, size == 8 ? 3 : 2, 0);
+}
+
+static bool lower_bit(struct translation *t, unsigned i)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	const unsigned size = insn->op[0].size, bits = size == 8 ? EM_W : 0;
+	const unsigned op = (insn->opcode & 0x38) | 0x83; /* a3 ab b3 bb */
+	struct emit *e = &t->e;
+
+	if (insn->op[0].kind == X86_O_GPR) {
+		if (!copy_fits(t, i))
+			return false;
+		copy_with_registers(t, i);
+		return true;
+	}
+	if (size == 2 || insn->asize != 8 || !simple_address(t, i))
+		return false;
+	clobber_flags(t, live_before(t, i));
+	struct slow *slow = slow_begin(t, i);
+	emit_bit_linear(t, i);
+	emit_lookup(t, slow, size, insn->fn == x86_sem_bt ? X86_READ : X86_WRITE, 1);
+	emit_rm(e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
+	if (spilled(insn->op[1].reg))
+		emit_ctx(e, 0x8b, HR_10, CTX_REG(insn->op[1].reg));
+	else
+		emit_rr(e, 0x89, host_of(insn->op[1].reg), HR_10);
+	emit_rr(e, 0x83, 4, HR_10); /* and: within the word */
+	emit8(e, size * 8 - 1);
+	if (needs_flags(t, i))
+		jit_flags_restore_slowly(e);
+	emit_rm(e, op | EM_0F | bits | (insn->prefix & X86_P_LOCK ? EM_LOCK : 0), HR_10, HR_11, HR_NONE, 0, 0);
+	t->kept = false;
+	slow_end(t, slow);
+	return true;
+}
+
 /* ---- all of them ---- */
 
 /* RDRAND and RDSEED: from the host, or from a sequence that their semantic functions know. */
@@ -888,6 +1101,13 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	case JIT_LEAVE: return lower_leave(t, i);
 	case JIT_CLD: lower_direction(t, i, false); return true;
 	case JIT_STD: lower_direction(t, i, true); return true;
+	case JIT_CLI: lower_cli(t, i); return true;
+	case JIT_STI: return lower_sti(t, i);
+	case JIT_SWAPGS: lower_swapgs(t, i); return true;
+	case JIT_PUSHF: return lower_pushf(t, i);
+	case JIT_DIV: return lower_divide(t, i, false);
+	case JIT_IDIV: return lower_divide(t, i, true);
+	case JIT_BIT: return lower_bit(t, i);
 	case JIT_JCC: lower_jcc(t, i); return true;
 	case JIT_JRCXZ:
 		if (t->insn[i].asize == 2)

@@ -37,6 +37,12 @@ static const struct {
 	{ x86_vec_zero, JIT_RAW_VECTOR },
 	{ x86_sem_cld, JIT_CLD },
 	{ x86_sem_std, JIT_STD },
+	{ x86_cli, JIT_CLI },
+	{ x86_sti, JIT_STI },
+	{ x86_swapgs, JIT_SWAPGS },
+	{ x86_sem_pushf, JIT_PUSHF },
+	{ x86_sem_div, JIT_DIV },
+	{ x86_sem_idiv, JIT_IDIV },
 	{ x86_sem_jo, JIT_JCC },
 	{ x86_sem_jno, JIT_JCC },
 	{ x86_sem_jb, JIT_JCC },
@@ -74,6 +80,9 @@ static uint8_t kind_of(const struct x86_row *row)
 	for (unsigned i = 0; i < ARRAY_SIZE(lowered); i++)
 		if (row->fn == lowered[i].fn)
 			return lowered[i].kind;
+	if (!(row->attr & X86_A_NATIVE) && (row->fn == x86_sem_bt || row->fn == x86_sem_bts ||
+						   row->fn == x86_sem_btr || row->fn == x86_sem_btc))
+		return JIT_BIT;
 	if (!(row->attr & X86_A_NATIVE) || (row->attr & (never | X86_A_END)))
 		return JIT_HELPER;
 	/* Opcodes that mean something else in the host's 64-bit code; INC and DEC have another. */

@@ -48,7 +48,7 @@ static void seen(struct translation *t, unsigned start, unsigned end)
 /* May the block go on behind it? */
 static bool goes_on(const struct jit_row *row)
 {
-	return !row->leaves || row->kind == JIT_JCC || row->kind == JIT_JRCXZ;
+	return !row->leaves || row->kind == JIT_JCC || row->kind == JIT_JRCXZ || row->kind == JIT_STI;
 }
 
 /* ---- flags ---- */
