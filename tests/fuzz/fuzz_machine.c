@@ -5,14 +5,15 @@
  * that were made for that mode, and of the processor's state as a hostile snapshot might; what is left
  * of it is the code. All vectors lead back into the code, so that a fault is not the end.
  *
- * Each input runs a bounded number of steps with x86_step(), or in the interpreter engine until a
- * thread kicks it. What must hold: nothing crashes, no sanitizer complains, each step ends soon, no
+ * Each input runs a bounded number of steps with x86_step(), or in an engine (FUZZ_ENGINE, else the
+ * interpreter) until a thread kicks it. What must hold: nothing crashes, no sanitizer complains, each step ends soon, no
  * byte of memory changes without the dirty log knowing (rig_wipe() relies on it).
  */
 #include "tests/fuzz/rig.h"
 
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -330,6 +331,35 @@ static void run_steps(struct machine *m)
 
 /* ---- the engine ---- */
 
+static const struct engine_ops *engine(void)
+{
+	static const struct engine_ops *ops;
+	const char *name = getenv("FUZZ_ENGINE");
+
+	if (!ops)
+		ops = name ? engine_find(name) : &engine_interp_ops;
+	MUST(ops);
+	return ops;
+}
+
+/* The stepper writes behind the engine's back. */
+static void step_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
+{
+	struct guest_memory *memory = cpu->memory;
+
+	if (memory->code_listener)
+		memory->code_listener(memory->code_opaque, gpa, size);
+}
+
+static const struct x86_env_ops *step_env(void)
+{
+	static struct x86_env_ops env;
+
+	env = soft_env;
+	env.code_written = step_code_written;
+	return &env;
+}
+
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -346,7 +376,7 @@ static void *kicker_thread(void *opaque)
 		usleep(ENGINE_US);
 		pthread_mutex_lock(&kicker.lock);
 		if (kicker.target)
-			engine_interp_ops.kick(kicker.target);
+			engine()->kick(kicker.target);
 		kicker.target = NULL;
 	}
 	return NULL;
@@ -377,15 +407,15 @@ static void run_engine(struct machine *m, unsigned index)
 	for (unsigned i = 0; i < 8 && !m->rig.ended; i++) {
 		uint64_t start = clock_monotonic_ns();
 		if (r->intr)
-			engine_interp_ops.interrupt(vcpu);
+			engine()->interrupt(vcpu);
 		if (r->nmi)
-			engine_interp_ops.nmi(vcpu);
+			engine()->nmi(vcpu);
 		r->intr = r->nmi = false;
 		kick_soon(vcpu);
-		enum engine_exit exit = engine_interp_ops.run(vcpu, NULL);
+		enum engine_exit exit = engine()->run(vcpu, NULL);
 		kick_soon(NULL);
 		MUST(clock_monotonic_ns() - start < INPUT_NS_MAX);
-		MUST(engine_interp_ops.get_state(vcpu, &s) == 0);
+		MUST(engine()->get_state(vcpu, &s) == 0);
 		MUST(s.reg[X86_ZERO] == 0 && s.activity <= X86_SHUTDOWN);
 		fake_time_run(&m->rig.time, 200000);
 		if (exit != ENGINE_EXIT_HALTED || !(r->intr || r->nmi))
@@ -404,16 +434,16 @@ static void machine_init(struct machine *m)
 		.cpuid = &m->rig.cpuid,
 		.cpus_max = RIG_CPUS};
 
-	MUST(engine_interp_ops.vm_create(&m->vm, &config, NULL) == 0);
+	MUST(engine()->vm_create(&m->vm, &config, NULL) == 0);
 	for (unsigned i = 0; i < RIG_CPUS; i++) {
 		const struct engine_vcpu_config vcpu = {
 			.index = i, .apic_id = i, .opaque = &m->rig.cpu[i]};
-		MUST(engine_interp_ops.vcpu_create(&m->vcpu[i], m->vm, &vcpu, NULL) == 0);
+		MUST(engine()->vcpu_create(&m->vcpu[i], m->vm, &vcpu, NULL) == 0);
 	}
 	const struct engine_vcpu_config step = {.opaque = &m->rig.cpu[0]};
 	memset(&m->step, 0, sizeof(m->step));
 	MUST(soft_vm_init(&m->step_vm, &config, "stepper", NULL) == 0);
-	MUST(soft_vcpu_init(&m->step, &m->step_vm, &step, &soft_env, NULL) == 0);
+	MUST(soft_vcpu_init(&m->step, &m->step_vm, &step, step_env(), NULL) == 0);
 }
 
 /* Devices keep what earlier inputs did to them unless they are put back. */
@@ -444,8 +474,8 @@ static struct machine *the_machine(void)
 		for (size_t i = 0; i < RIG_MEMORY_BYTES; i += 8)
 			MUST(*(const uint64_t *)(ram + i) == 0);
 		for (unsigned i = 0; i < RIG_CPUS; i++)
-			engine_interp_ops.vcpu_free(machine.vcpu[i]);
-		engine_interp_ops.vm_free(machine.vm);
+			engine()->vcpu_free(machine.vcpu[i]);
+		engine()->vm_free(machine.vm);
 		soft_vcpu_done(&machine.step);
 		soft_vm_done(&machine.step_vm);
 		rig_done(&machine.rig);
@@ -468,7 +498,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	enum mode mode = rig_take(&in, 1) % MODES;
 	uint8_t flags = (uint8_t)rig_take(&in, 1);
 	rig_wipe(&m->rig);
-	MUST(engine_interp_ops.dirty_sync(m->vm) == 0);
+	MUST(engine()->dirty_sync(m->vm) == 0);
 	devices_reset(m);
 	write_gdt(m, mode != PROTECTED16);
 	write_idt(m, mode);
@@ -487,7 +517,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	write_code(m, &in);
 	if (flags & 32) {
 		for (unsigned i = 0; i < (flags & 64 ? 2 : 1); i++)
-			if (engine_interp_ops.set_state(m->vcpu[i], &state) == 0)
+			if (engine()->set_state(m->vcpu[i], &state) == 0)
 				run_engine(m, i);
 	} else {
 		x86_cpu_load(&m->step.cpu, &state);

@@ -194,12 +194,20 @@ void rig_done(struct rig *rig)
 
 void rig_wipe(struct rig *rig)
 {
-	uint8_t *ram = rig->memory->region[0].host;
+	struct guest_memory *memory = rig->memory;
+	uint8_t *ram = memory->region[0].host;
 
-	memory_dirty_fetch(rig->memory, 0, rig->dirty);
-	for (unsigned page = 0; page < RIG_MEMORY_BYTES >> GUEST_PAGE_SHIFT; page++)
-		if (rig->dirty[page / 64] >> page % 64 & 1)
-			memset(ram + ((size_t)page << GUEST_PAGE_SHIFT), 0, GUEST_PAGE_SIZE);
+	memory_dirty_fetch(memory, 0, rig->dirty);
+	for (unsigned page = 0; page < RIG_MEMORY_BYTES >> GUEST_PAGE_SHIFT; page++) {
+		gpa_t gpa = (gpa_t)page << GUEST_PAGE_SHIFT;
+
+		if (!(rig->dirty[page / 64] >> page % 64 & 1))
+			continue;
+		memset(ram + gpa, 0, GUEST_PAGE_SIZE);
+		/* Behind the back of who has translated it: memory_write() would tell, but dirty the page. */
+		if (memory->code_listener && memory_code_page(memory, gpa))
+			memory->code_listener(memory->code_opaque, gpa, GUEST_PAGE_SIZE);
+	}
 }
 
 /* ---- the engine's hooks ---- */

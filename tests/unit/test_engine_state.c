@@ -2,8 +2,8 @@
  * The state of a vCPU through engine_ops: what is set can be got, an event under way is delivered, the
  * dirty log is exact, and a guest may change engines in the middle of its work.
  *
- * Argument: interp or kvm; or "switch", which needs both. Without KVM the program says so and exits with
- * 77 (skipped).
+ * Argument: interp, jit or kvm; or "switch", between the first two, or "switch_kvm", between all. Where an engine
+ * cannot be had the program says so and exits with 77 (skipped).
  */
 #include "engine_rig.h"
 
@@ -11,7 +11,14 @@
 #define SWITCHES  40 /* the most */
 #define LAPIC_GPA 0xfee00000ull
 
+#define ENGINES	  3
+
 static const struct engine_ops *ops;
+
+/* Those to go to and from, in turn. */
+static const struct engine_ops *const engines[ENGINES] = {
+	&engine_interp_ops, &engine_jit_ops, &engine_kvm_ops};
+static unsigned engine_count = ENGINES;
 
 static int setup(void **state)
 {
@@ -501,22 +508,30 @@ static void *waker_thread(void *opaque)
 	return NULL;
 }
 
-static void move(struct rig *r, struct engine_vm **vms, struct engine_vcpu **vcpus, unsigned to)
+/* A vCPU of each engine, on the same memory. */
+struct vcpus {
+	struct engine_vm *vm[ENGINES];
+	struct engine_vcpu *vcpu[ENGINES];
+	unsigned now;
+};
+
+static void move(struct rig *r, struct vcpus *vcpus)
 {
 	struct x86_state s;
 
 	rig_state(r, &s);
-	r->ops = to ? &engine_kvm_ops : &engine_interp_ops;
-	r->vm = vms[to];
-	r->vcpu = vcpus[to];
+	vcpus->now = (vcpus->now + 1) % engine_count;
+	r->ops = engines[vcpus->now];
+	r->vm = vcpus->vm[vcpus->now];
+	r->vcpu = vcpus->vcpu[vcpus->now];
 	assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
 }
 
 /* Runs to the end; returns how often it changed engines. */
-static unsigned run_switching(struct rig *r, struct engine_vm **vms, struct engine_vcpu **vcpus)
+static unsigned run_switching(struct rig *r, struct vcpus *vcpus)
 {
-	unsigned switches = 0, now = r->ops == &engine_kvm_ops;
 	struct waker w = {.rig = r};
+	unsigned switches = 0;
 	struct error err = {0};
 	pthread_t thread;
 
@@ -528,9 +543,8 @@ static unsigned run_switching(struct rig *r, struct engine_vm **vms, struct engi
 			sched_yield();
 		if (r->done)
 			break;
-		now = !now;
 		switches++;
-		move(r, vms, vcpus, now);
+		move(r, vcpus);
 	}
 	w.stop = true;
 	pthread_join(thread, NULL);
@@ -548,24 +562,37 @@ static void start_mix(struct rig *r)
 	RIG_LOAD(r, &s, mix);
 }
 
+static void vcpus_free(struct rig *r, struct vcpus *vcpus)
+{
+	for (unsigned i = 0; i < engine_count; i++) {
+		engines[i]->vcpu_free(vcpus->vcpu[i]);
+		engines[i]->vm_free(vcpus->vm[i]);
+	}
+	r->vcpu = NULL;
+	r->vm = NULL;
+	rig_free(r);
+}
+
 static void test_switch(void **state)
 {
-	struct rig *r = rig_new(&engine_interp_ops);
-	struct engine_vm *vms[2] = {r->vm};
-	struct engine_vcpu *vcpus[2] = {r->vcpu};
+	struct rig *r = rig_new(engines[0]);
+	struct vcpus vcpus = {.vm = {r->vm}, .vcpu = {r->vcpu}};
 	struct outcome expected, outcome;
 	unsigned switches = 0;
 
-	rig_engine(r, &engine_kvm_ops);
-	vms[1] = r->vm;
-	vcpus[1] = r->vcpu;
+	for (unsigned i = 1; i < engine_count; i++) {
+		rig_engine(r, engines[i]);
+		vcpus.vm[i] = r->vm;
+		vcpus.vcpu[i] = r->vcpu;
+		vcpus.now = i;
+	}
 	rig_find_features(r);
 	start_mix(r);
 	rig_run_to_end(r);
 	get_outcome(r, &expected);
 	for (unsigned i = 0; i < 6; i++) {
 		start_mix(r);
-		switches += run_switching(r, vms, vcpus);
+		switches += run_switching(r, &vcpus);
 		while (!r->done)
 			assert_int_equal(rig_run(r), ENGINE_EXIT_KICKED);
 		get_outcome(r, &outcome);
@@ -573,33 +600,34 @@ static void test_switch(void **state)
 	}
 	print_message("changed engines %u times\n", switches);
 	assert_in_range(switches, 6, 6 * SWITCHES);
-	for (unsigned i = 0; i < 2; i++) {
-		(i ? &engine_kvm_ops : &engine_interp_ops)->vcpu_free(vcpus[i]);
-		(i ? &engine_kvm_ops : &engine_interp_ops)->vm_free(vms[i]);
-	}
-	r->vcpu = NULL;
-	r->vm = NULL;
-	rig_free(r);
+	vcpus_free(r, &vcpus);
 }
 
-/* The two must agree on every value of a state that went through both. */
+/* They must agree on every value of a state that goes from the one to the other and back. */
+static void state_across(const struct engine_ops *one, const struct engine_ops *other)
+{
+	struct rig *a = rig_new(one), *b = rig_new(other);
+	struct x86_state set, from_a, from_b;
+
+	rig_find_features(a);
+	fill(a, &set);
+	assert_int_equal(b->ops->set_state(b->vcpu, &set), 0);
+	rig_state(b, &from_b);
+	assert_int_equal(a->ops->set_state(a->vcpu, &from_b), 0);
+	rig_state(a, &from_a);
+	check_same(a, &from_b, &from_a);
+	assert_int_equal(b->ops->set_state(b->vcpu, &from_a), 0);
+	rig_state(b, &from_b);
+	check_same(a, &from_a, &from_b);
+	rig_free(a);
+	rig_free(b);
+}
+
 static void test_state_across(void **state)
 {
-	struct rig *kvm = rig_new(&engine_kvm_ops), *interp = rig_new(&engine_interp_ops);
-	struct x86_state set, from_kvm, from_interp;
-
-	rig_find_features(kvm);
-	fill(kvm, &set);
-	assert_int_equal(interp->ops->set_state(interp->vcpu, &set), 0);
-	rig_state(interp, &from_interp);
-	assert_int_equal(kvm->ops->set_state(kvm->vcpu, &from_interp), 0);
-	rig_state(kvm, &from_kvm);
-	check_same(kvm, &from_interp, &from_kvm);
-	assert_int_equal(interp->ops->set_state(interp->vcpu, &from_kvm), 0);
-	rig_state(interp, &from_interp);
-	check_same(kvm, &from_kvm, &from_interp);
-	rig_free(kvm);
-	rig_free(interp);
+	for (unsigned i = 1; i < engine_count; i++)
+		for (unsigned j = 0; j < i; j++)
+			state_across(engines[i], engines[j]);
 }
 
 /* ---- ---- */
@@ -634,21 +662,34 @@ static int run_switch(void)
 	return cmocka_run_group_tests_name("switch", tests, NULL, NULL);
 }
 
-int main(int argc, char **argv)
+/* Exit status if this engine is not to be had. */
+static int must_have(const struct engine_ops *engine, const char *more)
 {
-	bool switching = argc > 1 && strcmp(argv[1], "switch") == 0;
 	struct engine_probe probe;
 
-	ops = argc > 1 ? engine_find(switching ? "kvm" : argv[1]) : NULL;
+	engine->probe(&probe);
+	if (probe.usable)
+		return 0;
+	printf("NOT CHECKED: the %s engine%s: %s\n", engine->name, more, probe.reason);
+	return 77;
+}
+
+int main(int argc, char **argv)
+{
+	bool switching = argc > 1 && strncmp(argv[1], "switch", 6) == 0;
+	int status = 0;
+
+	if (switching) {
+		engine_count = strcmp(argv[1], "switch_kvm") == 0 ? ENGINES : ENGINES - 1;
+		for (unsigned i = 0; i < engine_count && !status; i++)
+			status = must_have(engines[i], ", and going to and from it");
+		return status ? status : run_switch();
+	}
+	ops = argc > 1 ? engine_find(argv[1]) : NULL;
 	if (!ops) {
-		fprintf(stderr, "usage: %s ENGINE|switch\n", argv[0]);
+		fprintf(stderr, "usage: %s ENGINE|switch|switch_kvm\n", argv[0]);
 		return 2;
 	}
-	ops->probe(&probe);
-	if (!probe.usable) {
-		printf("NOT CHECKED: the %s engine%s: %s\n", ops->name,
-			switching ? ", and going to and from it" : "", probe.reason);
-		return 77;
-	}
-	return switching ? run_switch() : run_engine();
+	status = must_have(ops, "");
+	return status ? status : run_engine();
 }
