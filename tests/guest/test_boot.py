@@ -19,9 +19,16 @@ def power_off(machine):
     assert machine.wait(30) == 0
 
 
-@pytest.mark.parametrize("cpus", [1, 4])
-def test_cloud_kernel_to_a_shell(boot, cpus):
-    machine = shell(boot, "--engine", "interp", "--cpus", cpus)
+def each(engines, cpus, slow=()):
+    """Parameters: every engine with every number of processors; those with a number of `slow` only with --all."""
+    return pytest.mark.parametrize("engine, cpus", [
+        pytest.param(engine, count, marks=pytest.mark.slow if count in slow else ())
+        for engine in engines for count in cpus])
+
+
+@each(["interp", "jit"], [1, 2, 4], slow=[2])
+def test_cloud_kernel_to_a_shell(boot, engine, cpus):
+    machine = shell(boot, "--engine", engine, "--cpus", cpus)
     assert machine.run("nproc").strip() == str(cpus)
     assert machine.run("uname -r").strip().endswith("cloud-amd64")
     assert machine.run("echo $((6 * 7))").strip() == "42"
@@ -48,17 +55,19 @@ def test_keys_reach_the_guest(boot):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cpus", [1, 4])
-def test_standard_kernel_to_a_shell(boot, cpus):
-    machine = shell(boot, "--engine", "interp", "--cpus", cpus, variant="standard")
+@each(["interp", "jit"], [1, 2, 4])
+def test_standard_kernel_to_a_shell(boot, engine, cpus):
+    machine = shell(boot, "--engine", engine, "--cpus", cpus, variant="standard")
     assert machine.run("nproc").strip() == str(cpus)
     power_off(machine)
 
 
 @pytest.mark.slow
-def test_32_bit_kernel_to_a_shell(boot):
-    machine = shell(boot, "--engine", "interp", variant="i386")
+@each(["interp", "jit"], [1, 2, 4])
+def test_32_bit_kernel_to_a_shell(boot, engine, cpus):
+    machine = shell(boot, "--engine", engine, "--cpus", cpus, variant="i386")
     assert machine.run("uname -m").strip() == "i686"
+    assert machine.run("nproc").strip() == str(cpus)
     power_off(machine)
 
 

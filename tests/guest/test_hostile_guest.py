@@ -33,7 +33,7 @@ def tiny(tmp_path):
     return build
 
 
-@pytest.fixture(params=["interp", "kvm"])
+@pytest.fixture(params=["interp", "jit", "kvm"])
 def engine(request):
     if request.param == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("NOT CHECKED: hostile guests under KVM (/dev/kvm is missing or not permitted)")

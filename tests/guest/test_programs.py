@@ -78,14 +78,14 @@ def roots(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
-def run(kernel, initrd, roots):
+@pytest.fixture(params=["interp", "jit"])
+def run(request, kernel, initrd, roots):
     """run("compute", cpus, seconds) is what that script printed in a guest; it must end well."""
 
     def start(script, cpus, seconds, variant="cloud", architecture="amd64"):
         own = initrd((PROGRAMS / "enter").read_text(), {"lodge/script": PROGRAMS / script}, variant)
         archive = roots(architecture).parent / "root.cpio"
-        done = lodge("run", "--engine", "interp", "--memory", "1G", "--cpus", cpus,
+        done = lodge("run", "--engine", request.param, "--memory", "1G", "--cpus", cpus,
                      "--on-reboot", "exit", "--kernel", kernel(variant), "--initrd", own,
                      "--initrd", archive, "--cmdline", "console=ttyS0 panic=-1 quiet",
                      seconds=seconds)
