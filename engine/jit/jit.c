@@ -151,10 +151,16 @@ static bool flat(const struct x86_cpu *cpu)
 
 static void mode_change(struct engine_vcpu *v, unsigned mode)
 {
+	struct x86_tlb *tlb = v->soft.cpu.tlb_now;
+
+	/* The branch cache is keyed by addresses alone. Each of its tables has a mode, as a 32-bit program and
+	 * its 64-bit kernel take turns. */
+	if (unlikely(tlb->branch_mode != mode)) {
+		x86_branch_clear_now(&v->soft.cpu);
+		tlb->branch_mode = mode;
+	}
 	if (likely(v->mode == mode))
 		return;
-	/* The branch cache is keyed by addresses alone. */
-	x86_branch_clear(&v->soft.cpu);
 	v->mode = mode;
 	v->pending = NULL;
 	v->has_pending_branch = false;

@@ -445,6 +445,12 @@ void x86_branch_fill(struct x86_cpu *cpu, gva_t target, const void *code)
 	tlb->has_branches = true;
 }
 
+void x86_branch_clear_now(struct x86_cpu *cpu)
+{
+	if (cpu->tlb_now != cpu->tlb_nothing)
+		branches_drop(cpu, cpu->tlb_now, branch_any, 0, 0);
+}
+
 void x86_branch_clear(struct x86_cpu *cpu)
 {
 	for (unsigned n = 0; n < 2 * X86_TLB_CONTEXTS; n++)

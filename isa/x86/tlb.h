@@ -45,6 +45,7 @@ struct x86_tlb {
 	uint64_t branch_global[X86_BRANCH_SIZE / 64];
 	uint64_t branch_pages[64]; /* bit (page number mod 4096): the page may have branches */
 	uint64_t large[3][64];	   /* the same of large pages (2M, 4M, 1G) that may have entries */
+	unsigned branch_mode; /* the engine's: what its targets were filled for */
 	bool has_global, has_branches, has_large;
 } __attribute__((aligned(64)));
 
@@ -117,5 +118,7 @@ void x86_branch_set_miss(struct x86_cpu *cpu, const void *code);
 void x86_branch_fill(struct x86_cpu *cpu, gva_t target, const void *code);
 /* Forget every target, of every context. */
 void x86_branch_clear(struct x86_cpu *cpu);
+/* Those of the tables that are in use. */
+void x86_branch_clear_now(struct x86_cpu *cpu);
 
 #endif
