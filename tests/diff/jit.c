@@ -25,9 +25,9 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define TICK_US	   50000
-#define TICKS_KICK 20 /* that a case may take */
-#define TICKS_DIE  60
+#define TICK_US	   20000 /* of processor time */
+#define TICKS_KICK 3	 /* that a case may take */
+#define TICKS_DIE  50
 
 struct diff_jit {
 	struct diff_guest guest;
@@ -89,8 +89,8 @@ static int catch_signals(void)
 		sigaction(crashes[i], &action, NULL);
 	action.sa_handler = on_tick;
 	action.sa_flags |= SA_RESTART;
-	sigaction(SIGALRM, &action, NULL);
-	return setitimer(ITIMER_REAL, &tick, NULL) < 0 ? -errno : 0;
+	sigaction(SIGPROF, &action, NULL);
+	return setitimer(ITIMER_PROF, &tick, NULL) < 0 ? -errno : 0;
 }
 
 /* ---- a machine with nothing in it ---- */

@@ -1,6 +1,6 @@
 /*
- * diff: random instructions, and short sequences of them, on the host's processor and in the
- * interpreter; the whole state, memory and exception compared. docs/differential.md says how to use it
+ * diff: random instructions, and sequences of them, on the host's processor, in the interpreter and in the
+ * translator; the whole state, memory and exception compared. docs/differential.md says how to use it
  * and what it does not reach.
  *
  * Every row of the instruction table that can be compared gets an equal share of the cases. A case is
@@ -24,6 +24,7 @@
 
 #define ROWS_MAX    4096
 #define THREADS_MAX 64
+#define DIFFER_MAX  1000 /* enough is enough */
 
 struct options {
 	uint64_t seed, count, replay;
@@ -277,7 +278,8 @@ static int work(struct worker *w, unsigned number)
 	uint64_t index = number;
 	int rc = 0;
 
-	while (rc == 0 && index < w->options->count)
+	while (rc == 0 && index < w->options->count &&
+		w->totals->differ + w->totals->jit_differ < DIFFER_MAX)
 		rc = run_batch(w, &index, w->options->count, w->options->threads);
 	add(&w->totals->deaths, w->host.deaths);
 	return rc;

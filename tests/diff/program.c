@@ -275,7 +275,10 @@ static void add_loop(struct program *p)
 {
 	struct gen *g = p->g;
 
-	if (gen_percent(g, 15))
+	/* A count whose halves disagree about being zero. */
+	if (gen_percent(g, 40))
+		set(g, X86_RCX, diff_pick(&g->rng, 3) | (uint64_t)diff_pick(&g->rng, 2) << 32);
+	if (gen_percent(g, 25))
 		put8(g, 0x67);
 	put8(g, 0xe0 | diff_pick(&g->rng, 4));
 	put_relative(p, 1, gen_percent(g, 35));
