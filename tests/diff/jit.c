@@ -139,13 +139,14 @@ static struct x86_cpu *cpu_of(const struct diff_jit *jit)
 	return &((struct soft_vcpu *)jit->vcpu)->cpu;
 }
 
-static int make_machine(struct diff_jit *jit)
+static int make_machine(struct diff_jit *jit, const char *options)
 {
 	const struct engine_vm_config vm = {.memory = jit->guest.memory,
 		.bus = jit->bus,
 		.hooks = &hooks,
 		.cpuid = &jit->guest.model,
-		.cpus_max = 1};
+		.cpus_max = 1,
+		.tuning.jit = options};
 	const struct engine_vcpu_config vcpu = {.opaque = jit};
 	struct error err = {0};
 	int rc = engine_jit_ops.vm_create(&jit->vm, &vm, &err);
@@ -166,12 +167,11 @@ int diff_jit_create(
 		return -ENOMEM;
 	jit->precise = strstr(options, "precise");
 	jit->count = strstr(options, "count");
-	setenv("LODGE_JIT", options, 1);
 	int rc = diff_guest_init(&jit->guest, shared);
 	if (rc == 0)
 		rc = bus_create(&jit->bus);
 	if (rc == 0)
-		rc = make_machine(jit);
+		rc = make_machine(jit, options);
 	if (rc == 0)
 		rc = catch_signals();
 	if (rc < 0) {
