@@ -161,8 +161,8 @@ static bool simple_address(const struct translation *t, unsigned i)
 
 	if (insn->asize == 2 || (insn->row->attr & X86_A_VSIB))
 		return false;
-	if (!t->mode64 && (insn->seg == X86_FS || insn->seg == X86_GS || insn->seg == X86_CS))
-		return false;
+	if (!t->mode64 && insn->seg == X86_CS)
+		return false; /* may be execute-only */
 	return insn->base != X86_RIP || insn->asize == 8;
 }
 
@@ -187,15 +187,37 @@ static void emit_ea(struct translation *t, unsigned i, unsigned to)
 	emit_rm(&t->e, 0x8d | size, to, base, index, insn->scale, disp);
 }
 
-static void emit_linear(struct translation *t, unsigned i)
+/* Outside 64-bit mode FS and GS have limits and types; go on only where those forbid nothing. */
+static void check_segment(struct translation *t, struct slow *slow, unsigned seg)
+{
+	const uint32_t want = X86_SEG_P | X86_SEG_S | X86_SEG_WRITE;
+	struct emit *e = &t->e;
+
+	emit_ctx(e, 0x83, 7, CTX(soft.cpu.s.seg[seg].limit));
+	emit8(e, 0xff);
+	slow_jump(t, slow, CC_NE);
+	emit_ctx(e, 0xb7 | EM_0F, HR_11, CTX(soft.cpu.s.seg[seg].attr));
+	emit_rr(e, 0x81, 4, HR_11);
+	emit32(e, want | X86_SEG_CODE | X86_SEG_EXPAND);
+	emit_rr(e, 0x81, 7, HR_11);
+	emit32(e, want);
+	slow_jump(t, slow, CC_NE);
+}
+
+/* Clobbers flags outside 64-bit mode. */
+static void emit_linear(struct translation *t, unsigned i, struct slow *slow)
 {
 	const struct x86_insn *insn = &t->insn[i];
 
-	emit_ea(t, i, HR_10);
-	if (t->mode64 && (insn->seg == X86_FS || insn->seg == X86_GS)) {
-		emit_ctx(&t->e, MOV_LOAD, HR_11, CTX(soft.cpu.s.seg[insn->seg].base));
-		emit_rm(&t->e, 0x8d | EM_W, HR_10, HR_10, HR_11, 0, 0);
+	if (insn->seg != X86_FS && insn->seg != X86_GS) {
+		emit_ea(t, i, HR_10);
+		return;
 	}
+	if (!t->mode64)
+		check_segment(t, slow, insn->seg);
+	emit_ea(t, i, HR_10);
+	emit_ctx(&t->e, MOV_LOAD, HR_11, CTX(soft.cpu.s.seg[insn->seg].base));
+	emit_rm(&t->e, 0x8d | wide(t), HR_10, HR_10, HR_11, 0, 0);
 }
 
 /* R10 = linear address -> R11 = offset of its entry in each table. */
@@ -362,7 +384,7 @@ static void copy_with_memory(struct translation *t, unsigned i, int k)
 		make_vec_ready(t);
 	clobber_flags(t, live_before(t, i));
 	struct slow *slow = slow_begin(t, i);
-	emit_linear(t, i);
+	emit_linear(t, i, slow);
 	emit_lookup(t, slow, size, writes_memory(insn, k) ? X86_WRITE : X86_READ,
 		required_alignment(insn, size));
 	if (temps.count) {
@@ -523,7 +545,7 @@ static bool lower_push_memory(struct translation *t, unsigned i)
 		return false;
 	clobber_flags(t, live_before(t, i));
 	struct slow *load = slow_begin(t, i);
-	emit_linear(t, i);
+	emit_linear(t, i, load);
 	emit_lookup(t, load, stack_bytes(t), X86_READ, 1);
 	emit_rm(&t->e, 0x8b | wide(t), HR_10, HR_11, HR_10, 0, 0);
 	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(scratch));
@@ -819,7 +841,7 @@ static struct slow *indirect_target(struct translation *t, unsigned i)
 			emit_rr(&t->e, 0x89 | wide(t), host_of(op->reg), HR_10);
 		return slow;
 	}
-	emit_linear(t, i);
+	emit_linear(t, i, slow);
 	emit_lookup(t, slow, stack_bytes(t), X86_READ, 1);
 	emit_rm(&t->e, 0x8b | wide(t), HR_10, HR_11, HR_10, 0, 0);
 	return slow;
@@ -975,7 +997,7 @@ static unsigned divisor(struct translation *t, unsigned i, struct slow *slow, un
 
 	if (op->kind == X86_O_GPR)
 		return loaded(t, op->reg, HR_10);
-	emit_linear(t, i);
+	emit_linear(t, i, slow);
 	emit_lookup(t, slow, op->size, X86_READ, 1);
 	emit_rm(&t->e, 0x8b | size_bits, HR_11, HR_11, HR_10, 0, 0);
 	return HR_11;
@@ -1026,7 +1048,7 @@ static void emit_bit_linear(struct translation *t, unsigned i)
 	const unsigned size = insn->op[0].size, shift = size == 8 ? 6 : 5;
 	struct emit *e = &t->e;
 
-	emit_linear(t, i);
+	emit_linear(t, i, NULL); /* 64-bit mode */
 	unsigned number = loaded(t, insn->op[1].reg, HR_11);
 	if (size == 4)
 		emit_rr(e, 0x63 | EM_W, HR_11, number); /* movsxd */

@@ -16,7 +16,7 @@
 
 /* A jump to the slow path of an instruction, whose stub is made when the block's code is done. */
 struct slow {
-	uint8_t *rel[3]; /* the jumps' rel32; NULL: none */
+	uint8_t *rel[5]; /* the jumps' rel32; NULL: none */
 	uint8_t *resume; /* behind the instruction */
 	struct jit_site *site;
 };
