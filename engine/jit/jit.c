@@ -210,19 +210,29 @@ static void tie(struct engine_vcpu *v, struct jit_block *block)
 
 /* ---- running ---- */
 
-/* An indirect branch to what is no address: undo what it did (CALL looks before it pushes) and let its semantic
- * function fault. */
+/*
+ * A branch to what is no address, or code that went on to there: undo what it did (CALL through a register or
+ * memory looks before it pushes; below RSP another one leaves its return address) and let the semantic
+ * function fault.
+ */
 static enum x86_status bad_branch(struct engine_vcpu *v)
 {
-	struct jit_site *site = (struct jit_site *)(v->cache.meta + v->branch_site);
+	uint64_t *reg = v->soft.cpu.s.reg;
 	struct x86_insn space;
-	const struct x86_insn *insn = jit_site_insn(v, site, &space);
-	uint64_t *rsp = &v->soft.cpu.s.reg[X86_RSP];
-	const unsigned kind = jit_row_of(v->rows, insn)->kind;
 
 	v->soft.counters.bad_branches++;
+	if (v->branch_site == JIT_NO_SITE) {
+		reg[X86_RIP] = v->exit_arg; /* which x86_step() finds out */
+		return X86_OK;
+	}
+	struct jit_site *site = (struct jit_site *)(v->cache.meta + v->branch_site);
+	const struct x86_insn *insn = jit_site_insn(v, site, &space);
+	const unsigned kind = jit_row_of(v->rows, insn)->kind;
+
 	if (kind == JIT_RET)
-		*rsp -= 8 + (insn->operand_count ? (uint16_t)insn->imm : 0);
+		reg[X86_RSP] -= 8 + (insn->operand_count ? (uint16_t)insn->imm : 0);
+	else if (kind == JIT_CALL)
+		reg[X86_RSP] += 8;
 	if (v->options.count)
 		v->soft.cpu.instructions--; /* delivery counts it */
 	return run_site(v, site);

@@ -154,6 +154,7 @@ struct jit_block {
 };
 
 #define JIT_NO_PAGE (~(gpa_t)0)
+#define JIT_NO_SITE (~(uint32_t)0)
 
 struct jit_segment {
 	uint8_t *hot, *cold;  /* code grows up from its start, stubs grow down from its end */
@@ -200,7 +201,7 @@ struct engine_vcpu {
 	uint64_t return_to;  /* of a stub's caller, while it has no stack */
 	uint64_t scratch;
 	uint16_t flags_kept; /* AH as LAHF makes it, and OF in AL */
-	uint32_t branch_site; /* of the indirect branch that is being taken */
+	uint32_t branch_site; /* of the branch out of a page that is being taken, or JIT_NO_SITE */
 	uint64_t branch_mask; /* for PEXT */
 	uint64_t exit_arg;
 	const void *vec_entry; /* what a block's first vector instruction calls */

@@ -664,10 +664,18 @@ static void take_branch(const struct translation *t, struct emit *e)
 		(int32_t)offsetof(struct x86_tlb, branch_code));
 }
 
-static void jump_out(struct translation *t, struct emit *e, int64_t target)
+/* Where the branch came from, in case its target is no address; NULL: from no branch. */
+static void note_branch(const struct translation *t, struct emit *e, const struct jit_site *site)
+{
+	emit_ctx(e, 0xc7, 0, CTX(branch_site));
+	emit32(e, site ? jit_cache_name(t->v, site) : JIT_NO_SITE);
+}
+
+static void jump_out(struct translation *t, struct emit *e, int64_t target, const struct jit_site *site)
 {
 	t->failed |= target != (int32_t)target;
 	emit_far_target(e, t, target);
+	note_branch(t, e, site);
 	take_branch(t, e);
 }
 
@@ -688,14 +696,14 @@ static void emit_poll(struct translation *t, struct leaving *l)
  * Flags are native in the blocks of a page, so that is how they leave, and kept across pages. A poll
  * needs them out of the way.
  */
-void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
+static void lower_goto(struct translation *t, int64_t target, unsigned done, bool jumps)
 {
 	uint16_t live = jit_live_at(t, target);
 
 	emit_count(t, done);
 	if (!in_page(target)) {
 		clobber_flags(t, live);
-		jump_out(t, &t->e, target);
+		jump_out(t, &t->e, target, jumps ? make_site(t, done - 1) : NULL);
 		return;
 	}
 	struct leaving *l = leaving(t, target, done);
@@ -709,6 +717,11 @@ void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
 	if (live && t->kept)
 		jit_flags_restore(&t->e);
 	l->exit->rel = emit_jump(&t->e, EM_JMP, NULL);
+}
+
+void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
+{
+	lower_goto(t, target, done, false);
 }
 
 void jit_lower_second_page(struct translation *t)
@@ -747,12 +760,13 @@ static void lower_jcc(struct translation *t, unsigned i)
 	if (!in_page(target) && !t->v->options.count) {
 		struct leaving *l = leaving(t, target, done);
 		l->keep_flags = true;
+		l->site = make_site(t, i);
 		l->branch_rel = emit_jump(&t->e, EM_JCC(condition), NULL);
 		return;
 	}
 	/* Over the jump back. */
 	uint8_t *over = emit_jump(&t->e, EM_JCC(condition ^ 1), NULL);
-	jit_lower_goto(t, target, done);
+	lower_goto(t, target, done, true);
 	if (!t->e.full)
 		emit_patch(over, t->e.p);
 	t->kept = false;
@@ -769,17 +783,10 @@ static void lower_jrcxz(struct translation *t, unsigned i)
 		emit8(&t->e, 0x67);
 	EMIT_LITERAL(&t->e, "\xe3\x05");
 	uint8_t *over = emit_jump(&t->e, EM_JMP, NULL);
-	jit_lower_goto(t, target, i + 1);
+	lower_goto(t, target, i + 1, true);
 	if (!t->e.full)
 		emit_patch(over, t->e.p);
 	t->kept = kept;
-}
-
-/* Where the branch came from, in case its target is no address. */
-static void note_branch(struct translation *t, const struct jit_site *site)
-{
-	emit_ctx(&t->e, 0xc7, 0, CTX(branch_site));
-	emit32(&t->e, jit_cache_name(t->v, site));
 }
 
 /* Push the address of what follows. */
@@ -802,7 +809,7 @@ static bool lower_call(struct translation *t, unsigned i)
 		return false;
 	struct slow *slow = push_return(t, i);
 	slow_end(t, slow);
-	jit_lower_goto(t, target, i + 1);
+	lower_goto(t, target, i + 1, true);
 	return true;
 }
 
@@ -821,7 +828,7 @@ static bool lower_ret(struct translation *t, unsigned i)
 		emit_count(t, i + 1);
 		emit_mov_rr(&t->e, HR_10, HR_11);
 	}
-	note_branch(t, slow->site);
+	note_branch(t, &t->e, slow->site);
 	take_branch(t, &t->e);
 	return true;
 }
@@ -867,7 +874,7 @@ static bool lower_jmp_rm(struct translation *t, unsigned i)
 		emit_count(t, i + 1);
 		emit_mov_rr(&t->e, HR_10, HR_11);
 	}
-	note_branch(t, slow->site);
+	note_branch(t, &t->e, slow->site);
 	take_branch(t, &t->e);
 	return true;
 }
@@ -898,7 +905,7 @@ static bool lower_call_rm(struct translation *t, unsigned i)
 	slow_end(t, push);
 	emit_count(t, i + 1);
 	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(scratch));
-	note_branch(t, push->site);
+	note_branch(t, &t->e, push->site);
 	take_branch(t, &t->e);
 	return true;
 }
@@ -1140,7 +1147,7 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	}
 	switch (row_of(t, i)->kind) {
 	case JIT_JMP:
-		jit_lower_goto(t, (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm, i + 1);
+		lower_goto(t, (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm, i + 1, true);
 		return true;
 	case JIT_CALL: return lower_call(t, i);
 	case JIT_JMP_RM: return lower_jmp_rm(t, i);
@@ -1180,7 +1187,7 @@ static void emit_leaving_stub(struct translation *t, struct emit *e, const struc
 		emit_patch(l->branch_rel, e->p);
 		if (l->keep_flags && jit_live_at(t, l->target))
 			jit_flags_keep(e);
-		jump_out(t, e, l->target);
+		jump_out(t, e, l->target, l->site);
 		return;
 	}
 	if (l->step_rel[0]) {
@@ -1208,7 +1215,7 @@ void jit_lower_cold(struct translation *t)
 {
 	struct jit_segment *segment = &t->v->cache.segment[t->v->cache.now];
 	/* What a slow path, and a way out, may take at most. */
-	size_t room = t->slow_count * 16u + t->leaving_count * 64u;
+	size_t room = t->slow_count * 16u + t->leaving_count * 80u;
 
 	if (t->e.full || t->failed || (size_t)(segment->cold - t->e.p) < room) {
 		t->failed = true;

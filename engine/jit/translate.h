@@ -24,6 +24,7 @@ struct slow {
 struct leaving {
 	struct jit_exit *exit;
 	uint8_t *branch_rel;  /* else: the rel32 of a jump to a stub that takes a branch out of the page */
+	struct jit_site *site; /* of that branch */
 	uint8_t *poll_rel[2]; /* the rel32 of jumps to a stub that goes to the dispatcher */
 	int64_t target;	      /* page offset, may be outside */
 	uint16_t done;
@@ -69,7 +70,7 @@ uint16_t jit_live_at(struct translation *t, int64_t offset);
 bool jit_lower(struct translation *t, unsigned i);
 /* Before an instruction that crosses the page's end: is the next page still where it was? */
 void jit_lower_second_page(struct translation *t);
-/* Go to a page offset, also outside the page, at the end of what was emitted; done = instructions so far. */
+/* Go on at a page offset, also outside the page, behind what was emitted; done = instructions so far. */
 void jit_lower_goto(struct translation *t, int64_t target, unsigned done);
 /* The stubs of slow paths and exits. */
 void jit_lower_cold(struct translation *t);

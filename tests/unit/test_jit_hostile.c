@@ -1,0 +1,74 @@
+/*
+ * What only a hostile guest does: code at the edge of the address space, and clocks written over code. The
+ * monitor must live, and the guest get what the architecture says.
+ */
+#include "jit_rig.h"
+
+#define EDGE	   0x7ffffffff000ull /* the last page before the addresses that are none */
+#define EDGE_GPA   0x300000u
+#define EDGE_TABLE 0x1c000u /* three of them */
+
+static void map_edge(struct rig *r)
+{
+	rig_put64(r, PAGING + 255 * 8, EDGE_TABLE | P | W | U);
+	rig_put64(r, EDGE_TABLE + 511 * 8, (EDGE_TABLE + 0x1000) | P | W | U);
+	rig_put64(r, EDGE_TABLE + 0x1000 + 511 * 8, (EDGE_TABLE + 0x2000) | P | W | U);
+	rig_put64(r, EDGE_TABLE + 0x2000 + 511 * 8, EDGE_GPA | P | W | U);
+}
+
+/* The same by all ways out of the page, of which the target is no address; EAX = 0 when one is taken. */
+GUEST(edge_jmp, "xor %eax, %eax\njmp .+0x1000");
+GUEST(edge_jcc, "xor %eax, %eax\njz .+0x1000");
+GUEST(edge_jrcxz, "xor %eax, %eax\nxor %ecx, %ecx\njrcxz .+0x70");
+GUEST(edge_call, "xor %eax, %eax\ncall .+0x1000");
+GUEST(edge_indirect, "xor %eax, %eax\nlea 1f(%rip), %rbx\njmp *%rbx\n1: jmp .+0x1000");
+GUEST(edge_ret, "lea 1f(%rip), %rbx\npush %rbx\nret\n1: xor %eax, %eax\njmp .+0x1000");
+GUEST(edge_through, "xor %eax, %eax\nnop\nnop");
+
+static const struct edge_case {
+	const char *name;
+	const uint8_t *code, *end;
+	unsigned at;
+	unsigned fault_at; /* of the instruction, from the code's end; 0: what is behind the page */
+} edges[] = {
+#define EDGE_CASE(name, at, fault_at) {#name, code_##name, code_##name##_end, at, fault_at}
+	EDGE_CASE(edge_jmp, 0x100, 5),
+	EDGE_CASE(edge_jcc, 0x100, 6),
+	EDGE_CASE(edge_jrcxz, 0xfa0, 2),
+	EDGE_CASE(edge_call, 0x100, 5),
+	EDGE_CASE(edge_indirect, 0x100, 5),
+	EDGE_CASE(edge_ret, 0x100, 5),
+	EDGE_CASE(edge_through, 0xffc, 0),
+};
+
+static void test_edge(void **state)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(edges); i++) {
+		const struct edge_case *c = &edges[i];
+		const size_t bytes = (size_t)(c->end - c->code);
+		struct rig *r = *state;
+		struct x86_state s;
+		struct trap trap;
+
+		jit_state(r, &s);
+		map_edge(r);
+		rig_put(r, EDGE_GPA + c->at, c->code, bytes);
+		s.reg[X86_RIP] = EDGE + c->at;
+		assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+		jit_run(r, &trap);
+		if (trap.vector != X86_GP || trap.rip != EDGE + c->at + bytes - c->fault_at ||
+			trap.rsp != STACK || trap.s.reg[X86_RAX] != 0)
+			fail_msg("%s: exception %u at %#llx, RSP %#llx", c->name, trap.vector,
+				(unsigned long long)trap.rip, (unsigned long long)trap.rsp);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	const struct CMUnitTest tests[] = {
+		JIT_TEST(test_edge),
+	};
+	int status = jit_main(argc, argv);
+
+	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+}
