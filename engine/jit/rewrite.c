@@ -147,8 +147,8 @@ static void emit_vex(struct emit *e, const struct parts *p, const struct fields 
 	unsigned index = f->memory && operands->index != HR_NONE ? operands->index : 0;
 
 	emit8(e, 0xc4);
-	emit8(e, (~f->reg << 4 & 0x80) | (~index << 3 & 0x40) | (~rm << 2 & 0x20) | p->map);
-	emit8(e, (p->wide ? 0x80 : 0) | (~f->vvvv & 15) << 3 | p->vex_last);
+	emit8(e, (~(unsigned)f->reg << 4 & 0x80) | (~index << 3 & 0x40) | (~rm << 2 & 0x20) | p->map);
+	emit8(e, (p->wide ? 0x80 : 0) | (~f->vvvv & 15u) << 3 | p->vex_last);
 	emit8(e, p->opcode);
 	emit_modrm(e, f, operands);
 }

@@ -60,7 +60,7 @@ static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wante
 static uint16_t live_branch(struct translation *t, const struct x86_insn *insn, unsigned kind,
 	unsigned next, uint16_t wanted, unsigned insns, unsigned depth)
 {
-	int64_t target = (int64_t)next + (int64_t)insn->imm;
+	int64_t target = (int64_t)(next + insn->imm);
 	uint16_t live;
 
 	if ((kind != JIT_JMP && kind != JIT_JCC && kind != JIT_CALL) || insn->osize == 2)
@@ -110,7 +110,7 @@ uint16_t jit_live_at(struct translation *t, int64_t offset)
 static uint16_t live_behind(struct translation *t, unsigned i, uint16_t next)
 {
 	const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
-	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
+	int64_t target = (int64_t)(t->offset[i + 1] + t->insn[i].imm);
 
 	if (t->v->options.precise || jit_cuts_rip(&t->insn[i], row))
 		return X86_FLAGS_ARITH;

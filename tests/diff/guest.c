@@ -67,7 +67,7 @@ static void make_tables(struct diff_guest *guest, uint8_t *ram)
 	gdt[6] = 0x00affb000000ffffull;
 	gdt[8] = 0x00008b0000002087ull;		  /* TSS */
 	*(uint16_t *)(ram + TSS + 0x66) = 0xffff; /* no I/O map */
-	*(uint64_t *)(ram + TSS + 0x24) = SYS_LINEAR + STACK_TOP;
+	memcpy(ram + TSS + 0x24, &(uint64_t){SYS_LINEAR + STACK_TOP}, 8); /* IST1 */
 	gdt[15] = 0x0040f50000000000ull | guest->shared->cpu_node_limit;
 }
 
