@@ -391,11 +391,13 @@ static void env_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
 	forget_page(soft_of(cpu)->vm, soft_of(cpu), gpa);
 }
 
-/* A device has. */
+/* A device has, or the machine: perhaps called by a vCPU, which is not to wait for itself. */
 static void listen_to_writes(void *opaque, gpa_t gpa, uint64_t size)
 {
+	struct soft_vcpu *self = soft_running_here(opaque);
+
 	for (gpa_t page = gpa & GUEST_PAGE_MASK; page < gpa + size; page += GUEST_PAGE_SIZE)
-		forget_page(opaque, NULL, page);
+		forget_page(opaque, self, page);
 }
 
 /* ---- the engine's slots ---- */

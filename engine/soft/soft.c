@@ -102,7 +102,8 @@ static void park(struct soft_vcpu *v)
 static void guest_enter(struct soft_vcpu *v)
 {
 	AUTO_LOCK(&v->vm->lock);
-	v->in_guest = true;
+	v->in_guest = v->entered = true;
+	v->thread = pthread_self();
 	if (atomic_load(&v->attention) & SOFT_HOLD)
 		park(v);
 }
@@ -110,8 +111,17 @@ static void guest_enter(struct soft_vcpu *v)
 static void guest_leave(struct soft_vcpu *v)
 {
 	AUTO_LOCK(&v->vm->lock);
-	v->in_guest = false;
+	v->in_guest = v->entered = false;
 	pthread_cond_broadcast(&v->vm->parked);
+}
+
+struct soft_vcpu *soft_running_here(struct soft_vm *vm)
+{
+	AUTO_LOCK(&vm->lock);
+	for (unsigned i = 0; i < vm->vcpu_count; i++)
+		if (vm->vcpu[i]->entered && pthread_equal(vm->vcpu[i]->thread, pthread_self()))
+			return vm->vcpu[i];
+	return NULL;
 }
 
 /* Tell all vCPUs but `self` to stay out of guest code, or that they may go on. */

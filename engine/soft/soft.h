@@ -10,8 +10,8 @@
  * tests) takes the structures and soft_env as well, with none of the slots.
  *
  * Threads: a thread per vCPU, no shared translation state. What is in soft_vcpu belongs to that thread but
- * for two fields: `attention`, the one word through which any thread talks to a vCPU and which the engine
- * reads often (before every block, or on every way back), and `in_guest`, under vm->lock.
+ * for `attention`, the one word through which any thread talks to a vCPU and which the engine reads often
+ * (before every block, or on every way back), and for what says that it is under vm->lock.
  *
  * Exclusive sections: who needs all vCPUs out of guest code (a locked access across pages, code that others
  * run is gone) sets SOFT_HOLD on each and waits until none is in_guest. A held vCPU parks where it notices,
@@ -63,6 +63,8 @@ struct soft_vcpu {
 	_Atomic uint32_t attention; /* enum soft_attention */
 	uint64_t stop_at; /* leave run when cpu.instructions is there; UINT64_MAX: never */
 	bool in_guest;		    /* executes guest code or may; under vm->lock */
+	bool entered;		    /* is in soft_run(); under vm->lock, as: */
+	pthread_t thread;	    /* on which */
 	struct engine_counters counters;
 };
 
@@ -153,6 +155,8 @@ static inline const uint8_t *soft_code_host(struct x86_cpu *cpu, gva_t linear)
  */
 void soft_exclusive_begin(struct soft_vm *vm, struct soft_vcpu *self);
 void soft_exclusive_end(struct soft_vm *vm, struct soft_vcpu *self);
+/* The vCPU that the calling thread is running, or NULL: `self` for who cannot know (a device that a vCPU called). */
+struct soft_vcpu *soft_running_here(struct soft_vm *vm);
 
 /* ---- slots of engine_ops ---- */
 

@@ -63,10 +63,44 @@ static void test_edge(void **state)
 	}
 }
 
+/* ---- a device that writes code, on the vCPU's own thread: as the clocks' MSRs make the machine do ---- */
+
+#define PATCH_PORT 0xf6
+
+GUEST(patched, "mov $0x10, %ecx\n1: mov $1, %ebx\nout %al, $0xf6\nmov $1, %ebx\ndec %ecx\njnz 1b\n"
+	       "out %al, $0xf4\nhlt");
+#define PATCH_AT (CODE + 13) /* the second 1 */
+
+static void patch(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+	const uint8_t two = 2;
+
+	rig_put(opaque, PATCH_AT, &two, 1);
+}
+
+static const struct bus_ops patch_device = {.read = rig_read, .write = patch};
+
+static void test_own_device(void **state)
+{
+	struct rig *r = *state;
+	struct x86_state s;
+
+	assert_int_equal(bus_add(r->bus, BUS_PIO, PATCH_PORT, 1, "patch", &patch_device, r, NULL), 0);
+	jit_state(r, &s);
+	JIT_LOAD(r, &s, patched);
+	assert_int_equal(code_patched[PATCH_AT - CODE], 1);
+	alarm(20); /* it waited for itself once */
+	jit_run_plainly(r, &s);
+	alarm(0);
+	assert_int_equal(s.reg[X86_RBX], 2);
+	assert_int_equal(s.reg[X86_RCX], 0);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		JIT_TEST(test_edge),
+		JIT_TEST(test_own_device),
 	};
 	int status = jit_main(argc, argv);
 
