@@ -183,34 +183,50 @@ static void decode_crossing(struct translation *t)
 
 /* ---- marking what was looked at ---- */
 
-/* The page holds code from now on: no vCPU may write it unnoticed. */
-static void protect_page(struct engine_vcpu *v, gpa_t page)
+static bool unmarked(const struct translation *t, gpa_t page)
 {
-	struct soft_vm *vm = v->soft.vm;
-
-	if (vm->vcpu_count > 1)
-		soft_exclusive_begin(vm, &v->soft);
-	for (unsigned i = 0; i < vm->vcpu_count; i++)
-		x86_tlb_drop_writes(&vm->vcpu[i]->cpu, page);
-	if (vm->vcpu_count > 1)
-		soft_exclusive_end(vm, &v->soft);
+	return page != JIT_NO_PAGE && !memory_code_page(t->v->soft.cpu.memory, page);
 }
 
-/* False: the code is not any more what was translated. */
+static void drop_writes(const struct soft_vm *vm, gpa_t page)
+{
+	for (unsigned i = 0; page != JIT_NO_PAGE && i < vm->vcpu_count; i++)
+		x86_tlb_drop_writes(&vm->vcpu[i]->cpu, page);
+}
+
+static void mark(const struct translation *t, gpa_t page, unsigned behind)
+{
+	struct guest_memory *memory = t->v->soft.cpu.memory;
+
+	for (unsigned i = 0; i < t->seen_count; i++)
+		memory_code_mark(memory, page + t->seen[i][0], t->seen[i][1] - t->seen[i][0]);
+	if (t->second != JIT_NO_PAGE)
+		memory_code_mark(memory, t->second, behind);
+}
+
+/*
+ * The first marks of a page are made while all other vCPUs are held, so that never is there a mark and an entry
+ * for writing, of whichever vCPU. Nothing parks this one between the marks and the block's coming into the
+ * cache, so nobody takes them off in between.
+ * Returns false if the code is not any more what was translated.
+ */
 static bool mark_seen(struct translation *t)
 {
-	gpa_t page = t->gpa & GUEST_PAGE_MASK;
+	struct soft_vm *vm = t->v->soft.vm;
+	const gpa_t page = t->gpa & GUEST_PAGE_MASK;
+	const unsigned behind = t->offset[1] - (unsigned)GUEST_PAGE_SIZE; /* bytes in the second page */
+	const bool first = unmarked(t, page) || unmarked(t, t->second), held = first && vm->vcpu_count > 1;
 	bool same = true;
 
-	for (unsigned i = 0; i < t->seen_count; i++) {
-		unsigned start = t->seen[i][0], size = t->seen[i][1] - start;
-
-		if (!memory_code_mark(t->v->soft.cpu.memory, page + start, size))
-			protect_page(t->v, page);
+	if (held)
+		soft_exclusive_begin(vm, &t->v->soft);
+	mark(t, page, behind);
+	if (first) {
+		drop_writes(vm, page);
+		drop_writes(vm, t->second);
 	}
-	const unsigned behind = t->offset[1] - (unsigned)GUEST_PAGE_SIZE; /* bytes in the second page */
-	if (t->second != JIT_NO_PAGE && !memory_code_mark(t->v->soft.cpu.memory, t->second, behind))
-		protect_page(t->v, t->second);
+	if (held)
+		soft_exclusive_end(vm, &t->v->soft);
 	atomic_thread_fence(memory_order_seq_cst);
 	if (t->second != JIT_NO_PAGE)
 		same = !memcmp(t->bytes + GUEST_PAGE_SIZE, t->second_host, behind);
