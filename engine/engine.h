@@ -146,9 +146,6 @@ struct engine_ops {
 	 * interrupt announced asks for it before it executes anything. On the vCPU's thread, outside
 	 * run. Errors: -ENOTSUP, the engine does not count. */
 	int (*set_budget)(struct engine_vcpu *vcpu, uint64_t instructions);
-	/* RFLAGS bits that get_state() gives wrong now, as the code to come writes them before it reads them;
-	 * 0 with engine_tuning.precise. NULL: always 0. */
-	uint64_t (*dead_flags)(struct engine_vcpu *vcpu);
 
 	/* The TSC is as RDTSC has it. Without ENGINE_CAP_IRQCHIP the local APIC and the TSC are the machine's:
 	 * get_state copies the TSC, set_state leaves both alone. With it, lapic.apic_base 0 leaves the APIC. */

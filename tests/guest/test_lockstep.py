@@ -17,6 +17,7 @@ PAIRS = {
     "interp-1": ("interp", "interp:block=1", []),
     "jit": ("jit", "interp", []),
     "jit-odd": ("jit", "interp", ["--slice", "777"]),
+    "jit-lazy": ("jit:lazy", "interp", []),
     "jit-1": ("jit:block=1", "interp", []),
 }
 

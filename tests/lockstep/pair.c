@@ -168,16 +168,14 @@ static bool at_repeat(struct pair_side *side)
 	return repeat && i < count && is_string_opcode(bytes[i]);
 }
 
-uint64_t pair_dead_flags(struct pair *pair)
+bool pair_is_lazy(const struct pair *pair)
 {
-	uint64_t dead = 0;
+	return !pair->config->tuning[0].precise || !pair->config->tuning[1].precise;
+}
 
-	for (unsigned i = 0; i < 2; i++) {
-		const struct machine *m = pair->side[i].machine;
-		if (m->config.engine->dead_flags)
-			dead |= m->config.engine->dead_flags(m->vcpu[0].engine);
-	}
-	return dead;
+uint64_t pair_dead_flags(const struct pair *pair)
+{
+	return pair_is_lazy(pair) ? X86_FLAGS_ARITH : 0;
 }
 
 /* ---- running ---- */
@@ -360,6 +358,8 @@ enum pair_result pair_check_ram(
 {
 	bool same;
 
+	if (pair_is_lazy(pair))
+		return PAIR_SAME;
 	for (unsigned i = 0; i < 2; i++) {
 		const struct machine *m = pair->side[i].machine;
 		m->config.engine->dirty_sync(m->vm);

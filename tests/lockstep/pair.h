@@ -88,7 +88,9 @@ enum pair_result pair_check_ram(
 /* How the machines ended. */
 const char *pair_end_text(struct pair *pair);
 
-/* RFLAGS bits that one of the engines does not vouch for now. */
-uint64_t pair_dead_flags(struct pair *pair);
+/* Does one of the engines leave flags out that nobody will read? Then none is compared, and neither is RAM, which
+ * has images of them in the frames of interrupts. */
+bool pair_is_lazy(const struct pair *pair);
+uint64_t pair_dead_flags(const struct pair *pair);
 
 #endif
