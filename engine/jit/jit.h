@@ -68,6 +68,7 @@ struct jit_row {
 	uint8_t kind;	      /* enum jit_kind */
 	uint16_t flags_in;    /* arithmetic flags read */
 	uint16_t flags_kill;  /* written or left undefined, in every case */
+	uint16_t flags_undef; /* left undefined: the processor may keep them */
 	bool checked;	      /* x86_check_row() before its semantic function */
 	bool vector;	      /* uses XMM or YMM registers natively */
 	bool leaves;	      /* what blocks are keyed by may change: go back to the dispatcher */

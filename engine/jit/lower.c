@@ -61,7 +61,7 @@ static uint16_t live_before(const struct translation *t, unsigned i)
 
 	if (t->v->options.precise)
 		return X86_FLAGS_ARITH;
-	return (uint16_t)((t->live_after[i] & ~row->flags_kill) | row->flags_in);
+	return (uint16_t)((t->live_after[i] & ~jit_flags_killed(t, row)) | row->flags_in);
 }
 
 static uint16_t written_of(const struct translation *t, unsigned i)
@@ -1040,6 +1040,8 @@ static bool lower_divide(struct translation *t, unsigned i, bool is_signed)
 		emit_rr(e, 0x39 | bits, by, HR_DX);
 		slow_jump(t, slow, CC_AE);
 	}
+	if (live_before(t, i)) /* only where engines are compared: some processors keep some */
+		jit_flags_restore_slowly(e);
 	emit_rr(e, 0xf7 | bits, is_signed ? 7 : 6, by);
 	t->kept = false; /* all flags are undefined */
 	slow_end(t, slow);

@@ -101,6 +101,7 @@ static void row_init(struct jit_row *r, const struct x86_row *row, const struct 
 		.flags_in = (uint16_t)(x86_flags_mask(row->flags_in) & X86_FLAGS_ARITH),
 		.flags_kill = (uint16_t)((x86_flags_mask(row->flags_out) |
 						 x86_flags_mask(row->flags_undef)) & X86_FLAGS_ARITH),
+		.flags_undef = (uint16_t)(x86_flags_mask(row->flags_undef) & X86_FLAGS_ARITH),
 		.checked = row->attr & CHECKED,
 		.vector = row->attr & (X86_A_SSE | X86_A_AVX),
 		.leaves = (row->attr & X86_A_END) || changes_mode(row),

@@ -88,7 +88,7 @@ static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wante
 			break;
 		const struct jit_row *row = jit_row_of(t->v->rows, &insn);
 		live |= wanted & row->flags_in;
-		wanted &= (uint16_t)~(row->flags_kill | row->flags_in);
+		wanted &= (uint16_t)~(jit_flags_killed(t, row) | row->flags_in);
 		at += insn.len;
 		if (wanted && row->leaves) {
 			live |= live_branch(t, &insn, row->kind, at, wanted, insns, depth);
@@ -131,7 +131,7 @@ static void find_live(struct translation *t)
 	for (unsigned i = t->count; i-- > 0;) {
 		const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
 		t->live_after[i] = live = live_behind(t, i, live);
-		live = (uint16_t)((live & ~row->flags_kill) | row->flags_in);
+		live = (uint16_t)((live & ~jit_flags_killed(t, row)) | row->flags_in);
 		if (t->v->options.precise)
 			live = X86_FLAGS_ARITH;
 	}

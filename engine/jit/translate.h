@@ -63,6 +63,13 @@ struct translation {
 	bool failed; /* out of one of the rooms */
 };
 
+/* Flags whose old values nobody sees behind the instruction. Where engines are compared those that are left
+ * undefined must be the processor's, which may keep them. */
+static inline uint16_t jit_flags_killed(const struct translation *t, const struct jit_row *row)
+{
+	return t->v->options.count ? row->flags_kill & ~row->flags_undef : row->flags_kill;
+}
+
 /* Flags that code at a page offset reads before it writes them; all if it cannot be seen. */
 uint16_t jit_live_at(struct translation *t, int64_t offset);
 
