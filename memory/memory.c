@@ -252,11 +252,11 @@ uint64_t memory_code_mark(struct guest_memory *memory, gpa_t gpa, uint64_t size_
 	return before;
 }
 
-void memory_code_clear(struct guest_memory *memory, gpa_t page)
+void memory_code_clear(struct guest_memory *memory, gpa_t page, uint64_t marks)
 {
 	uint64_t *word = code_word(memory, page);
 	if (word)
-		__atomic_store_n(word, 0, __ATOMIC_SEQ_CST);
+		__atomic_fetch_and(word, ~marks, __ATOMIC_SEQ_CST);
 }
 
 uint64_t memory_code_word(const struct guest_memory *memory, gpa_t gpa)

@@ -102,8 +102,8 @@ void memory_dirty_fetch(struct guest_memory *memory, unsigned region, uint64_t *
  * Returns the page's word before; 0 for what is not RAM, which has no marks.
  */
 uint64_t memory_code_mark(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes);
-/* Take all marks off the page. */
-void memory_code_clear(struct guest_memory *memory, gpa_t page);
+/* Take these marks off the page. */
+void memory_code_clear(struct guest_memory *memory, gpa_t page, uint64_t marks);
 /* Who hears of writes to marked bytes, but for the vCPUs' own; before the first vCPU runs. */
 void memory_set_code_listener(
 	struct guest_memory *memory, memory_code_listener *listener, void *opaque);

@@ -236,7 +236,7 @@ void jit_cache_forget(struct engine_vcpu *v, struct jit_block *block)
 	x86_branch_clear(&v->soft.cpu);
 }
 
-unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page)
+unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page, uint64_t lines)
 {
 	struct jit_block *block = v->cache.page[page_hash(page)], *next;
 	unsigned count = 0;
@@ -244,14 +244,14 @@ unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page)
 	page &= GUEST_PAGE_MASK;
 	for (; block; block = next) {
 		next = block->page_next;
-		if ((block_gpa(block) & GUEST_PAGE_MASK) != page)
+		if ((block_gpa(block) & GUEST_PAGE_MASK) != page || !(block->lines & lines))
 			continue;
 		block_detach(v, block);
 		count++;
 	}
 	for (block = v->cache.second[second_hash(page)]; block; block = next) {
 		next = block->second_next;
-		if (block->second != page)
+		if (block->second != page || !(block->second_lines & lines))
 			continue;
 		block_detach(v, block);
 		count++;

@@ -374,21 +374,24 @@ static enum engine_exit jit_run(struct engine_vcpu *v, struct error *err)
 
 /* ---- code that changes ---- */
 
-static void forget_page(struct soft_vm *vm, struct soft_vcpu *self, gpa_t gpa)
+/* Only what rests on the bytes written: code and data that share a page, as a guest's own translator has them,
+ * leave the rest alone. */
+static void forget(struct soft_vm *vm, struct soft_vcpu *self, gpa_t gpa, uint64_t size)
 {
-	gpa_t page = gpa & GUEST_PAGE_MASK;
+	const gpa_t page = gpa & GUEST_PAGE_MASK;
+	const uint64_t lines = memory_code_mask(gpa, size);
 
 	soft_exclusive_begin(vm, self);
-	memory_code_clear(vm->config.memory, page);
+	memory_code_clear(vm->config.memory, page, lines);
 	for (unsigned i = 0; i < vm->vcpu_count; i++)
-		jit_cache_invalidate((struct engine_vcpu *)vm->vcpu[i], page);
+		jit_cache_invalidate((struct engine_vcpu *)vm->vcpu[i], page, lines);
 	soft_exclusive_end(vm, self);
 }
 
 /* A vCPU has written code. */
 static void env_code_written(struct x86_cpu *cpu, gpa_t gpa, unsigned size)
 {
-	forget_page(soft_of(cpu)->vm, soft_of(cpu), gpa);
+	forget(soft_of(cpu)->vm, soft_of(cpu), gpa, size);
 }
 
 /* A device has, or the machine: perhaps called by a vCPU, which is not to wait for itself. */
@@ -396,8 +399,10 @@ static void listen_to_writes(void *opaque, gpa_t gpa, uint64_t size)
 {
 	struct soft_vcpu *self = soft_running_here(opaque);
 
-	for (gpa_t page = gpa & GUEST_PAGE_MASK; page < gpa + size; page += GUEST_PAGE_SIZE)
-		forget_page(opaque, self, page);
+	for (uint64_t done = 0, part; done < size; done += part) {
+		part = MIN(size - done, GUEST_PAGE_SIZE - ((gpa + done) & ~GUEST_PAGE_MASK));
+		forget(opaque, self, gpa + done, part);
+	}
 }
 
 /* ---- the engine's slots ---- */

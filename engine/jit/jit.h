@@ -146,6 +146,7 @@ struct jit_exit {
 struct jit_block {
 	uint64_t key;
 	struct jit_block *hash_next, *page_next, *segment_next, *second_next;
+	uint64_t lines, second_lines; /* marks of code that it rests on, of its page and the second */
 	gpa_t second; /* the page that its one instruction ends in; JIT_NO_PAGE: the same */
 	uint8_t *entry, *branch_entry, *code_end; /* writable mapping */
 	struct jit_exit *incoming;
@@ -261,8 +262,9 @@ static inline uint32_t jit_cache_name(const struct engine_vcpu *v, const void *m
 	return (uint32_t)((const uint8_t *)meta - v->cache.meta);
 }
 void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_block *to);
-/* Forget the blocks of a page; v is its owner's or stopped. Returns how many. */
-unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page);
+/* Forget the blocks of a page that rest on code with these marks; v is its owner's or stopped. Returns how
+ * many. */
+unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page, uint64_t lines);
 void jit_cache_forget(struct engine_vcpu *v, struct jit_block *block);
 static inline const void *jit_rx(const struct engine_vcpu *v, const uint8_t *rw)
 {

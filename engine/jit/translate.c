@@ -198,10 +198,17 @@ static void mark(const struct translation *t, gpa_t page, unsigned behind)
 {
 	struct guest_memory *memory = t->v->soft.cpu.memory;
 
-	for (unsigned i = 0; i < t->seen_count; i++)
-		memory_code_mark(memory, page + t->seen[i][0], t->seen[i][1] - t->seen[i][0]);
-	if (t->second != JIT_NO_PAGE)
-		memory_code_mark(memory, t->second, behind);
+	for (unsigned i = 0; i < t->seen_count; i++) {
+		const gpa_t gpa = page + t->seen[i][0];
+		const unsigned size = t->seen[i][1] - t->seen[i][0];
+
+		memory_code_mark(memory, gpa, size);
+		t->block->lines |= memory_code_mask(gpa, size);
+	}
+	if (t->second == JIT_NO_PAGE)
+		return;
+	memory_code_mark(memory, t->second, behind);
+	t->block->second_lines = memory_code_mask(t->second, behind);
 }
 
 /*

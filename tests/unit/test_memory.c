@@ -234,7 +234,7 @@ static void test_code_marks(void **state)
 	assert_true(memory_code_page(memory, rom));
 	assert_true(memory_code_mark(memory, 134 * PAGE, 1) == 0);
 	assert_false(memory_code_page(memory, 134 * PAGE));
-	memory_code_clear(memory, page);
+	memory_code_clear(memory, page, ~0ull);
 	assert_false(memory_code_page(memory, page));
 	assert_true(memory_code_page(memory, 133 * PAGE));
 }
@@ -263,7 +263,7 @@ static void test_code_listener(void **state)
 	assert_int_equal(heard.count, 3);
 	memory_written(memory, 5 * PAGE + 191, 1);
 	assert_int_equal(heard.count, 4);
-	memory_code_clear(memory, 5 * PAGE);
+	memory_code_clear(memory, 5 * PAGE, ~0ull);
 	memory_written(memory, 5 * PAGE, PAGE);
 	assert_int_equal(heard.count, 4);
 }

@@ -463,7 +463,7 @@ static void test_code_stores(void **state)
 	memory_code_mark(t->memory, CODE, 1);
 	expect_written(t, x86_store(cpu, X86_DS, CODE - 3, 8, 1), 1, CODE, 5);
 	expect_written(t, x86_check_store(cpu, X86_DS, CODE, 8), 0, 0, 0);
-	memory_code_clear(t->memory, CODE);
+	memory_code_clear(t->memory, CODE, ~0ull);
 	expect_written(t, x86_store(cpu, X86_DS, CODE + 0x40, 1, 0x12), 0, 0, 0);
 	assert_true(has(t, CODE, X86_WRITE));
 }
