@@ -9,6 +9,9 @@
  *
  *	code  RX RX --		data  RW RW -- RO RW --
  *
+ * Only software has the code pages a second time, to write: cases that change their own code do it there, and
+ * do not run natively.
+ *
  * A case is a function of the seed and its number alone.
  */
 #ifndef LODGE_TESTS_DIFF_H
@@ -21,6 +24,7 @@
 #define DIFF_CODE	 0x10000000u
 #define DIFF_CODE_BYTES	 0x2000u
 #define DIFF_DATA	 0x10100000u
+#define DIFF_ALIAS	 0x10180000u /* of the code */
 #define DIFF_DATA_PAGES	 5
 #define DIFF_DATA_BYTES	 (DIFF_DATA_PAGES * 0x1000u)
 #define DIFF_HOLE	 2 /* the data page that is not there */
@@ -65,6 +69,7 @@ struct diff_case {
 	uint8_t mode; /* 64 or 32 */
 	uint8_t pattern;
 	uint8_t patch_count;
+	bool changes_code; /* runs in software only */
 	uint16_t code_bytes;
 	uint32_t code_offset; /* where code[] lies in the code pages; may reach past them */
 	uint8_t code[DIFF_CODE_MAX];
@@ -137,14 +142,35 @@ static inline void diff_collect_data(
 	result->memory_hash = hash;
 }
 
-/* The same, and take the code away. */
-static inline void diff_collect(const struct diff_case *c, const uint8_t *pattern, uint8_t *code,
-	uint8_t *memory, struct diff_result *result)
+/* Make what became of the code part of the result. */
+static inline void diff_collect_code(const uint8_t *code, struct diff_result *result)
 {
-	uint32_t room = DIFF_CODE_BYTES - c->code_offset;
+	uint64_t now;
 
-	memset(code + c->code_offset, 0xcc, c->code_bytes < room ? c->code_bytes : room);
-	diff_collect_data(pattern, memory, result);
+	for (uint32_t at = 0; at < DIFF_CODE_BYTES; at += 8) {
+		memcpy(&now, code + at, 8);
+		result->memory_hash = (result->memory_hash ^ now) * 0x9e3779b97f4a7c15ull;
+	}
+}
+
+/* Which bytes of the code pages a case may have left there. */
+static inline void diff_code_used(
+	const struct diff_case *c, uint32_t *ret_offset, uint32_t *ret_size_bytes)
+{
+	const uint32_t room = DIFF_CODE_BYTES - c->code_offset;
+
+	*ret_offset = c->changes_code ? 0 : c->code_offset;
+	*ret_size_bytes = c->changes_code	 ? DIFF_CODE_BYTES
+			  : c->code_bytes < room ? c->code_bytes
+						 : room;
+}
+
+static inline void diff_remove_code(const struct diff_case *c, uint8_t *code)
+{
+	uint32_t offset, size_bytes;
+
+	diff_code_used(c, &offset, &size_bytes);
+	memset(code + offset, 0xcc, size_bytes);
 }
 
 #endif

@@ -4,7 +4,7 @@
  * data pages at all alignments, at and across the ends of pages, in read-only and missing ones, and
  * at addresses that are not canonical.
  *
- * Left out: MOV to SS with TF set, and code that is changed while it runs.
+ * Left out: MOV to SS with TF set.
  */
 #include "case.h"
 

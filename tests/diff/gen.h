@@ -60,6 +60,7 @@ struct diff_rows {
 	unsigned count;
 	uint16_t *row;
 	unsigned programs_percent; /* of the cases are programs: program.c */
+	bool change_code;	   /* some of them change their code */
 };
 
 /* Make case `index`. *ret_row: the row it is about, or -1 for mutated bytes. */

@@ -65,8 +65,8 @@ static void make_tables(struct diff_guest *guest, uint8_t *ram)
 	gdt[4] = 0x00cffb000000ffffull; /* user, 32-bit code, data, 64-bit code */
 	gdt[5] = 0x00cff3000000ffffull;
 	gdt[6] = 0x00affb000000ffffull;
-	gdt[8] = 0x00008b0000002087ull;		  /* TSS */
-	*(uint16_t *)(ram + TSS + 0x66) = 0xffff; /* no I/O map */
+	gdt[8] = 0x00008b0000002087ull;					  /* TSS */
+	*(uint16_t *)(ram + TSS + 0x66) = 0xffff;			  /* no I/O map */
 	memcpy(ram + TSS + 0x24, &(uint64_t){SYS_LINEAR + STACK_TOP}, 8); /* IST1 */
 	gdt[15] = 0x0040f50000000000ull | guest->shared->cpu_node_limit;
 }
@@ -225,9 +225,25 @@ void diff_guest_save(const struct x86_cpu *cpu, struct diff_state *out)
 
 /* ---- memory ---- */
 
-void diff_guest_begin(struct diff_guest *guest, const struct diff_case *c)
+/* The code's second mapping is there for cases that want it alone: the others might meet it by chance. */
+static void map_alias(struct diff_guest *guest, struct x86_cpu *cpu, bool present)
+{
+	uint64_t *pt = memory_host(guest->memory, PT, 0x1000, true);
+
+	if (guest->alias == present)
+		return;
+	guest->alias = present;
+	for (unsigned i = 0; i < DIFF_CODE_BYTES >> 12; i++)
+		pt[(DIFF_ALIAS >> 12 & 511) + i] =
+			present ? (CODE + i * 0x1000) | PTE_P | PTE_U | PTE_W | PTE_NX : 0;
+	x86_tlb_flush(cpu);
+}
+
+void diff_guest_begin(struct diff_guest *guest, struct x86_cpu *cpu, const struct diff_case *c)
 {
 	const uint8_t *pattern = guest->shared->pattern[c->pattern];
+
+	map_alias(guest, cpu, c->changes_code);
 
 	if (guest->pattern_now != c->pattern)
 		memcpy(guest->data, pattern, DIFF_DATA_BYTES);

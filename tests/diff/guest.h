@@ -20,6 +20,7 @@ struct diff_guest {
 	uint8_t *code, *data;
 	const struct diff_shared *shared;
 	int pattern_now; /* that the data pages have; -1: none */
+	bool alias;	 /* DIFF_ALIAS is mapped */
 };
 
 /* Memory with tables, code and data in it. diff_guest_done() also after a failure. */
@@ -32,8 +33,9 @@ void diff_guest_processor(struct x86_cpu *cpu);
 void diff_guest_load(struct x86_cpu *cpu, const struct diff_state *in);
 void diff_guest_save(const struct x86_cpu *cpu, struct diff_state *out);
 
-/* See to it that the data pages hold the case's pattern; diff_collect() puts it back. */
-void diff_guest_begin(struct diff_guest *guest, const struct diff_case *c);
+/* See to it that the data pages hold the case's pattern, which diff_collect_data() puts back, and that the code is
+ * mapped as the case wants it. */
+void diff_guest_begin(struct diff_guest *guest, struct x86_cpu *cpu, const struct diff_case *c);
 
 /*
  * For an engine that delivers exceptions: each handler is a HLT. What was delivered before the processor

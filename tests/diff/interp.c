@@ -451,7 +451,7 @@ enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_cas
 {
 	struct diff_guest *guest = &interp->guest;
 
-	diff_guest_begin(guest, c);
+	diff_guest_begin(guest, &interp->cpu, c);
 	diff_place(c, guest->code, guest->data);
 	memory_written(guest->memory, DIFF_GUEST_CODE, DIFF_CODE_BYTES);
 	memory_written(guest->memory, DIFF_GUEST_DATA, DIFF_DATA_BYTES);
@@ -461,6 +461,9 @@ enum diff_skip diff_interp_run(struct diff_interp *interp, const struct diff_cas
 	ret_result->error = 0;
 	enum diff_skip skip = run(interp, c, ret_result, ret_notes);
 	diff_guest_save(&interp->cpu, &ret_result->out);
-	diff_collect(c, guest->shared->pattern[c->pattern], guest->code, guest->data, ret_result);
+	diff_collect_data(guest->shared->pattern[c->pattern], guest->data, ret_result);
+	if (c->changes_code)
+		diff_collect_code(guest->code, ret_result);
+	diff_remove_code(c, guest->code);
 	return skip;
 }

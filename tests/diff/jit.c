@@ -197,7 +197,7 @@ void diff_jit_free(struct diff_jit *jit)
 
 static void place_data(struct diff_jit *jit, const struct diff_case *c)
 {
-	diff_guest_begin(&jit->guest, c);
+	diff_guest_begin(&jit->guest, cpu_of(jit), c);
 	for (unsigned i = 0; i < c->patch_count; i++)
 		memcpy(jit->guest.data + c->patch[i].offset, c->patch[i].bytes,
 			c->patch[i].size_bytes);
@@ -226,21 +226,34 @@ static void run_pass(struct diff_jit *jit, const struct diff_case *c, struct dif
 		r->vector = diff_guest_delivered(&jit->guest, cpu, r);
 	r->instructions = cpu->instructions - before - 1; /* the handler's HLT is not the case's */
 	diff_collect_data(jit->guest.shared->pattern[c->pattern], jit->guest.data, r);
+	if (c->changes_code)
+		diff_collect_code(jit->guest.code, r);
+}
+
+static void remove_code(struct diff_jit *jit, const struct diff_case *c)
+{
+	static const uint8_t int3[DIFF_CODE_BYTES] = {[0 ... DIFF_CODE_BYTES - 1] = 0xcc};
+	uint32_t offset, size_bytes;
+
+	diff_code_used(c, &offset, &size_bytes);
+	memory_write(jit->guest.memory, DIFF_GUEST_CODE + offset, int3, size_bytes);
 }
 
 void diff_jit_run(struct diff_jit *jit, const struct diff_case *c, const char *name,
 	struct diff_result ret_result[DIFF_JIT_PASSES])
 {
-	struct guest_memory *memory = jit->guest.memory;
 	const uint32_t bytes = MIN((uint32_t)c->code_bytes, DIFF_CODE_BYTES - c->code_offset);
-	uint8_t nothing[DIFF_CODE_MAX];
 
 	running_name = name;
-	memory_write(memory, DIFF_GUEST_CODE + c->code_offset, c->code, bytes);
-	for (unsigned i = 0; i < DIFF_JIT_PASSES; i++)
+	for (unsigned i = 0; i < DIFF_JIT_PASSES; i++) {
+		if (i > 0 && c->changes_code)
+			remove_code(jit, c);
+		if (i == 0 || c->changes_code)
+			memory_write(jit->guest.memory, DIFF_GUEST_CODE + c->code_offset, c->code,
+				bytes);
 		run_pass(jit, c, &ret_result[i]);
-	memset(nothing, 0xcc, sizeof(nothing));
-	memory_write(memory, DIFF_GUEST_CODE + c->code_offset, nothing, bytes);
+	}
+	remove_code(jit, c);
 }
 
 /* ---- flags ---- */

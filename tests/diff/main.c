@@ -36,7 +36,7 @@ struct options {
 
 /* What the workers add up, in memory they share. */
 struct totals {
-	uint64_t ran, differ, deaths, jit_ran, jit_differ;
+	uint64_t ran, differ, deaths, jit_ran, jit_changed, jit_differ;
 	uint64_t skipped[DIFF_SKIPS];
 	uint64_t by_vector[33];
 	uint32_t row_ran[ROWS_MAX + 1], row_differ[ROWS_MAX + 1]; /* the last: mutated bytes */
@@ -94,6 +94,8 @@ static bool wanted(const struct options *o, const struct x86_row *row)
 static int choose_rows(struct worker *w)
 {
 	w->rows.programs_percent = w->options->programs;
+	/* Flags that were dead when they were dropped may be wanted by the code when it has changed. */
+	w->rows.change_code = w->options->jit && strstr(w->options->jit, "precise");
 	w->rows.row = calloc(x86_row_count, sizeof(*w->rows.row));
 	if (!w->rows.row || x86_row_count > ROWS_MAX)
 		return -ENOMEM;
@@ -208,11 +210,15 @@ static void judge_jit(struct worker *w, unsigned slot, const struct diff_result 
 
 	if (!w->jit)
 		return;
+	if (w->host.shared->cases[slot].changes_code)
+		add(&w->totals->jit_changed, 1);
 	const int pass = run_jit(w, slot, &copy);
 	add(&w->totals->jit_ran, 1);
 	if (pass < 0)
 		return;
-	const struct finding found = {{"translator", "processor"}, &w->jit_result[pass], &copy};
+	const struct finding found = {
+		{"translator", right == &w->result[slot] ? "interpreter" : "processor"},
+		&w->jit_result[pass], &copy};
 	add(&w->totals->jit_differ, 1);
 	count_difference(w, slot, &found);
 }
@@ -260,6 +266,8 @@ static int run_batch(struct worker *w, uint64_t *index, uint64_t end, unsigned s
 			diff_interp_run(w->interp, c, &w->result[count], &w->notes[count]);
 		if (skip)
 			add(&w->totals->skipped[skip], 1);
+		else if (c->changes_code)
+			judge_jit(w, count, &w->result[count]);
 		else
 			count++;
 	}
@@ -348,6 +356,9 @@ static int replay(const struct options *o, struct totals *totals)
 	if (skip) {
 		diff_print_case(stdout, c, w->interp, true);
 		printf("not compared: %s\n", diff_skip_names[skip]);
+	} else if (c->changes_code) {
+		w->host.shared->results[0] = w->result[0];
+		replay_sides(w, c);
 	} else if (diff_host_run(&w->host, 1) == 0) {
 		replay_sides(w, c);
 	}
@@ -431,9 +442,10 @@ static void print_summary(const struct options *o, const struct totals *t, doubl
 		(unsigned long long)o->seed, (unsigned long long)t->ran, seconds,
 		(double)t->ran / (seconds > 0 ? seconds : 1), (unsigned long long)t->differ);
 	if (o->jit)
-		printf("translator (%s): %llu cases, %llu differ\n",
+		printf("translator (%s): %llu cases (%llu that change their code, against the interpreter), "
+		       "%llu differ\n",
 			*o->jit ? o->jit : "no switches", (unsigned long long)t->jit_ran,
-			(unsigned long long)t->jit_differ);
+			(unsigned long long)t->jit_changed, (unsigned long long)t->jit_differ);
 	diff_interp_free(interp);
 }
 

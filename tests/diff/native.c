@@ -176,7 +176,8 @@ static void save_case(
 		r->vector = DIFF_RUNAWAY;
 	r->error = (uint32_t)g[REG_ERR];
 	r->cr2 = (uint64_t)g[REG_CR2];
-	diff_collect(c, shared->pattern[c->pattern], code_alias, data_alias, r);
+	diff_remove_code(c, code_alias);
+	diff_collect_data(shared->pattern[c->pattern], data_alias, r);
 }
 
 /* ---- batches ---- */

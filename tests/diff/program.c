@@ -4,7 +4,8 @@
  * flags carried from one instruction to another over what lies between them. What a translator does with
  * blocks, with flags that nobody reads and with registers that it moved is seen only here.
  *
- * Some still fault, and some never end; those are left out.
+ * Some still fault, and some never end; those are left out. Some change their own code ahead of them or behind, through
+ * its second mapping.
  */
 #include "case.h"
 
@@ -20,6 +21,7 @@
 /* A branch to a group that is not there yet. */
 struct forward {
 	unsigned fix, group;
+	uint32_t offset; /* from where the group begins */
 };
 
 struct program {
@@ -246,7 +248,7 @@ static void lead(struct program *p, enum fix_kind kind, unsigned bytes, bool bac
 	}
 	gen_fix(g, kind, end - bytes, bytes, end, group < p->count ? p->start[group] : end);
 	if (group >= p->count && p->forward_count < FORWARD_MAX && fix < g->fix_count)
-		p->forward[p->forward_count++] = (struct forward){fix, group};
+		p->forward[p->forward_count++] = (struct forward){fix, group, 0};
 }
 
 static void put_relative(struct program *p, unsigned bytes, bool back)
@@ -360,6 +362,33 @@ static void add_branch(struct program *p)
 		add_indirect(p);
 }
 
+/* ---- code that changes ---- */
+
+/* MOV of a byte, word or dword into a group, at its beginning or a few bytes behind. */
+static void add_change(struct program *p)
+{
+	struct gen *g = p->g;
+	const unsigned wide = gen_percent(g, 50),
+		       skip = gen_percent(g, 50) ? 0 : diff_pick(&g->rng, 8);
+	const uint32_t value = gen_percent(g, 60) ? 0x90909090 : (uint32_t)diff_random(&g->rng);
+	const bool back = gen_percent(g, 40);
+	const unsigned group =
+		back ? diff_pick(&g->rng, p->count) : p->count + diff_pick(&g->rng, 3);
+	const unsigned fix = g->fix_count;
+
+	put8(g, wide ? 0xc7 : 0xc6);
+	put8(g, mode64(g) ? 0x04 : 0x05);
+	if (mode64(g))
+		put8(g, 0x25);
+	put(g, "\0\0\0\0", 4);
+	gen_fix(g, FIX_LABEL_ABSOLUTE, g->c->code_bytes - 4u, 4, 0,
+		DIFF_ALIAS - DIFF_CODE + skip + (back ? p->start[group] : g->c->code_bytes));
+	if (!back && p->forward_count < FORWARD_MAX && fix < g->fix_count)
+		p->forward[p->forward_count++] =
+			(struct forward){fix, group, DIFF_ALIAS - DIFF_CODE + skip};
+	put(g, &value, wide ? 4 : 1);
+}
+
 /* ---- a program ---- */
 
 static void begin_group(struct program *p)
@@ -372,8 +401,8 @@ static void resolve(struct program *p)
 {
 	for (unsigned i = 0; i < p->forward_count; i++) {
 		const struct forward *f = &p->forward[i];
-		p->g->fix[f->fix].target =
-			f->group < p->count ? p->start[f->group] : p->g->c->code_bytes;
+		p->g->fix[f->fix].target = f->offset + (f->group < p->count ? p->start[f->group]
+									    : p->g->c->code_bytes);
 	}
 }
 
@@ -386,10 +415,13 @@ void gen_program(struct gen *g, const struct diff_rows *rows, unsigned number)
 	g->c->in.rflags &= ~(uint64_t)X86_AC;
 	if (gen_percent(g, 80))
 		g->c->in.mxcsr = 0x1f80 | (g->c->in.mxcsr & 0x603f);
+	g->c->changes_code = rows->change_code && gen_percent(g, 20);
 	while (p.count < groups && g->c->code_bytes + ROOM <= DIFF_CODE_MAX) {
 		const bool row_now = p.count == about;
 		const int row = row_now ? (int)number : choose_row(&p);
 		begin_group(&p);
+		if (g->c->changes_code && gen_percent(g, 15))
+			add_change(&p);
 		if (!row_now && (row < 0 || gen_percent(g, 28)))
 			add_branch(&p);
 		else
