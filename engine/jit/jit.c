@@ -197,10 +197,16 @@ static struct jit_block *find_block(struct engine_vcpu *v)
 	return jit_translate(v, gpa, host - in_page, v->mode);
 }
 
+/* Another page: the guest has mapped it where the first was, which was still running by what the branch cache knew. */
+static bool same_page(const struct jit_block *a, const struct jit_block *b)
+{
+	return !((a->key ^ b->key) & ~jit_key(GUEST_PAGE_SIZE - 1, 0));
+}
+
 /* Tie the way that was taken to its target, so that it is not missed again. */
 static void tie(struct engine_vcpu *v, struct jit_block *block)
 {
-	if (v->pending && v->options.chain)
+	if (v->pending && v->options.chain && same_page(v->pending->from, block))
 		jit_exit_link(v, v->pending, block);
 	if (v->has_pending_branch && v->options.branches) {
 		x86_branch_fill(&v->soft.cpu, v->pending_branch, jit_rx(v, block->branch_entry));

@@ -96,11 +96,64 @@ static void test_own_device(void **state)
 	assert_int_equal(s.reg[X86_RCX], 0);
 }
 
+/* ---- a page that is mapped elsewhere while its code runs ---- */
+
+/*
+ * At X, that maps OLD, the code changes X to map NEW, without INVLPG, and has its translation for execution evicted
+ * by code whose address has the same index; so a jump within the page may end in NEW. At Y, that maps OLD, it
+ * never may: there the same jump leads to OLD, or a program could make another one's pages jump to its own.
+ */
+#define X	(ALIAS + 0x100000u)
+#define Y	(ALIAS + 0x101000u)
+#define OLD	0x120000u
+#define NEW	0x121000u
+#define RETURNS 0x100000u /* X's index */
+#define STEPS	0x5300u
+
+GUEST(remapped, "1: mov (%rbx), %rax\nmov 8(%rbx), %rsi\nadd $16, %rbx\nmov %rax, (%rdi)\ncall *%rsi\n"
+		"dec %ecx\njz 2f\njmp 1b\n2: mov $1, %edx\nout %al, $0xf4\nhlt");
+
+static void run_remapped(struct rig *r, uint64_t at, unsigned steps, unsigned switch_in, struct x86_state *ret)
+{
+	struct x86_state s;
+
+	jit_state(r, &s);
+	jit_map(r, X, OLD, P | W | U);
+	jit_map(r, Y, OLD, P | W | U);
+	for (unsigned i = 0; i < steps; i++) {
+		rig_put64(r, STEPS + 16 * i, (i == switch_in ? NEW : OLD) | P | W | U);
+		rig_put64(r, STEPS + 16 * i + 8, RETURNS + (i == switch_in ? 128 : 64));
+	}
+	s.reg[X86_RIP] = at;
+	s.reg[X86_RCX] = steps;
+	s.reg[X86_RBX] = STEPS;
+	s.reg[X86_RDI] = ALIAS_TABLE + 0x100 * 8;
+	assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+	jit_run_plainly(r, ret);
+}
+
+static void test_remapped(void **state)
+{
+	struct rig *r = *state;
+	struct x86_state s;
+
+	rig_put(r, OLD, code_remapped, GUEST_SIZE(remapped));
+	rig_put(r, NEW, code_remapped, GUEST_SIZE(remapped));
+	rig_put(r, NEW + GUEST_SIZE(remapped) - 7, "\2", 1); /* in EDX */
+	rig_put(r, RETURNS + 64, "\xc3", 1);
+	rig_put(r, RETURNS + 128, "\xc3", 1);
+	run_remapped(r, X, 8, 7, &s);
+	assert_in_range(s.reg[X86_RDX], 1, 2);
+	run_remapped(r, Y, 1, 1, &s);
+	assert_int_equal(s.reg[X86_RDX], 1);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		JIT_TEST(test_edge),
 		JIT_TEST(test_own_device),
+		JIT_TEST(test_remapped),
 	};
 	int status = jit_main(argc, argv);
 
