@@ -148,10 +148,18 @@ const struct x86_insn *jit_site_insn(struct engine_vcpu *v, struct jit_site *sit
 
 struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key)
 {
-	struct jit_block *block = v->cache.hash[hash_of(key)];
+	const unsigned hash = hash_of(key), place = hash & (JIT_FRONT - 1);
+	struct jit_block *block;
 
+	if (likely(v->cache.front[place].key == key))
+		return v->cache.front[place].block;
+	block = v->cache.hash[hash];
 	while (block && block->key != key)
 		block = block->hash_next;
+	if (block) {
+		v->cache.front[place].key = key;
+		v->cache.front[place].block = block;
+	}
 	return block;
 }
 
@@ -214,6 +222,10 @@ static void block_detach(struct engine_vcpu *v, struct jit_block *block)
 {
 	struct jit_cache *cache = &v->cache;
 
+	const unsigned place = hash_of(block->key) & (JIT_FRONT - 1);
+
+	if (cache->front[place].block == block)
+		cache->front[place].key = 0;
 	list_remove(&cache->hash[hash_of(block->key)], block, offsetof(struct jit_block, hash_next));
 	list_remove(&cache->page[page_hash(block_gpa(block))], block,
 		offsetof(struct jit_block, page_next));

@@ -128,7 +128,7 @@ static unsigned mode_now(const struct x86_cpu *cpu)
 {
 	const struct x86_state *s = &cpu->s;
 	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
-	unsigned mode = cpu->mode == 64 ? JIT_MODE_64 : 0;
+	unsigned mode = JIT_MODE_ANY | (cpu->mode == 64 ? JIT_MODE_64 : 0);
 
 	if (!(s->cr0 & (X86_CR0_EM | X86_CR0_TS)) && (s->cr4 & X86_CR4_OSFXSR))
 		mode |= JIT_MODE_SSE;

@@ -168,6 +168,7 @@ struct jit_segment {
 
 #define JIT_HASH	32768
 #define JIT_SECOND_HASH 1024
+#define JIT_FRONT	4096
 
 struct jit_cache {
 	struct codebuf code;
@@ -176,6 +177,11 @@ struct jit_cache {
 	uint8_t *segments_start; /* behind the stubs; writable mapping */
 	struct jit_segment segment[JIT_SEGMENTS];
 	unsigned now;
+	/* What was looked up last, without a chain; a key of 0 is no block's. */
+	struct {
+		uint64_t key;
+		struct jit_block *block;
+	} front[JIT_FRONT];
 	struct jit_block *hash[JIT_HASH];
 	struct jit_block *page[JIT_HASH]; /* blocks by hash of their page */
 	struct jit_block *second[JIT_SECOND_HASH]; /* the same of their second page */
@@ -187,6 +193,7 @@ enum jit_mode {
 	JIT_MODE_SSE = 2,    /* SSE instructions are available */
 	JIT_MODE_AVX = 4,
 	JIT_MODE_MASKED = 8, /* all SIMD exceptions are masked */
+	JIT_MODE_ANY = 128,  /* always set: no key is 0 */
 };
 
 static inline uint64_t jit_key(gpa_t gpa, unsigned mode)
