@@ -144,9 +144,12 @@ static enum x86_status execute(struct x86_cpu *cpu, struct x86_insn *insn, bool 
 	return insn->fn(cpu, insn);
 }
 
-/* INT n and its kin, and SYSCALL, go by the TF that they leave behind; all others by the one before. */
+/* INT n and its kin, and SYSCALL, go by the TF that they leave behind, and so does SYSRET, which raises the trap
+ * itself; all others by the one before. */
 static bool steps_into_handler(const struct x86_cpu *cpu, const struct x86_insn *insn)
 {
+	if (insn->fn == x86_sysret)
+		return true;
 	return !(cpu->s.rflags & X86_TF) &&
 	       (insn->fn == x86_int || insn->fn == x86_int3 || insn->fn == x86_into ||
 		       insn->fn == x86_int1 || insn->fn == x86_syscall);

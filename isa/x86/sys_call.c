@@ -11,6 +11,7 @@
  */
 #include "isa/x86/semantics.h"
 
+#include "base/util.h"
 #include "isa/x86/cpuid.h"
 #include "isa/x86/descriptor.h"
 
@@ -66,6 +67,7 @@ enum x86_status x86_syscall(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 /* Flags that SYSRET takes from R11 (SDM 2): all defined ones but RF and VM. */
 #define SYSRET_FLAGS 0x3c7fd7ull
+#define DR6_BS	     BIT(14)
 
 enum x86_status x86_sysret(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
@@ -88,7 +90,12 @@ enum x86_status x86_sysret(struct x86_cpu *cpu, const struct x86_insn *insn)
 	else
 		cpu->s.rflags |= X86_IF;
 	x86_cpu_refresh(cpu);
-	return X86_BOUNDARY;
+	if (!(cpu->s.rflags & X86_TF))
+		return X86_BOUNDARY;
+	/* Unlike IRET and POPF it is followed by the trap at once. */
+	x86_fault(cpu, X86_DB);
+	cpu->fault.dr6 = DR6_BS;
+	return x86_deliver_fault(cpu);
 }
 
 static bool sysenter_exists(const struct x86_cpu *cpu)

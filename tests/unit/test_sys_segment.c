@@ -50,6 +50,36 @@ static void test_syscall(void **state)
 	assert_int_equal(cpu->s.rflags, X86_FLAGS_FIXED | X86_IF | X86_DF | X86_ZF);
 }
 
+/* The trap comes before the first instruction that SYSRET returns to, and goes by the TF it has loaded. */
+static void test_sysret_single_step(void **state)
+{
+	struct test_cpu *t = *state;
+
+	for (unsigned before = 0; before < 2; before++) {
+		struct x86_cpu *cpu = start(t, 64, 0);
+		set_syscall(cpu);
+		cpu->s.rflags |= before ? X86_TF : 0;
+		x86_cpu_refresh(cpu);
+		cpu->s.reg[X86_RCX] = CODE + 0x100;
+		cpu->s.reg[X86_R11] = X86_FLAGS_FIXED | X86_TF;
+		CODE_BYTES(t, "\x48\x0f\x07");
+		assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+		at_handler(t, X86_DB);
+		assert_int_equal(slot(t, 0, 8), CODE + 0x100);
+		assert_int_equal(slot(t, 1, 8), UCODE64);
+		assert_int_equal(cpu->s.dr[6] & BIT(14), BIT(14));
+	}
+	struct x86_cpu *cpu = start(t, 64, 0);
+	set_syscall(cpu);
+	cpu->s.rflags |= X86_TF;
+	x86_cpu_refresh(cpu);
+	cpu->s.reg[X86_RCX] = CODE + 0x100;
+	cpu->s.reg[X86_R11] = X86_FLAGS_FIXED;
+	CODE_BYTES(t, "\x48\x0f\x07");
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	assert_int_equal(cpu->s.reg[X86_RIP], CODE + 0x100);
+}
+
 static void test_sysret_compat(void **state)
 {
 	struct test_cpu *t = *state;
@@ -424,6 +454,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		TEST(test_syscall),
+		TEST(test_sysret_single_step),
 		TEST(test_sysret_compat),
 		TEST(test_sysret_noncanonical),
 		TEST(test_syscall_from_compat),
