@@ -90,8 +90,9 @@ static enum x86_status frame_linear(const struct x86_frame *frame, struct x86_cp
 	return good ? X86_OK : x86_fault_code(cpu, X86_SS_EXC, frame->error);
 }
 
-/* The stack pointer wraps inside the frame: check each push, then write each. */
-static enum x86_status write_wrapping(struct x86_frame *frame, struct x86_cpu *cpu)
+/* Check each push, then write each: where the stack pointer wraps inside the frame; and for a frame that
+ * faults, as the first push that does, from the top, is the one that CR2 tells. */
+static enum x86_status write_one_by_one(struct x86_frame *frame, struct x86_cpu *cpu)
 {
 	gva_t linear[X86_FRAME_MAX];
 	uint64_t sp = frame->sp;
@@ -116,12 +117,12 @@ enum x86_status x86_frame_write(struct x86_frame *frame, struct x86_cpu *cpu)
 	uint64_t low = (frame->sp - size) & mask;
 	gva_t linear;
 
-	if (low > mask - (size - 1))
-		return write_wrapping(frame, cpu);
-	X86_TRY(frame_linear(frame, cpu, low, size, &linear));
+	if (low > mask - (size - 1) || frame_linear(frame, cpu, low, size, &linear) != X86_OK)
+		return write_one_by_one(frame, cpu);
 	for (unsigned i = 0; i < frame->count; i++)
 		memcpy(bytes + size - (i + 1) * frame->slot, &frame->value[i], frame->slot);
-	X86_TRY(x86_write_linear(cpu, linear, bytes, size, frame->cpl == 3));
+	if (x86_write_linear(cpu, linear, bytes, size, frame->cpl == 3) != X86_OK)
+		return write_one_by_one(frame, cpu);
 	frame->sp = low;
 	return X86_OK;
 }

@@ -113,6 +113,38 @@ static void test_bad_tss_stack(void **state)
 	assert_int_equal(cpu->s.activity, X86_SHUTDOWN);
 }
 
+#define DIRECTORY 0x40000u
+
+/* The pages of the first 4 MiB as they are, without the one below the stack's. */
+static void page_below_stack_missing(struct test_cpu *t)
+{
+	put(t, DIRECTORY, (DIRECTORY + 0x1000) | 3, 4);
+	for (unsigned i = 0; i < 1024; i++)
+		put(t, DIRECTORY + 0x1000 + 4 * i,
+			i == STACK0 / 0x1000 - 1 ? 0 : i * 0x1000 | 3, 4);
+	t->cpu.s.cr3 = DIRECTORY;
+	t->cpu.s.cr0 |= X86_CR0_PG;
+	x86_cpu_refresh(&t->cpu);
+	x86_tlb_flush(&t->cpu);
+}
+
+/* CR2 is the first push that faults, from the top. */
+static void test_frame_page_fault(void **state)
+{
+	struct test_cpu *t = *state;
+	struct x86_cpu *cpu = start(t, 32, 0);
+	struct x86_event event = {.type = X86_EVENT_SOFT_INT, .vector = 0x80};
+
+	set_gate(t, 0x80, KCODE, X86_SYS_INT32, 0, 0);
+	page_below_stack_missing(t);
+	cpu->s.reg[X86_RSP] = STACK0 + 4;
+	assert_int_equal(x86_deliver_software(cpu, &event), X86_FAULT);
+	assert_int_equal(cpu->fault.vector, X86_PF_EXC);
+	assert_int_equal(cpu->fault.address, STACK0 - 4);
+	assert_int_equal(cpu->s.reg[X86_RSP], STACK0 + 4);
+	assert_int_equal(get(t, STACK0, 4), 0); /* what could be pushed was not */
+}
+
 /* ---- double and triple faults ---- */
 
 static void test_double_fault(void **state)
@@ -371,6 +403,7 @@ int main(void)
 		TEST(test_int_not_allowed),
 		TEST(test_external_not_present),
 		TEST(test_bad_tss_stack),
+		TEST(test_frame_page_fault),
 		TEST(test_double_fault),
 		TEST(test_triple_fault),
 		TEST(test_page_fault_twice),
