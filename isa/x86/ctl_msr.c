@@ -52,7 +52,7 @@ static bool has_spec_ctrl(const struct x86_cpu *cpu)
 enum msr_rule {
 	RULE_ANY,
 	RULE_CANONICAL,
-	RULE_32,
+	RULE_TSC_AUX, /* 32 bits, and there with RDTSCP or RDPID only */
 	RULE_PAT,	 /* each byte a memory type of the PAT */
 	RULE_MTRR_FIXED, /* each byte a memory type of the MTRRs */
 	RULE_MTRR_DEFAULT,
@@ -99,15 +99,22 @@ static const struct kept_msr {
 	KEPT(X86_MSR_FS_BASE, seg[X86_FS].base, RULE_SEGMENT),
 	KEPT(X86_MSR_GS_BASE, seg[X86_GS].base, RULE_SEGMENT),
 	KEPT(X86_MSR_KERNEL_GS_BASE, msr.kernel_gs_base, RULE_CANONICAL),
-	KEPT(X86_MSR_TSC_AUX, msr.tsc_aux, RULE_32),
+	KEPT(X86_MSR_TSC_AUX, msr.tsc_aux, RULE_TSC_AUX),
 };
+
+static bool kept_exists(const struct x86_cpu *cpu, const struct kept_msr *msr)
+{
+	if (msr->rule == RULE_SPEC_CTRL)
+		return has_spec_ctrl(cpu);
+	return msr->rule != RULE_TSC_AUX || x86_has(&cpu->features, X86_F_RDTSCP) ||
+	       x86_has(&cpu->features, X86_F_RDPID);
+}
 
 static const struct kept_msr *kept_find(const struct x86_cpu *cpu, uint32_t index)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(kept); i++)
 		if (kept[i].index == index)
-			return kept[i].rule != RULE_SPEC_CTRL || has_spec_ctrl(cpu) ? &kept[i]
-										    : NULL;
+			return kept_exists(cpu, &kept[i]) ? &kept[i] : NULL;
 	return NULL;
 }
 
@@ -138,7 +145,7 @@ static bool kept_accepts(const struct kept_msr *msr, uint64_t value)
 	switch ((enum msr_rule)msr->rule) {
 	case RULE_CANONICAL:
 	case RULE_SEGMENT: return canonical(value);
-	case RULE_32: return !(value >> 32);
+	case RULE_TSC_AUX: return !(value >> 32);
 	case RULE_PAT: return types_valid(value, PAT_TYPES);
 	case RULE_MTRR_FIXED: return types_valid(value, MTRR_TYPES);
 	case RULE_MTRR_DEFAULT: return mtrr_type_valid(value) && !(value & ~0xcffull);

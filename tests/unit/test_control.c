@@ -449,6 +449,11 @@ static void test_msr_values(void **state)
 		assert_int_equal(x86_read_msr(&t->cpu, rows[i].index, &value), X86_OK);
 		assert_true(value == rows[i].value);
 	}
+	/* With neither RDTSCP nor RDPID there is no TSC_AUX. */
+	t->cpu.features.bits[X86_F_RDTSCP / 64] &= ~BIT(X86_F_RDTSCP % 64);
+	t->cpu.features.bits[X86_F_RDPID / 64] &= ~BIT(X86_F_RDPID % 64);
+	expect_gp(t, x86_write_msr(&t->cpu, X86_MSR_TSC_AUX, 1));
+	expect_gp(t, x86_read_msr(&t->cpu, X86_MSR_TSC_AUX, &value));
 	expect_gp(t, x86_read_msr(&t->cpu, 0xdeadbeef, &value));
 	assert_int_equal(x86_read_msr(&t->cpu, X86_MSR_MTRRCAP, &value), X86_OK);
 	assert_true(value == 0x508);
