@@ -60,6 +60,7 @@ enum x86_status x86_syscall(struct x86_cpu *cpu, const struct x86_insn *insn)
 		cpu->s.rflags &= ~(uint64_t)(X86_IF | X86_VM);
 		load_flat(cpu, cs, cs + 8, 0, X86_SEG_DB);
 	}
+	cpu->s.seg[X86_SS].selector = cs + 8; /* low bits and all; CS's are masked */
 	cpu->s.rflags = (cpu->s.rflags & ~(uint64_t)X86_RF) | X86_FLAGS_FIXED;
 	x86_cpu_refresh(cpu);
 	return X86_BOUNDARY;
@@ -76,6 +77,8 @@ enum x86_status x86_sysret(struct x86_cpu *cpu, const struct x86_insn *insn)
 
 	if (!syscall_exists(cpu))
 		return x86_ud(cpu);
+	if (cpu->cpl)
+		return x86_gp(cpu, 0);
 	if (insn->osize == 8) {
 		if (!x86_canonical(cpu, rip) && !vendor_amd(cpu))
 			return x86_gp(cpu, 0);

@@ -50,6 +50,36 @@ static void test_syscall(void **state)
 	assert_int_equal(cpu->s.rflags, X86_FLAGS_FIXED | X86_IF | X86_DF | X86_ZF);
 }
 
+/* Where it is not enabled it does not exist, whatever the privilege. */
+static void test_sysret_privilege(void **state)
+{
+	struct test_cpu *t = *state;
+	struct x86_cpu *cpu = start(t, 64, 3);
+
+	CODE_BYTES(t, "\x48\x0f\x07");
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	at_handler(t, X86_UD);
+	cpu = start(t, 64, 3);
+	set_syscall(cpu);
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	at_handler(t, X86_GP);
+}
+
+/* SS is STAR's selector plus 8 as it is; of CS the low bits are cleared. */
+static void test_syscall_selectors(void **state)
+{
+	struct test_cpu *t = *state;
+	struct x86_cpu *cpu = start(t, 64, 3);
+
+	set_syscall(cpu);
+	cpu->s.msr.star |= 3ull << 32;
+	CODE_BYTES(t, "\x0f\x05");
+	assert_int_equal(x86_step(cpu), X86_BOUNDARY);
+	assert_int_equal(cpu->s.seg[X86_CS].selector, KCODE);
+	assert_int_equal(cpu->s.seg[X86_SS].selector, (KCODE | 3) + 8);
+	assert_int_equal(cpu->cpl, 0);
+}
+
 /* The trap comes before the first instruction that SYSRET returns to, and goes by the TF it has loaded. */
 static void test_sysret_single_step(void **state)
 {
@@ -454,6 +484,8 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		TEST(test_syscall),
+		TEST(test_sysret_privilege),
+		TEST(test_syscall_selectors),
 		TEST(test_sysret_single_step),
 		TEST(test_sysret_compat),
 		TEST(test_sysret_noncanonical),
