@@ -128,6 +128,7 @@ static int pdptes_set(struct engine_vcpu *vcpu, const struct x86_state *s)
 	if (status < 0 || !(k.flags & KVM_SREGS2_FLAGS_PDPTRS_VALID))
 		return status;
 	memcpy(k.pdptrs, s->pdpte, sizeof(s->pdpte));
+	k.tr = segment_to_kvm(&s->tr); /* KVM calls every TSS busy */
 	return kvm_ioctl(vcpu->fd, KVM_SET_SREGS2, &k);
 }
 
