@@ -85,6 +85,24 @@ def test_engine_units(kvm_host):
         host.expect(HOST_PROMPT)
 
 
+def test_ring0_snippets(kvm_host):
+    """Random ring-0 code, interpreted and under a KVM that runs ring 0 on the processor: docs/differential.md.
+    Always the same cases: what QEMU does wrong is known for these. LODGE_RING0_SEED takes others."""
+    path = os.path.join(os.path.dirname(PROGRAM), "tests", "ring0", "ring0")
+    if not os.path.exists(path):
+        pytest.skip("NOT CHECKED: ring-0 code under a real KVM (no %s)" % path)
+    host = kvm_host({"bin/ring0": path, **libraries(path)}, cpus=1)
+    host.send("ring0 --seed %d --count 30000; echo ring0-status=$?\n"
+              % int(os.environ.get("LODGE_RING0_SEED", "2")))
+    host.expect("ring0-status=.*\n")  # the echo of that line
+    before = host.place
+    status = host.expect(r"ring0-status=(\d+)", 600)[1]
+    print(host.text[before:host.place])
+    assert status == "0", host.text[before:]
+    compared = re.search(r": (\d+) of \d+ cases compared", host.text[before:])
+    assert compared and int(compared[1]) > 25000, host.text[before:]
+
+
 def test_doctor_finds_kvm(kvm_host):
     """... and measures that it runs ring 0 on the processor, which is why auto takes it."""
     host = kvm_host({})
