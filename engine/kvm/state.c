@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MXCSR_WORD	    6
 #define XSTATE_BV_WORD	    (X86_XSAVE_LEGACY_BYTES / 4)
 #define LAPIC_SLOT_BYTES    16
 #define LAPIC_ID	    0x02
@@ -180,6 +181,8 @@ static int fpu_get(struct engine_vcpu *vcpu, struct x86_state *s)
 	/* XSTATE_BV may show the host's own components; the guest's XCR0 does not let it have them. */
 	area.region[XSTATE_BV_WORD] &= X86_XSAVE_COMPONENTS;
 	area.region[XSTATE_BV_WORD + 1] = 0;
+	/* Guests have the host's MXCSR: AMD's has a bit (misaligned exceptions, 17) that ours has not. */
+	area.region[MXCSR_WORD] &= X86_MXCSR_VALID;
 	if (status == 0)
 		status = x86_fpu_from_xsave(s, &area, sizeof(area));
 	if (status == 0 && vcpu->vm->has_xcrs)

@@ -9,6 +9,7 @@
 #define LODGE_ISA_X86_FPU_H
 
 #include "isa/x86/cpu.h"
+#include "isa/x86/xsave.h"
 #include <string.h>
 
 #define X86_MXCSR_FLAGS	     0x3fu
@@ -19,7 +20,6 @@
 #define X86_MXCSR_FTZ	     0x8000u
 #define X86_MXCSR_MASK_SHIFT 7
 #define X86_MXCSR_RESET	     0x1f80u
-#define X86_MXCSR_VALID	     0xffffu /* what FXSAVE reports as MXCSR_MASK */
 
 #define X86_FCW_RESET 0x037fu
 #define X86_FCW_MASKS 0x3fu

@@ -13,7 +13,8 @@
 #define X86_XSAVE_HEADER_BYTES 64
 #define X86_XSAVE_AVX_OFFSET   576
 #define X86_XSAVE_AVX_BYTES    256
-#define X86_XSAVE_BYTES	       832 /* standard format with all components known here */
+#define X86_XSAVE_BYTES	       832     /* standard format with all components known here */
+#define X86_MXCSR_VALID	       0xffffu /* what FXSAVE reports as MXCSR_MASK */
 #define X86_XSAVE_COMPONENTS   (X86_XCR0_X87 | X86_XCR0_SSE | X86_XCR0_AVX)
 
 /*
