@@ -232,6 +232,11 @@ static bool loads_null_tr(const struct r0_verdict *v)
 	return !(v->other->out.tr.selector & 0xfffc);
 }
 
+static bool pushed_flags(const struct r0_verdict *v)
+{
+	return v->interp->out.reg[X86_RIP] - R0_HANDLERS < 16 * 0x80;
+}
+
 static bool general_detect(const struct r0_verdict *v)
 {
 	return v->c->in.dr[7] & DR7_GD;
@@ -316,6 +321,8 @@ static const struct rule tcg_rules[] = {
 	{"QEMU: LTR loads a null selector", x86_ltr, .also = loads_null_tr},
 	{"QEMU: LAR gives 0 in bits 16 to 19", x86_lar},
 	{"QEMU: INT1 is #UD", x86_int1},
+	{"QEMU: SYSCALL clears DF and the arithmetic flags", x86_syscall, .also = pushed_flags},
+	{"QEMU: SYSENTER of an AMD processor in long mode", x86_sysenter, .facts = F_WIDE},
 	{"QEMU: SYSEXIT of an AMD processor in long mode", x86_sysexit, .facts = F_WIDE},
 	{"QEMU: only 0 is a null selector in SYSENTER_CS", x86_sysenter, .facts = F_REFUSED},
 	{"QEMU: only 0 is a null selector in SYSENTER_CS", x86_sysexit, .facts = F_REFUSED},
@@ -336,6 +343,8 @@ static const struct rule tcg_rules[] = {
 	{"QEMU: ADCX and ADOX leave rubbish in RFLAGS", .name = "ADCX"},
 	{"QEMU: ADCX and ADOX leave rubbish in RFLAGS", .name = "ADOX"},
 	{"QEMU: CF of BLSI", x86_sem_blsi},
+	{"QEMU: 66 before LGDT and LIDT in 64-bit code", x86_lgdt, .facts = F_LONG | F_BYTE66},
+	{"QEMU: 66 before LGDT and LIDT in 64-bit code", x86_lidt, .facts = F_LONG | F_BYTE66},
 	{"QEMU: 66 and REX.W before MOVBE", .name = "MOVBE", .facts = F_BYTE66},
 	{"QEMU: 66 before RDFSBASE and the like", .name = "SBASE", .facts = F_BYTE66},
 	{"QEMU: CLFLUSH does not look for its page", .name = "CLFLUSH"},
@@ -350,6 +359,7 @@ static const struct rule tcg_rules[] = {
 	{"QEMU: FXSAVE leaves reserved bytes alone", .name = "fxsave"},
 	{"QEMU: FXSAVE leaves reserved bytes alone", .name = "xsave"},
 	{"QEMU: XRSTOR looks at its area before CR0.TS", .name = "xrstor"},
+	{"QEMU: LDMXCSR takes reserved bits", .name = "ldmxcsr", .facts = F_REFUSED},
 	{"QEMU: x87 and MMX", .attr = X86_A_X87 | X86_A_MMX},
 	{"QEMU: CVTPI2PS of memory enters MMX state", .name = "cvtpi2"},
 	{"QEMU: AVX heeds CR0.EM", .attr = X86_A_AVX, .also = emulates_fpu},
@@ -419,6 +429,8 @@ static const struct rule software_rules[] = {
 	{"this KVM: reserved bits of MSRs", sem_wrmsr, .facts = F_REFUSED | F_ALLOWED},
 	{MXCSR_MASK, .name = "fxsave"},
 	{MXCSR_MASK, .name = "xsave"},
+	{"this KVM: LDMXCSR takes the bits that the host has", .name = "ldmxcsr",
+		.facts = F_REFUSED},
 	{"this KVM: x87 and MMX", .attr = X86_A_X87 | X86_A_MMX},
 	{"this KVM: single step and faults of port strings", .attr = X86_A_IO},
 	{"this KVM: single step and faults of port strings", .facts = F_TF},
@@ -505,7 +517,8 @@ const char *r0_excuse(const struct r0_verdict *v)
 /* Flags that a KVM that emulates ring 0 does not keep, as it runs the guest with the host's. */
 #define SOFTWARE_FLAGS ((uint64_t)(X86_IOPL | X86_AC | X86_RF | X86_VIF | X86_VIP | X86_ID))
 
-/* RF stays until QEMU's block of code ends; it has no VIF and VIP; SYSCALL clears the arithmetic flags. */
+/* RF stays until QEMU's block of code ends; it has no VIF and VIP; SYSCALL clears DF and the
+ * arithmetic flags. */
 static void excuse_flags(
 	const struct r0_verdict *v, struct x86_state *interp, struct x86_state *other)
 {
@@ -514,7 +527,7 @@ static void excuse_flags(
 	if (v->c->in.rflags & X86_RF)
 		not_compared |= X86_RF;
 	if (has(v->c, x86_syscall))
-		not_compared |= X86_FLAGS_ARITH;
+		not_compared |= X86_FLAGS_ARITH | X86_DF;
 	interp->rflags &= ~not_compared;
 	other->rflags &= ~not_compared;
 }
