@@ -180,12 +180,17 @@ static bool tables_overwritten(const struct r0_verdict *v)
 static bool low_msr(const struct r0_verdict *v)
 {
 	return (has(v->c, sem_rdmsr) || has(v->c, sem_wrmsr)) &&
-	       (uint32_t)v->interp->out.reg[X86_RCX] < 16;
+	       (uint32_t)v->interp->out.reg[X86_RCX] <= X86_MSR_TSC;
 }
 
 static bool other_tsc_aux(const struct r0_verdict *v)
 {
 	return v->interp->out.msr.tsc_aux != v->other->out.msr.tsc_aux;
+}
+
+static bool long_string(const struct r0_verdict *v)
+{
+	return v->interp->out.reg[X86_RCX] > 0x1000;
 }
 
 static bool null_ss(const struct r0_verdict *v)
@@ -200,7 +205,7 @@ static const struct rule any_rules[] = {
 	{"KVM: does not get on", .also = is_late},
 	{"a single step of the last OUT", .also = steps_at_end},
 	{"page tables were overwritten under the TLB", .also = tables_overwritten},
-	{"MSRs 0 to 15, which only one of them has", .also = low_msr},
+	{"MSRs that only one of them has, and the TSC", .also = low_msr},
 	{"AMD: SYSENTER_ESP and SYSENTER_EIP are 32 bits wide, and take any address", sem_wrmsr,
 		.also = other_sysenter},
 };
@@ -221,6 +226,7 @@ static const struct rule processor_rules[] = {
 	{"BSWAP of 16 bits", .name = "BSWAP", .facts = F_BYTE66},
 	{"CMPS: which operand faults first", x86_sem_cmps, .facts = F_PAGE},
 	{"CMPS: which operand faults first", x86_sem_cmps, .facts = F_REFUSED},
+	{"a long port string", .attr = X86_A_IO, .also = long_string},
 	{"KVM: port strings write a part before the fault", .attr = X86_A_IO, .facts = F_PAGE},
 	{"KVM: the return address of an INT n that it injects again", x86_int, .facts = F_REFUSED},
 };
@@ -235,6 +241,11 @@ static bool loads_null_tr(const struct r0_verdict *v)
 static bool pushed_flags(const struct r0_verdict *v)
 {
 	return v->interp->out.reg[X86_RIP] - R0_HANDLERS < 16 * 0x80;
+}
+
+static bool both_ud(const struct r0_verdict *v)
+{
+	return at_handler(v->interp, X86_UD) && at_handler(v->other, X86_UD);
 }
 
 static bool general_detect(const struct r0_verdict *v)
@@ -349,6 +360,7 @@ static const struct rule tcg_rules[] = {
 	{"QEMU: 66 before RDFSBASE and the like", .name = "SBASE", .facts = F_BYTE66},
 	{"QEMU: CLFLUSH does not look for its page", .name = "CLFLUSH"},
 	{"QEMU: CLFLUSH does not look for its page", .name = "CLWB"},
+	{ALIASES, .name = "NOP", .also = both_ud},
 	{ALIASES, .name = "NOP", .facts = F_UNKNOWN},
 	{ALIASES, .name = "PREFETCH", .facts = F_UNKNOWN},
 	{ALIASES, .name = "TEST", .facts = F_UNKNOWN},
@@ -375,6 +387,8 @@ static const struct rule tcg_rules[] = {
 	{"QEMU: #GP, not #SS, for a stack address that is not canonical", .also = gp_for_ss},
 	{"QEMU: SGDT and SIDT write before they fault", x86_sgdt, .facts = F_PAGE},
 	{"QEMU: SGDT and SIDT write before they fault", x86_sidt, .facts = F_PAGE},
+	{"QEMU: far calls write the stack with privilege 0", x86_call_far,
+		.facts = F_USER | F_PAGE},
 	{"QEMU: far returns read the stack with privilege 0", x86_retf, .facts = F_USER | F_PAGE},
 	{"QEMU: far returns read the stack with privilege 0", x86_iret, .facts = F_USER | F_PAGE},
 	{"QEMU: reads before it finds that it may not write", .attr = X86_A_RMW, .facts = F_PAGE},
@@ -587,12 +601,19 @@ void r0_excuse_state(const struct r0_verdict *v, struct x86_state *interp, struc
 	excuse_registers(interp, other);
 }
 
+/* An instruction of the snippet, or one of the bytes that it may have gone to. */
+static bool reads_and_writes(const struct r0_case *c)
+{
+	return has_attribute(c, X86_A_RMW | X86_A_F64) || has(c, x86_call_far) ||
+	       has(c, x86_jmp_far) || has(c, x86_retf) || has(c, x86_iret);
+}
+
 /* A word that may be an error code: QEMU leaves P out with a reserved bit, and W where an instruction reads
  * what it would write; error codes that name a gate have twice its number in long mode. */
 static bool same_error(const struct r0_verdict *v, uint32_t interp, uint32_t other)
 {
 	const uint32_t more = ((interp & X86_PFEC_RSVD) ? X86_PFEC_P : 0) |
-			      (has_attribute(v->c, X86_A_RMW) ? X86_PFEC_W : 0);
+			      (reads_and_writes(v->c) ? X86_PFEC_W : 0);
 
 	if (r0_wide(v->c->mode) && (interp & 6) == 2 && other - 2 == 2 * (interp - 2))
 		return true;

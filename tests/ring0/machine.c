@@ -157,7 +157,8 @@ static int start_engine(struct r0_machine *m, struct error *err)
 		.bus = m->bus,
 		.hooks = &hooks,
 		.cpuid = &m->given,
-		.cpus_max = 1};
+		.cpus_max = 1,
+		.tuning.precise = true}; /* flags that nobody reads are compared, too */
 	const struct engine_vcpu_config vcpu = {.opaque = m};
 	int status = m->ops->vm_create(&m->vm, &vm, err);
 
@@ -216,12 +217,20 @@ const struct x86_cpuid_model *r0_machine_model(const struct r0_machine *m)
 
 /* ---- running ---- */
 
+/* By memory_write(), so that an engine that keeps code learns of it; most pages are as they were. */
+static void put(struct r0_machine *m, uint32_t gpa, const uint8_t *bytes, uint32_t count)
+{
+	if (memcmp(m->ram + gpa, bytes, count) != 0)
+		memory_write(m->memory, gpa, bytes, count);
+}
+
 static void place(struct r0_machine *m, const uint8_t *image, const struct r0_case *c)
 {
-	memcpy(m->ram, image, R0_RAM_BYTES);
-	memcpy(m->ram + c->code_gpa, c->code, c->code_bytes);
+	for (uint32_t gpa = 0; gpa < R0_RAM_BYTES; gpa += GUEST_PAGE_SIZE)
+		put(m, gpa, image + gpa, GUEST_PAGE_SIZE);
+	put(m, c->code_gpa, c->code, c->code_bytes);
 	for (unsigned i = 0; i < c->patch_count; i++)
-		memcpy(m->ram + c->patch[i].gpa, c->patch[i].bytes, c->patch[i].size_bytes);
+		put(m, c->patch[i].gpa, c->patch[i].bytes, c->patch[i].size_bytes);
 }
 
 static enum r0_end run(struct r0_machine *m, unsigned limit_ms, struct error *err)
