@@ -297,6 +297,7 @@ void jit_cache_make_room(struct engine_vcpu *v)
 		(size_t)(segment->meta_end - segment->meta) >= META_MAX)
 		return;
 	cache->now = (cache->now + 1) % JIT_SEGMENTS;
-	if (cache->segment[cache->now].blocks)
+	/* Not `blocks`: translations that failed take room as well. */
+	if (cache->segment[cache->now].meta != cache->meta + cache->now * cache->segment_meta)
 		segment_evict(v, cache->now);
 }

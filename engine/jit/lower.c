@@ -117,6 +117,7 @@ static void slow_jump(struct translation *t, struct slow *slow, unsigned conditi
 			slow->rel[i] = rel;
 			return;
 		}
+	t->failed = true;
 }
 
 static void slow_end(struct translation *t, struct slow *slow)
@@ -177,8 +178,7 @@ static void emit_ea(struct translation *t, unsigned i, unsigned to)
 	if (insn->base == X86_RIP) {
 		emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(rip_page));
 		base = HR_10;
-		disp = (int32_t)(disp + t->offset[i + 1]);
-		t->failed |= insn->disp > INT32_MAX - (int32_t)GUEST_PAGE_SIZE;
+		t->failed |= __builtin_add_overflow(insn->disp, (int32_t)t->offset[i + 1], &disp);
 	} else if (insn->base != X86_ZERO) {
 		base = loaded(t, insn->base, HR_10);
 	}
