@@ -1,0 +1,159 @@
+/*
+ * Lowering of LEA and of the stack. Guest RSP is in R9.
+ */
+#include "engine/jit/lower.h"
+#include "isa/x86/access.h"
+#include "isa/x86/index.h"
+#include "isa/x86/semantics.h"
+
+/* ---- addresses, stack ---- */
+
+bool jit_lower_lea(struct translation *t, unsigned i)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	const unsigned to = insn->op[0].reg, size = insn->op[0].size;
+
+	if (insn->asize == 2 || (insn->base == X86_RIP && insn->asize != 8))
+		return false;
+	if (size >= 4 && insn->asize >= size && !spilled(to)) {
+		struct x86_insn *same = &t->insn[i];
+		uint8_t asize = same->asize;
+
+		same->asize = (uint8_t)size; /* the high half falls away */
+		if (insn->base == X86_RIP)
+			same->asize = 8;
+		jit_emit_ea(t, i, host_of(to));
+		if (insn->base == X86_RIP && size == 4)
+			emit_rr(&t->e, 0x89, host_of(to), host_of(to));
+		same->asize = asize;
+		return true;
+	}
+	jit_emit_ea(t, i, HR_10);
+	if (size == 2) {
+		unsigned host = spilled(to) ? HR_11 : host_of(to);
+
+		if (spilled(to))
+			emit_ctx(&t->e, MOV_LOAD, HR_11, CTX_REG(to));
+		emit_rr(&t->e, 0x89 | EM_66, HR_10, host);
+		if (spilled(to))
+			emit_ctx(&t->e, MOV_STORE, HR_11, CTX_REG(to));
+		return true;
+	}
+	if (size == 4)
+		emit_rr(&t->e, 0x89, HR_10, HR_10);
+	if (spilled(to))
+		emit_ctx(&t->e, MOV_STORE, HR_10, CTX_REG(to));
+	else
+		emit_mov_rr(&t->e, host_of(to), HR_10);
+	return true;
+}
+
+/* R11 + R10 = the new top of the stack, checked for writing. */
+struct slow *jit_push_begin(struct translation *t, unsigned i)
+{
+	jit_clobber_flags(t, jit_live_before(t, i));
+	struct slow *slow = jit_slow_begin(t, i);
+	emit_rm(&t->e, 0x8d | wide(t), HR_10, HR_9, HR_NONE, 0, -(int32_t)stack_bytes(t));
+	jit_emit_lookup(t, slow, stack_bytes(t), X86_WRITE, 1);
+	return slow;
+}
+
+void jit_push_end(struct translation *t)
+{
+	emit_rm(&t->e, 0x8d | wide(t), HR_9, HR_9, HR_NONE, 0, -(int32_t)stack_bytes(t));
+}
+
+struct slow *jit_pop_begin(struct translation *t, unsigned i, unsigned from)
+{
+	jit_clobber_flags(t, jit_live_before(t, i));
+	struct slow *slow = jit_slow_begin(t, i);
+	emit_rr(&t->e, 0x89 | wide(t), from, HR_10);
+	jit_emit_lookup(t, slow, stack_bytes(t), X86_READ, 1);
+	return slow;
+}
+
+void jit_pop_end(struct translation *t, unsigned more)
+{
+	emit_rm(&t->e, 0x8d | wide(t), HR_9, HR_9, HR_NONE, 0, (int32_t)(stack_bytes(t) + more));
+}
+
+/* Push what is in `scratch`. */
+void jit_push_scratch(struct translation *t)
+{
+	emit_rm(&t->e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
+	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(scratch));
+	emit_rm(&t->e, 0x89 | wide(t), HR_10, HR_11, HR_NONE, 0, 0);
+	jit_push_end(t);
+}
+
+static bool lower_push_memory(struct translation *t, unsigned i)
+{
+	if (!jit_simple_address(t, i))
+		return false;
+	jit_clobber_flags(t, jit_live_before(t, i));
+	struct slow *load = jit_slow_begin(t, i);
+	jit_emit_linear(t, i, load);
+	jit_emit_lookup(t, load, stack_bytes(t), X86_READ, 1);
+	emit_rm(&t->e, 0x8b | wide(t), HR_10, HR_11, HR_10, 0, 0);
+	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(scratch));
+	struct slow *push = jit_push_begin(t, i);
+	jit_push_scratch(t);
+	jit_slow_end(t, load);
+	jit_slow_end(t, push);
+	return true;
+}
+
+bool jit_lower_push(struct translation *t, unsigned i)
+{
+	const struct x86_operand *op = &t->insn[i].op[0];
+
+	if (t->insn[i].osize != stack_bytes(t))
+		return false;
+	if (op->kind == X86_O_MEM)
+		return lower_push_memory(t, i);
+	if (op->kind != X86_O_GPR && op->kind != X86_O_IMM)
+		return false;
+	struct slow *slow = jit_push_begin(t, i);
+	if (op->kind == X86_O_IMM) {
+		emit_rm(&t->e, 0xc7 | wide(t), 0, HR_11, HR_10, 0, 0);
+		emit32(&t->e, (uint32_t)t->insn[i].imm);
+	} else if (spilled(op->reg)) {
+		emit_rm(&t->e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
+		emit_ctx(&t->e, MOV_LOAD, HR_10, CTX_REG(op->reg));
+		emit_rm(&t->e, 0x89 | wide(t), HR_10, HR_11, HR_NONE, 0, 0);
+	} else {
+		emit_rm(&t->e, 0x89 | wide(t), host_of(op->reg), HR_11, HR_10, 0, 0);
+	}
+	jit_push_end(t);
+	jit_slow_end(t, slow);
+	return true;
+}
+
+bool jit_lower_pop(struct translation *t, unsigned i)
+{
+	const struct x86_operand *op = &t->insn[i].op[0];
+
+	if (t->insn[i].osize != stack_bytes(t) || op->kind != X86_O_GPR)
+		return false;
+	struct slow *slow = jit_pop_begin(t, i, HR_9);
+	unsigned to = spilled(op->reg) ? HR_10 : host_of(op->reg);
+	emit_rm(&t->e, 0x8b | wide(t), to, HR_11, HR_10, 0, 0);
+	if (spilled(op->reg))
+		emit_ctx(&t->e, MOV_STORE, HR_10, CTX_REG(op->reg));
+	if (op->reg != X86_RSP)
+		jit_pop_end(t, 0);
+	jit_slow_end(t, slow);
+	return true;
+}
+
+bool jit_lower_leave(struct translation *t, unsigned i)
+{
+	if (t->insn[i].osize != stack_bytes(t))
+		return false;
+	struct slow *slow = jit_pop_begin(t, i, HR_BP);
+	emit_rm(&t->e, 0x8b | wide(t), HR_11, HR_11, HR_10, 0, 0);
+	emit_rm(&t->e, 0x8d | wide(t), HR_9, HR_BP, HR_NONE, 0, (int32_t)stack_bytes(t));
+	emit_rr(&t->e, 0x89 | wide(t), HR_11, HR_BP);
+	jit_slow_end(t, slow);
+	return true;
+}
