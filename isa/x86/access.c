@@ -363,13 +363,13 @@ static bool host_cmpxchg16(void *host, uint64_t expected[2], const uint64_t desi
 	return done;
 }
 
-static void exclusive_begin(struct x86_cpu *cpu)
+void x86_exclusive_begin(struct x86_cpu *cpu)
 {
 	if (cpu->env->exclusive_begin)
 		cpu->env->exclusive_begin(cpu);
 }
 
-static void exclusive_end(struct x86_cpu *cpu)
+void x86_exclusive_end(struct x86_cpu *cpu)
 {
 	if (cpu->env->exclusive_end)
 		cpu->env->exclusive_end(cpu);
@@ -381,11 +381,11 @@ static void cmpxchg_exclusive(struct x86_cpu *cpu, const struct piece piece[2], 
 {
 	uint64_t old[2] = { 0, 0 };
 
-	exclusive_begin(cpu);
+	x86_exclusive_begin(cpu);
 	pieces_read(cpu, piece, old);
 	*ret_done = memcmp(old, expected, size) == 0;
 	pieces_write(cpu, piece, *ret_done ? desired : (const void *)old);
-	exclusive_end(cpu);
+	x86_exclusive_end(cpu);
 	pieces_written(cpu, piece);
 	memcpy(expected, old, size);
 }

@@ -157,6 +157,9 @@ enum x86_status x86_cmpxchg(struct x86_cpu *cpu, unsigned seg, uint64_t offset, 
 	uint64_t *expected, uint64_t desired, bool *ret_done);
 enum x86_status x86_cmpxchg16(struct x86_cpu *cpu, unsigned seg, uint64_t offset, uint64_t expected[2],
 	const uint64_t desired[2], bool *ret_done);
+/* Hold all other vCPUs outside guest code; may nest. */
+void x86_exclusive_begin(struct x86_cpu *cpu);
+void x86_exclusive_end(struct x86_cpu *cpu);
 /* A read that is checked as a write: first half of a read-modify-write that must not half-happen. */
 enum x86_status x86_load_for_write(struct x86_cpu *cpu, unsigned seg, uint64_t offset, unsigned size,
 	uint64_t *ret_value);

@@ -18,15 +18,27 @@ typedef uint64_t x86_compute(uint64_t old, uint64_t arg, unsigned size, uint64_t
 
 #define X86_WITH_FLAGS(flags, arith) (((flags) & ~(uint64_t)X86_FLAGS_ARITH) | (arith))
 
-/* Locked, or where the TLB does not help. ret_old may be NULL. */
+#define X86_LOCK_TRIES 64
+
+/*
+ * Locked, or where the TLB does not help. ret_old may be NULL. A device's register may be another at each look
+ * (a counter): when the exchange fails too often, all other vCPUs are held and it is a read and a write.
+ */
 static inline enum x86_status x86_rmw_slow(struct x86_cpu *cpu, const struct x86_insn *insn,
 	uint64_t offset, unsigned size, bool lock, x86_compute *compute, uint64_t arg, uint64_t *ret_old)
 {
 	uint64_t old, now, flags, value;
+	unsigned tries = 0;
 	bool done = false;
 
 	X86_TRY(x86_load_for_write(cpu, insn->seg, offset, size, &now));
 	do {
+		if (unlikely(tries++ == X86_LOCK_TRIES)) {
+			x86_exclusive_begin(cpu);
+			enum x86_status status = x86_rmw_slow(cpu, insn, offset, size, false, compute, arg, ret_old);
+			x86_exclusive_end(cpu);
+			return status;
+		}
 		old = now;
 		flags = cpu->s.rflags;
 		value = compute(old, arg, size, &flags);

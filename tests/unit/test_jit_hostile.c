@@ -148,12 +148,30 @@ static void test_remapped(void **state)
 	assert_int_equal(s.reg[X86_RDX], 1);
 }
 
+/* ---- a locked operation on a device's register that is another each time it is read ---- */
+
+GUEST(counter, "mov $0xd0000000, %ebx\nlock incl (%rbx)\nxchg %eax, 2(%rbx)\nout %al, $0xf4\nhlt");
+
+static void test_locked_counter(void **state)
+{
+	struct rig *r = *state;
+	struct x86_state s;
+
+	jit_state(r, &s);
+	JIT_LOAD(r, &s, counter);
+	alarm(20); /* it went on for ever once */
+	jit_run_plainly(r, &s);
+	alarm(0);
+	assert_true(r->access_count > 4);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		JIT_TEST(test_edge),
 		JIT_TEST(test_own_device),
 		JIT_TEST(test_remapped),
+		JIT_TEST(test_locked_counter),
 	};
 	int status = jit_main(argc, argv);
 
