@@ -16,7 +16,11 @@
 #include "isa/x86/access.h"
 #include "memory/memory.h"
 
+#include "base/cleanup.h"
+
+#include <fcntl.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define AHEAD_INSNS 12 /* how far to look for the fate of flags */
@@ -281,13 +285,14 @@ static void note_for_perf(const struct translation *t)
 	const struct engine_vcpu *v = t->v;
 
 	snprintf(name, sizeof(name), "/tmp/perf-%d.map", (int)getpid());
-	FILE *file = fopen(name, "a");
-	if (!file)
+	/* The name is for anybody to guess: no links, and no file of another's. */
+	AUTO_CLOSE int fd = open(name, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600);
+	struct stat stat;
+	if (fd < 0 || fstat(fd, &stat) < 0 || stat.st_uid != geteuid())
 		return;
-	fprintf(file, "%lx %lx guest_%llx_rip_%llx\n", (unsigned long)(uintptr_t)jit_rx(v, t->block->branch_entry),
+	dprintf(fd, "%lx %lx guest_%llx_rip_%llx\n", (unsigned long)(uintptr_t)jit_rx(v, t->block->branch_entry),
 		(unsigned long)(t->block->code_end - t->block->branch_entry),
 		(unsigned long long)t->gpa, (unsigned long long)v->soft.cpu.s.reg[X86_RIP]);
-	fclose(file);
 }
 
 static bool emit_block(struct translation *t)
