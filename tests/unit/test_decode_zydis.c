@@ -429,10 +429,11 @@ static void compare_class(struct pair *p)
 		mismatch(p, "ALIGN: %d", align);
 }
 
-/* Not #GP but #UD first (CLAC, STAC, MONITOR, MWAIT, XSETBV), or unknown to Zydis (LGDT). */
+/* Not #GP but #UD first (CLAC, STAC, MONITOR, MWAIT, XSETBV, SYSRET), or unknown to Zydis (LGDT). */
 static void compare_rules(struct pair *p)
 {
-	static const char *const others[] = {"clac", "stac", "monitor", "mwait", "xsetbv", "lgdt"};
+	static const char *const others[] = {"clac", "stac", "monitor", "mwait", "xsetbv", "sysret",
+		"lgdt"};
 	uint32_t attr = p->ours.row->attr;
 	ZydisInstructionAttributes theirs = p->zydis.attributes;
 	bool privileged = theirs & ZYDIS_ATTRIB_IS_PRIVILEGED;
