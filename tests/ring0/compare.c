@@ -172,16 +172,15 @@ static bool same_word(const struct r0_verdict *v, uint32_t at)
 	return x == y || r0_excuse_memory(v, at, x, y);
 }
 
-/* What differs may be half of a word that is not aligned. */
+/* What differs may be half of a word that was pushed on a stack that is not aligned. */
 static bool same_memory(const struct r0_verdict *v, uint32_t at)
 {
+	const uint32_t shift = (at - (uint32_t)v->interp->out.reg[X86_RSP]) & 3;
+
 	if (same_word(v, at))
 		return true;
-	for (unsigned shift = 1; shift < 4; shift++)
-		if (at >= 4 && at + 8 <= R0_RAM_BYTES && same_word(v, at - shift) &&
-			same_word(v, at + 4 - shift))
-			return true;
-	return false;
+	return shift && at >= 4 && at + 8 <= R0_RAM_BYTES && same_word(v, at - shift) &&
+	       same_word(v, at + 4 - shift);
 }
 
 static bool agree_in_memory(const struct r0_verdict *v)

@@ -14,11 +14,12 @@
 
 #include <string.h>
 
-#define TABLE_A	    0x20u /* accessed */
-#define TABLE_AD    0x60u /* and dirty */
-#define TABLES_END  (R0_TABLES + 0x10000)
-#define DR7_GD	    0x2000u
-#define DR7_UNKNOWN 0xd800ull /* reserved */
+#define TABLE_A	     0x20u /* accessed */
+#define TABLE_AD     0x60u /* and dirty */
+#define TABLES_END   (R0_TABLES + 0x10000)
+#define DESCRIPTOR_A 0x100u /* accessed, in a descriptor's upper half */
+#define DR7_GD	     0x2000u
+#define DR7_UNKNOWN  0xd800ull /* reserved */
 
 /* ---- what a case has in it ---- */
 
@@ -177,6 +178,14 @@ static bool tables_overwritten(const struct r0_verdict *v)
 	return changed > 1;
 }
 
+static bool code_overwritten(const struct r0_verdict *v)
+{
+	const struct r0_case *c = v->c;
+
+	return memcmp(v->interp->ram + c->code_gpa, c->code, c->code_bytes) != 0 ||
+	       memcmp(v->other->ram + c->code_gpa, c->code, c->code_bytes) != 0;
+}
+
 static bool low_msr(const struct r0_verdict *v)
 {
 	return (has(v->c, sem_rdmsr) || has(v->c, sem_wrmsr)) &&
@@ -205,6 +214,7 @@ static const struct rule any_rules[] = {
 	{"KVM: does not get on", .also = is_late},
 	{"a single step of the last OUT", .also = steps_at_end},
 	{"page tables were overwritten under the TLB", .also = tables_overwritten},
+	{"code was changed while it ran", .also = code_overwritten},
 	{"MSRs that only one of them has, and the TSC", .also = low_msr},
 	{"AMD: SYSENTER_ESP and SYSENTER_EIP are 32 bits wide, and take any address", sem_wrmsr,
 		.also = other_sysenter},
@@ -271,6 +281,16 @@ static bool nm_before_ud(const struct r0_verdict *v)
 static bool gp_for_ss(const struct r0_verdict *v)
 {
 	return at_handler(v->interp, X86_SS_EXC) && at_handler(v->other, X86_GP);
+}
+
+static bool np_for_ss(const struct r0_verdict *v)
+{
+	return at_handler(v->interp, X86_SS_EXC) && at_handler(v->other, X86_NP);
+}
+
+static bool only_other_pages(const struct r0_verdict *v)
+{
+	return at_handler(v->other, X86_PF_EXC) && !at_handler(v->interp, X86_PF_EXC);
 }
 
 static bool other_cr4(const struct r0_verdict *v)
@@ -385,6 +405,8 @@ static const struct rule tcg_rules[] = {
 	/* faults */
 	{"QEMU: has no #AC", .also = no_alignment_check},
 	{"QEMU: #GP, not #SS, for a stack address that is not canonical", .also = gp_for_ss},
+	{"QEMU: #NP, not #SS, for a stack segment that is not present", .also = np_for_ss},
+	{"QEMU: reads 32 bytes of a 16-byte operand", .attr = X86_A_AVX, .also = only_other_pages},
 	{"QEMU: SGDT and SIDT write before they fault", x86_sgdt, .facts = F_PAGE},
 	{"QEMU: SGDT and SIDT write before they fault", x86_sidt, .facts = F_PAGE},
 	{"QEMU: far calls write the stack with privilege 0", x86_call_far,
@@ -620,14 +642,31 @@ static bool same_error(const struct r0_verdict *v, uint32_t interp, uint32_t oth
 	return interp < 32 && (interp & ~more) == (other & ~more) && !(other & more & ~interp);
 }
 
-/* QEMU does not push RF, VIF and VIP; it sets A in upper tables before it knows about the lower ones, and in the
+/* The two pages of memory (data pages change places between the sets of page tables) behind an address. */
+static uint32_t pages_of(uint64_t linear)
+{
+	const uint32_t gpa = (uint32_t)linear & (R0_RAM_BYTES - 1) & ~0x1fffu;
+
+	return gpa == R0_UCODE && linear < R0_RAM_BYTES ? R0_CODE : gpa;
+}
+
+/* Is it where a stack pointer of the case points to? */
+static bool on_stack(const struct r0_verdict *v, uint32_t gpa)
+{
+	return pages_of(gpa) == pages_of(v->interp->out.reg[X86_RSP]) ||
+	       pages_of(gpa) == pages_of(v->c->in.reg[X86_RSP] - 1);
+}
+
+/* QEMU does not push RF, VIF and VIP; it does not mark a code segment accessed; it sets A in upper tables before it knows about the lower ones, and in the
  * directory pointers of PAE paging; of what is read and written it sets A before it finds a fault, and D
  * though nothing is written. */
 static bool same_to_tcg(const struct r0_verdict *v, uint32_t gpa, uint32_t interp, uint32_t other)
 {
 	const bool is_table = gpa >= R0_TABLES && gpa < TABLES_END;
 
-	if (((interp ^ other) & ~(X86_RF | X86_VIF | X86_VIP)) == 0)
+	if (on_stack(v, gpa) && ((interp ^ other) & ~(X86_RF | X86_VIF | X86_VIP)) == 0)
+		return true;
+	if (gpa == R0_GDT + R0_CODE_NEW + 4 && other == (interp & ~DESCRIPTOR_A))
 		return true;
 	if (is_table && (gpa & 0x7fff) < 0x3000)
 		return other == (interp | TABLE_A);
@@ -635,13 +674,13 @@ static bool same_to_tcg(const struct r0_verdict *v, uint32_t gpa, uint32_t inter
 		return other == (interp | TABLE_A);
 	if (is_table && (has_attribute(v->c, X86_A_RMW) || has_name(v->c, "maskmov")))
 		return ((other ^ interp) & ~TABLE_AD) == 0;
-	return same_error(v, interp, other);
+	return on_stack(v, gpa) && same_error(v, interp, other);
 }
 
 bool r0_excuse_memory(const struct r0_verdict *v, uint32_t gpa, uint32_t interp, uint32_t other)
 {
 	switch (v->source->host) {
-	case R0_HOST_SOFTWARE: return ((interp ^ other) & ~SOFTWARE_FLAGS) == 0;
+	case R0_HOST_SOFTWARE: return on_stack(v, gpa) && ((interp ^ other) & ~SOFTWARE_FLAGS) == 0;
 	case R0_HOST_TCG: return same_to_tcg(v, gpa, interp, other);
 	default: return false;
 	}
