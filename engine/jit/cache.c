@@ -155,7 +155,7 @@ struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key)
 		return v->cache.front[place].block;
 	block = v->cache.hash[hash];
 	while (block && block->key != key)
-		block = block->hash_next;
+		block = block->by_hash.next;
 	if (block) {
 		v->cache.front[place].key = key;
 		v->cache.front[place].block = block;
@@ -163,31 +163,45 @@ struct jit_block *jit_cache_find(struct engine_vcpu *v, uint64_t key)
 	return block;
 }
 
+/* `place` is the offset of one of the places in struct jit_block. */
+static struct jit_place *place_of(struct jit_block *block, size_t place)
+{
+	return (struct jit_place *)((uint8_t *)block + place);
+}
+
+static void list_add(struct jit_block **list, struct jit_block *block, size_t place)
+{
+	struct jit_place *own = place_of(block, place);
+
+	own->next = *list;
+	own->pprev = list;
+	if (own->next)
+		place_of(own->next, place)->pprev = &own->next;
+	*list = block;
+}
+
+static void list_remove(struct jit_block *block, size_t place)
+{
+	const struct jit_place *own = place_of(block, place);
+
+	*own->pprev = own->next;
+	if (own->next)
+		place_of(own->next, place)->pprev = own->pprev;
+}
+
 void jit_cache_add(struct engine_vcpu *v, struct jit_block *block)
 {
 	struct jit_cache *cache = &v->cache;
 	struct jit_segment *segment = &cache->segment[cache->now];
-	struct jit_block **bucket = &cache->hash[hash_of(block->key)];
-	struct jit_block **page = &cache->page[page_hash(block_gpa(block))];
 
-	block->hash_next = *bucket;
-	*bucket = block;
-	block->page_next = *page;
-	*page = block;
-	if (block->second != JIT_NO_PAGE) {
-		struct jit_block **second = &cache->second[second_hash(block->second)];
-		block->second_next = *second;
-		*second = block;
-	}
+	list_add(&cache->hash[hash_of(block->key)], block, offsetof(struct jit_block, by_hash));
+	list_add(&cache->page[page_hash(block_gpa(block))], block,
+		offsetof(struct jit_block, by_page));
+	if (block->second != JIT_NO_PAGE)
+		list_add(&cache->second[second_hash(block->second)], block,
+			offsetof(struct jit_block, by_second));
 	block->segment_next = segment->blocks;
 	segment->blocks = block;
-}
-
-static void list_remove(struct jit_block **list, struct jit_block *block, size_t next)
-{
-	while (*list != block)
-		list = (struct jit_block **)((uint8_t *)*list + next);
-	*list = *(struct jit_block **)((uint8_t *)block + next);
 }
 
 /* ---- links ---- */
@@ -226,12 +240,10 @@ static void block_detach(struct engine_vcpu *v, struct jit_block *block)
 
 	if (cache->front[place].block == block)
 		cache->front[place].key = 0;
-	list_remove(&cache->hash[hash_of(block->key)], block, offsetof(struct jit_block, hash_next));
-	list_remove(&cache->page[page_hash(block_gpa(block))], block,
-		offsetof(struct jit_block, page_next));
+	list_remove(block, offsetof(struct jit_block, by_hash));
+	list_remove(block, offsetof(struct jit_block, by_page));
 	if (block->second != JIT_NO_PAGE)
-		list_remove(&cache->second[second_hash(block->second)], block,
-			offsetof(struct jit_block, second_next));
+		list_remove(block, offsetof(struct jit_block, by_second));
 	while (block->incoming)
 		exit_unlink(block->incoming);
 	for (unsigned i = 0; i < block->exit_count; i++)
@@ -255,14 +267,14 @@ unsigned jit_cache_invalidate(struct engine_vcpu *v, gpa_t page, uint64_t lines)
 
 	page &= GUEST_PAGE_MASK;
 	for (; block; block = next) {
-		next = block->page_next;
+		next = block->by_page.next;
 		if ((block_gpa(block) & GUEST_PAGE_MASK) != page || !(block->lines & lines))
 			continue;
 		block_detach(v, block);
 		count++;
 	}
 	for (block = v->cache.second[second_hash(page)]; block; block = next) {
-		next = block->second_next;
+		next = block->by_second.next;
 		if (block->second != page || !(block->second_lines & lines))
 			continue;
 		block_detach(v, block);

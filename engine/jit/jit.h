@@ -143,9 +143,15 @@ struct jit_exit {
 	uint16_t done;	      /* instructions of the block before it is taken */
 };
 
+/* A block's place in a list that it can leave at once, however long the list is. */
+struct jit_place {
+	struct jit_block *next, **pprev;
+};
+
 struct jit_block {
 	uint64_t key;
-	struct jit_block *hash_next, *page_next, *segment_next, *second_next;
+	struct jit_place by_hash, by_page, by_second;
+	struct jit_block *segment_next;
 	uint64_t lines, second_lines; /* marks of code that it rests on, of its page and the second */
 	gpa_t second; /* the page that its one instruction ends in; JIT_NO_PAGE: the same */
 	uint8_t *entry, *branch_entry, *code_end; /* writable mapping */
