@@ -32,6 +32,8 @@
 #define LATE_NS	     3000000000ull
 #define TURNS	     5
 #define TURNS_MAX    40
+#define FLAT_TURNS   30
+#define FLAT_KIB     512 /* in half a second */
 #define RSS_MORE_KIB (64 * 1024) /* guest memory, block caches of four processors, stacks */
 
 /* Guest address of a label: `label - 77b + 0x100020` (clang's assembler sets no symbol twice). */
@@ -74,6 +76,26 @@ GUEST(distinct, "mov $0x400000, %edi\n"
 		"1: incl %eax\nmovb $0xb8, (%edi)\nmov %eax, 1(%edi)\nmovb $0xc3, 5(%edi)\n"
 		"mov $0x300000, %esp\ncall *%edi\nadd $16, %edi\ncmp $0xe00000, %edi\njb 1b\n"
 		"mov $0x400000, %edi\njmp 1b");
+/* The same across the ends of pages. */
+GUEST(page_ends, "mov $0x400ffd, %edi\n"
+		 "1: incl %eax\nmovb $0xb8, (%edi)\nmov %eax, 1(%edi)\nmovb $0xc3, 5(%edi)\n"
+		 "mov $0x300000, %esp\ncall *%edi\nadd $0x1000, %edi\ncmp $0xe00000, %edi\njb 1b\n"
+		 "mov $0x400ffd, %edi\njmp 1b");
+/* Code at every byte of two pages, which overlaps itself: or $0x0d0d0d0d, %eax; then a byte of it changes. */
+GUEST(middle, "mov $0x300000, %esp\n1: mov $0x400000, %edi\nmov $0x0d, %al\nmov $0x1ff8, %ecx\nrep stosb\n"
+	      "mov $0xc3, %al\nmov $8, %ecx\nrep stosb\nmov $0x400000, %ebx\n"
+	      "2: call *%ebx\ninc %ebx\ncmp $0x401ff0, %ebx\njb 2b\nincb 0x400800\ndecb 0x400800\njmp 1b");
+/* All ones, which are no instruction. */
+GUEST(device_code, SETUP HANDLER("add $12, %esp\njmp 85f") "mov $0xd0000000, %ebx\n85: jmp *%ebx");
+GUEST(tlb_thrash,
+	"1: mov $0x400000, %edi\n2: incl (%edi)\nadd $0x1040, %edi\ncmp $0xf00000, %edi\njb 2b\njmp 1b");
+/* 4 MiB pages, and an access that is never mended. */
+GUEST(page_faults,
+	SETUP HANDLER("add $4, %esp\niret") "mov $0x280000, %edi\nmov $1024, %ecx\nxor %eax, %eax\nrep stosl\n"
+					    "movl $0x83, 0x280000\nmovl $0x400083, 0x280004\n"
+					    "mov $0x280000, %eax\nmov %eax, %cr3\nmov $0x10, %eax\nmov %eax, %cr4\n"
+					    "mov %cr0, %eax\nor $0x80000000, %eax\nmov %eax, %cr0\n"
+					    "1: mov 0x80000000, %eax\njmp 1b");
 GUEST(single_step, SETUP HANDLER("iret") "pushf\norl $0x100, (%esp)\npopf\n1: jmp 1b");
 GUEST(timer,
 	SETUP HANDLER(
@@ -126,6 +148,11 @@ static const struct guest guests[] = {
 	ENTRY_OF(interrupts, 1),
 	ENTRY_OF(modify, 1),
 	ENTRY_OF(distinct, 1),
+	ENTRY_OF(page_ends, 1),
+	ENTRY_OF(middle, 1),
+	ENTRY_OF(device_code, 1),
+	ENTRY_OF(tlb_thrash, 1),
+	ENTRY_OF(page_faults, 1),
 	ENTRY_OF(single_step, 1),
 	ENTRY_OF(timer, 1),
 	ENTRY_OF(timer_halted, 1),
@@ -245,6 +272,26 @@ static bool counts(const struct engine_ops *engine)
 	return !(engine->caps & ENGINE_CAP_IRQCHIP);
 }
 
+/* What makes code without end fills its memory and the cache, and then no more. */
+static void check_flat(const struct guest *guest)
+{
+	static const char *const names[] = {"distinct", "page_ends", "middle", "modify"};
+	unsigned long now = resident_kib(), before = 0;
+	bool bomb = false;
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		bomb |= strcmp(guest->name, names[i]) == 0;
+	if (!bomb)
+		return;
+	for (unsigned i = 0; i < FLAT_TURNS && now > before + FLAT_KIB; i++) {
+		usleep(500000);
+		before = now;
+		now = resident_kib();
+	}
+	printf("%-12s resident: %lu KiB\n", guest->name, now);
+	assert_in_range(now, 0, before + FLAT_KIB);
+}
+
 static void run_guest(const struct guest *guest, const struct engine_ops *engine)
 {
 	struct machine_config config = {.name = guest->name,
@@ -262,6 +309,7 @@ static void run_guest(const struct guest *guest, const struct engine_ops *engine
 		fail_msg("%s", err.text);
 	assert_int_equal(machine_start(machine, &err), 0);
 	pause_and_resume(machine, guest);
+	check_flat(guest);
 	wait_for_work(machine, guest, counts(engine));
 	uint64_t start = clock_monotonic_ns();
 	machine_stop(machine);
