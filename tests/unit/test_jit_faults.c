@@ -427,7 +427,7 @@ GUEST(mended,
 	"mov $1000, %ecx\nxor %r8d, %r8d\n"
 	"1: cmp $500, %ecx\n" /* below at the end */
 	"mov (%rbx), %rax\n"
-	"adc $0, %r8d\nadd $1, (%rbx)\nadd $8, %rbx\ndec %ecx\njnz 1b\n"
+	"adc $0, %r8d\naddq $1, (%rbx)\nadd $8, %rbx\ndec %ecx\njnz 1b\n"
 	"out %al, $0xf4\nhlt\n");
 /* push rax; push rbx; mov rax, cr2; shr 12; mov rbx, rax; shl 12; or rax, 7; table[rbx & 511] = rax */
 GUEST(mender,

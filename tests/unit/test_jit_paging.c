@@ -283,7 +283,7 @@ static void test_syscalls(void **state)
  * code. Called by turns through far pointers at 0x5300 and 0x5310.
  */
 GUEST(two_modes,
-	"xor %eax, %eax\nmov $300, %ecx\n1: rex.W lcall *0x5300\nlcall *0x5310\ndec %ecx\njnz 1b\n"
+	"xor %eax, %eax\nmov $300, %ecx\n1: .byte 0x48\nlcall *0x5300\nlcall *0x5310\ndec %ecx\njnz 1b\n"
 	"mov %rax, %rsi\nout %al, $0xf4\nhlt\n");
 
 static void test_two_modes(void **state)
