@@ -42,13 +42,25 @@ static gpa_t block_gpa(const struct jit_block *block)
 
 /* ---- life ---- */
 
-static void insns_free(struct jit_segment *segment)
+static void insns_free(struct jit_insns *insns)
+{
+	struct jit_insns *next;
+
+	for (; insns; insns = next) {
+		next = insns->next;
+		free(insns);
+	}
+}
+
+/* A cache that is too small is evicted all the time: the allocator is left out of that. */
+static void insns_put_by(struct jit_cache *cache, struct jit_segment *segment)
 {
 	struct jit_insns *insns, *next;
 
 	for (insns = segment->insns; insns; insns = next) {
 		next = insns->next;
-		free(insns);
+		insns->next = cache->insns_free;
+		cache->insns_free = insns;
 	}
 }
 
@@ -56,7 +68,7 @@ static void segment_reset(struct jit_cache *cache, unsigned i)
 {
 	uint8_t *start = cache->segments_start + i * cache->segment_code;
 
-	insns_free(&cache->segment[i]);
+	insns_put_by(cache, &cache->segment[i]);
 	cache->segment[i] = (struct jit_segment){ .hot = start, .cold = start + cache->segment_code,
 		.meta = cache->meta + i * cache->segment_meta,
 		.meta_end = cache->meta + (i + 1) * cache->segment_meta };
@@ -94,7 +106,8 @@ int jit_cache_init(struct engine_vcpu *v, struct error *err)
 void jit_cache_done(struct engine_vcpu *v)
 {
 	for (unsigned i = 0; i < JIT_SEGMENTS; i++)
-		insns_free(&v->cache.segment[i]);
+		insns_free(v->cache.segment[i].insns);
+	insns_free(v->cache.insns_free);
 	if (v->cache.meta)
 		munmap(v->cache.meta, JIT_SEGMENTS * v->cache.segment_meta);
 	codebuf_done(&v->cache.code);
@@ -120,7 +133,11 @@ static struct x86_insn *insn_alloc(struct jit_cache *cache, struct jit_segment *
 	if (!insns || insns->count == JIT_INSNS) {
 		if (segment->insns_bytes + sizeof(*insns) > cache->segment_meta)
 			return NULL;
-		insns = malloc(sizeof(*insns));
+		insns = cache->insns_free;
+		if (insns)
+			cache->insns_free = insns->next;
+		else
+			insns = malloc(sizeof(*insns));
 		if (!insns)
 			return NULL;
 		insns->count = 0;

@@ -23,6 +23,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define JIT_LEAK_ROOTS
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define JIT_LEAK_ROOTS
+#endif
+#endif
+#ifdef JIT_LEAK_ROOTS
+#include <sanitizer/lsan_interface.h>
+#endif
+
 #define MXCSR_MASKS 0x1f80u
 
 /* ---- the processor's state and translated code's ---- */
@@ -477,6 +488,14 @@ static int jit_vm_create(struct engine_vm **ret_vm, const struct engine_vm_confi
 
 #define VCPU_BYTES ALIGN_UP(sizeof(struct engine_vcpu), (size_t)GUEST_PAGE_SIZE)
 
+/* The leak check of the address sanitizer looks for pointers in the heap, not in what was mapped. */
+static void leak_root(void *at, bool on)
+{
+#ifdef JIT_LEAK_ROOTS
+	(on ? __lsan_register_root_region : __lsan_unregister_root_region)(at, VCPU_BYTES);
+#endif
+}
+
 /* Below it: a page that faults, and the stack of translated code. */
 static struct engine_vcpu *vcpu_alloc(void)
 {
@@ -486,11 +505,13 @@ static struct engine_vcpu *vcpu_alloc(void)
 	if (at == MAP_FAILED)
 		return NULL;
 	mprotect(at, GUEST_PAGE_SIZE, PROT_NONE);
+	leak_root(at + GUEST_PAGE_SIZE + JIT_STACK_BYTES, true);
 	return (struct engine_vcpu *)(at + GUEST_PAGE_SIZE + JIT_STACK_BYTES);
 }
 
 static void vcpu_release(struct engine_vcpu *v)
 {
+	leak_root(v, false);
 	munmap((uint8_t *)v - JIT_STACK_BYTES - GUEST_PAGE_SIZE,
 		GUEST_PAGE_SIZE + JIT_STACK_BYTES + VCPU_BYTES);
 }

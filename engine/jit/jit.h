@@ -182,6 +182,7 @@ struct jit_cache {
 	size_t segment_code, segment_meta;
 	uint8_t *segments_start; /* behind the stubs; writable mapping */
 	struct jit_segment segment[JIT_SEGMENTS];
+	struct jit_insns *insns_free; /* of evicted segments, to be used again */
 	unsigned now;
 	/* What was looked up last, without a chain; a key of 0 is no block's. */
 	struct {

@@ -114,6 +114,16 @@ WRAP(void *, mmap64, void *at, size_t size, int protection, int flags, int fd, o
 	return map;
 }
 
+/* Only to map something a second time. */
+WRAP(void *, mremap, void *at, size_t size, size_t new_size, int flags)
+{
+	FAIL("mremap", MAP_FAILED, ENOMEM)
+	void *map = __real_mremap(at, size, new_size, flags);
+	if (map != MAP_FAILED)
+		mapped_bytes += (int64_t)(new_size - size);
+	return map;
+}
+
 WRAP(int, munmap, void *at, size_t size)
 {
 	mapped_bytes -= (int64_t)((size + 4095) & ~4095ul);

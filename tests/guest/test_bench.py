@@ -78,7 +78,9 @@ def test_a_clock_that_lies(bench):
     run = bench.run_program(script("echo bench begin 0; echo bench x 1; sleep 0.2; echo bench end 9000000000"))
     assert "its clock counted 9.00 s" in run.failure
     assert run.results == {"x": run.failure}
-    run = bench.run_program(script("echo bench begin 0; echo bench x 1; sleep 0.2; echo bench end 200000000"))
+    # An honest one: a busy host may sleep longer than it is asked to.
+    run = bench.run_program(script("a=$(date +%s%N); echo bench begin $a; echo bench x 1; sleep 0.2; "
+                                   "echo bench end $(date +%s%N)"))
     assert run.failure is None and run.results == {"x": 1.0}
 
 
@@ -102,6 +104,6 @@ def test_means_and_goals(bench):
     assert verdicts == {"geometric mean of all: tcg/jit at least 4": mean >= 4,
                         "each workload: tcg/jit at least 1": True,
                         "boot to init: tcg/jit at least 2": True,
-                        "each vector workload: tcg/jit at least 20": False,
+                        "vectors, geometric mean: tcg/jit at least 20": False,
                         "user-mode compute: jit/native at most 2.1": True,
                         "idle overhead of jit under 64 MiB": False}
