@@ -223,8 +223,10 @@ def resident(pid):
     entries = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", pathlib.Path("/proc/%d/smaps" % pid).read_text(),
                        flags=re.MULTILINE)
     for entry in entries[1:]:
+        # Code made at run time is mapped twice, to write and to execute: the same pages, counted once.
+        kind = "Pss" if "/dev/zero" in entry.splitlines()[0] else "Rss"
         size, rss = (int(re.search(r"^%s: +(\d+)" % name, entry, re.MULTILINE)[1])
-                     for name in ("Size", "Rss"))
+                     for name in ("Size", kind))
         if " dc" in re.search(r"^VmFlags:.*", entry, re.MULTILINE)[0]:
             ram, ram_size = ram + rss, ram_size + size
         else:

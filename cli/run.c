@@ -42,7 +42,7 @@ static const char usage_text[] =
 	"  --boot PROTOCOL     auto (default), linux, pvh, elf or multiboot\n"
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
-	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (32M), perf; docs/jit.md has more\n"
+	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (128M), perf; docs/jit.md has more\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
 	"\n"

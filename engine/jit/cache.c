@@ -22,12 +22,12 @@ static unsigned hash_of(uint64_t key)
 {
 	uint64_t gpa = key >> 8;
 
-	return (unsigned)((gpa ^ gpa >> 15 ^ gpa >> 30) & (JIT_HASH - 1));
+	return (unsigned)((gpa ^ gpa >> 17 ^ gpa >> 34) & (JIT_HASH - 1));
 }
 
 static unsigned page_hash(gpa_t gpa)
 {
-	return (unsigned)(gpa >> GUEST_PAGE_SHIFT & (JIT_HASH - 1));
+	return (unsigned)(gpa >> GUEST_PAGE_SHIFT & (JIT_PAGE_HASH - 1));
 }
 
 static unsigned second_hash(gpa_t gpa)

@@ -180,7 +180,7 @@ static void mode_change(struct engine_vcpu *v, unsigned mode)
 static void evict_randomly(struct engine_vcpu *v)
 {
 	v->random = v->random * 1664525 + 1013904223;
-	struct jit_block *block = v->cache.page[v->random >> 8 & (JIT_HASH - 1)];
+	struct jit_block *block = v->cache.page[v->random >> 8 & (JIT_PAGE_HASH - 1)];
 	if (v->options.evict && (v->random >> 4) % v->options.evict == 0 && block)
 		jit_cache_forget(v, block);
 }

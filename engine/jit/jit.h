@@ -172,7 +172,8 @@ struct jit_segment {
 	size_t insns_bytes;
 };
 
-#define JIT_HASH	32768
+#define JIT_HASH	131072
+#define JIT_PAGE_HASH	32768
 #define JIT_SECOND_HASH 1024
 #define JIT_FRONT	4096
 
@@ -190,7 +191,7 @@ struct jit_cache {
 		struct jit_block *block;
 	} front[JIT_FRONT];
 	struct jit_block *hash[JIT_HASH];
-	struct jit_block *page[JIT_HASH]; /* blocks by hash of their page */
+	struct jit_block *page[JIT_PAGE_HASH]; /* blocks by hash of their page */
 	struct jit_block *second[JIT_SECOND_HASH]; /* the same of their second page */
 };
 

@@ -10,11 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CODE_DEFAULT MIB(32)
+#define CODE_DEFAULT MIB(128)
+#define META_OF(code) ((code) / 4 * 3) /* that is how blocks come out */
 
 static const struct jit_options defaults = {
 	.code_bytes = CODE_DEFAULT,
-	.meta_bytes = CODE_DEFAULT / 2,
+	.meta_bytes = META_OF(CODE_DEFAULT),
 	.insns_max = JIT_BLOCK_INSNS,
 	.chain = true,
 	.branches = true,
@@ -41,7 +42,7 @@ static int take_word(struct jit_options *options, const char *word, struct error
 
 	if (take_number(word, "cache", &value) && value >= KIB(512) && value <= MIB(512)) {
 		options->code_bytes = value;
-		options->meta_bytes = value / 2;
+		options->meta_bytes = META_OF(value);
 	} else if (take_number(word, "insns", &value) && value >= 1 && value <= JIT_BLOCK_INSNS) {
 		options->insns_max = (unsigned)value;
 	} else if (take_number(word, "evict", &value) && value <= UINT32_MAX) {
