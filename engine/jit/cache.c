@@ -225,7 +225,7 @@ void jit_cache_add(struct engine_vcpu *v, struct jit_block *block)
 
 void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_block *to)
 {
-	emit_patch(exit->rel, to->entry);
+	emit_patch(exit->rel, exit->vec ? to->vec_entry : to->entry);
 	exit->to = to;
 	exit->next = to->incoming;
 	exit->pprev = &to->incoming;

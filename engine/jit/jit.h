@@ -139,6 +139,7 @@ struct jit_exit {
 	struct jit_exit *next, **pprev; /* of those that lead to `to` */
 	uint8_t *rel;	      /* the jump's rel32, writable mapping */
 	uint8_t *stub;	      /* where it leads when not linked, writable mapping */
+	bool vec;	      /* vectors are live when it is taken */
 	uint16_t target;      /* page offset */
 	uint16_t done;	      /* instructions of the block before it is taken */
 };
@@ -154,7 +155,8 @@ struct jit_block {
 	struct jit_block *segment_next;
 	uint64_t lines, second_lines; /* marks of code that it rests on, of its page and the second */
 	gpa_t second; /* the page that its one instruction ends in; JIT_NO_PAGE: the same */
-	uint8_t *entry, *branch_entry, *code_end; /* writable mapping */
+	uint8_t *entry, *vec_entry; /* the second with vectors live */
+	uint8_t *branch_entry, *code_end; /* writable mapping */
 	struct jit_exit *incoming;
 	struct jit_exit **exit;
 	uint16_t exit_count, insn_count, size_bytes;

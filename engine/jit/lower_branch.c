@@ -31,7 +31,7 @@ static struct jit_exit *make_exit(struct translation *t, int64_t target, unsigne
 		t->failed = true;
 		return &nowhere;
 	}
-	*exit = (struct jit_exit){ .from = t->block, .target = (uint16_t)target, .done = (uint16_t)done };
+	*exit = (struct jit_exit){ .from = t->block, .vec = t->vec_ready, .target = (uint16_t)target, .done = (uint16_t)done };
 	return exit;
 }
 

@@ -11,7 +11,7 @@
  * Code is marked before it is compared with the copy that was translated: who writes it later looks at the
  * marks after the write (memory/memory.h), so no write is missed.
  */
-#include "engine/jit/translate.h"
+#include "engine/jit/lower.h"
 
 #include "isa/x86/access.h"
 #include "memory/memory.h"
@@ -295,6 +295,17 @@ static void note_for_perf(const struct translation *t)
 		(unsigned long long)t->gpa, (unsigned long long)v->soft.cpu.s.reg[X86_RIP]);
 }
 
+/* Vectors are made live where a block begins, so that a loop of such blocks does it once. */
+static bool has_vectors(const struct translation *t)
+{
+	for (unsigned i = 0; i < t->count; i++) {
+		const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
+		if (row->vector && (row->kind == JIT_NATIVE || row->kind == JIT_RAW_VECTOR))
+			return true;
+	}
+	return false;
+}
+
 static bool emit_block(struct translation *t)
 {
 	struct jit_segment *segment = &t->v->cache.segment[t->v->cache.now];
@@ -303,6 +314,9 @@ static bool emit_block(struct translation *t)
 	t->e = (struct emit){ .p = segment->hot, .end = segment->cold };
 	emit_branch_entry(t);
 	t->block->entry = t->e.p;
+	if (has_vectors(t))
+		jit_make_vec_ready(t);
+	t->block->vec_entry = t->e.p;
 	if (t->second != JIT_NO_PAGE)
 		jit_lower_second_page(t);
 	for (unsigned i = 0; i < t->count && !ended; i++)
