@@ -131,7 +131,7 @@ static struct x86_insn *insn_alloc(struct jit_cache *cache, struct jit_segment *
 	struct jit_insns *insns = segment->insns;
 
 	if (!insns || insns->count == JIT_INSNS) {
-		if (segment->insns_bytes + sizeof(*insns) > cache->segment_meta)
+		if (segment->insns_bytes + sizeof(*insns) > cache->segment_meta / 4)
 			return NULL;
 		insns = cache->insns_free;
 		if (insns)

@@ -36,6 +36,13 @@
 #define FLAT_KIB     512 /* in half a second */
 #define RSS_MORE_KIB (64 * 1024) /* guest memory, block caches of four processors, stacks */
 
+/* The address sanitizer keeps what was freed for a while: not so much that it looks like the monitor's. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+	return "quarantine_size_mb=8";
+}
+
 /* Guest address of a label: `label - 77b + 0x100020` (clang's assembler sets no symbol twice). */
 #define GUEST(name, code)                                                       \
 	extern const uint8_t guest_##name[], guest_##name##_end[];              \
