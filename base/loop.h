@@ -25,7 +25,7 @@ MUST_CHECK int loop_create(struct loop **ret_loop);
 /* NULL is allowed. Frees its sources and timers too. */
 void loop_free(struct loop *loop);
 
-/* Serve until loop_stop(). Calls posted before the stop are made first. */
+/* Serve until loop_stop(). Calls posted before the stop are made first. It may be run again, by any thread. */
 void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
 bool loop_is_here(const struct loop *loop); /* is this the thread that is in loop_run()? */
@@ -45,8 +45,9 @@ void loop_timer_free(struct loop_timer *timer); /* NULL is allowed */
 void loop_timer_arm(struct loop_timer *timer, uint64_t deadline_ns); /* again: the new one counts */
 void loop_timer_cancel(struct loop_timer *timer);
 
-/* Have fn(opaque) called on the loop's thread, in the order of the posts. `call` is the caller's memory, not
- * posted twice at a time; it is free again when fn runs. Never fails. Posted after the stop: not called. */
+/* Have fn(opaque) called on the loop's thread, in the order of the posts. `call` is the caller's memory, and free
+ * again when fn runs. To post what is posted already does nothing. Never fails. Posted after the stop: not called,
+ * unless the loop runs again. */
 struct loop_call {
 	void (*fn)(void *opaque);
 	void *opaque;
@@ -54,5 +55,10 @@ struct loop_call {
 	bool posted;		/* the loop's */
 };
 void loop_post(struct loop *loop, struct loop_call *call);
+/* Take it back, if it is posted. On the loop's thread, or while the loop does not run. */
+void loop_cancel(struct loop *loop, struct loop_call *call);
+/* Have it called and wait for its end; at once if this is the loop's thread. Waits for as long as the loop does not
+ * run. With no lock held that the loop's callbacks take. */
+void loop_invoke(struct loop *loop, void (*fn)(void *opaque), void *opaque);
 
 #endif
