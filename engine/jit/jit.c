@@ -14,7 +14,6 @@
 #include "memory/memory.h"
 
 #include <asm/prctl.h>
-#include <cpuid.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -426,16 +425,10 @@ static void listen_to_writes(void *opaque, gpa_t gpa, uint64_t size)
 
 static void jit_probe(struct engine_probe *ret_probe)
 {
-	unsigned a, b = 0, c = 0, d;
-	bool bmi2, avx;
+	const bool bmi2 = x86_native_host_has(X86_F_BMI2);
 
 	*ret_probe = (struct engine_probe){ .usable = true };
-	__get_cpuid(1, &a, &b, &c, &d);
-	avx = (c & bit_OSXSAVE) && (c & bit_AVX);
-	b = 0;
-	__get_cpuid_count(7, 0, &a, &b, &c, &d);
-	bmi2 = b & bit_BMI2;
-	if (bmi2 && avx)
+	if (bmi2 && x86_native_host_has(X86_F_AVX))
 		return;
 	ret_probe->usable = false;
 	snprintf(ret_probe->reason, sizeof(ret_probe->reason),

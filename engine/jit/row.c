@@ -5,6 +5,7 @@
  */
 #include "engine/jit/jit.h"
 #include "isa/x86/index.h"
+#include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
 
 #include <pthread.h>
@@ -84,6 +85,9 @@ static uint8_t kind_of(const struct x86_row *row)
 						   row->fn == x86_sem_btr || row->fn == x86_sem_btc))
 		return JIT_BIT;
 	if (!(row->attr & X86_A_NATIVE) || (row->attr & (never | X86_A_END)))
+		return JIT_HELPER;
+	/* Guests are given some instructions that the host may lack, or take for others (LZCNT). */
+	if (!x86_native_host_has(row->feature))
 		return JIT_HELPER;
 	/* Opcodes that mean something else in the host's 64-bit code; INC and DEC have another. */
 	if ((row->attr & X86_A_NO64) && row->fn != x86_sem_inc && row->fn != x86_sem_dec &&

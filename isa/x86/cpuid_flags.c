@@ -44,7 +44,7 @@ const struct x86_cpuid_flag x86_cpuid_flags[] = {
 	{"monitor", X86_F_MONITOR, X86_F_BASE, NEED_HIDDEN, 0, ECX, 3, 1, 0},
 	{"ssse3", X86_F_SSSE3, X86_F_SSE3, NEED_ROWS | NEED_HOST, 2, ECX, 9, 1, 0},
 	{"fma", X86_F_FMA, X86_F_AVX, NEED_ROWS | NEED_HOST, 3, ECX, 12, 1, 0},
-	{"cx16", X86_F_CX16, X86_F_BASE, NEED_ROWS, 2, ECX, 13, 1, 0},
+	{"cx16", X86_F_CX16, X86_F_BASE, NEED_ROWS | NEED_HOST, 2, ECX, 13, 1, 0},
 	{"pcid", X86_F_PCID, X86_F_BASE, NEED_NOTHING, 0, ECX, 17, 1, 0},
 	{"sse4_1", X86_F_SSE41, X86_F_SSSE3, NEED_ROWS | NEED_HOST, 2, ECX, 19, 1, 0},
 	{"sse4_2", X86_F_SSE42, X86_F_SSE41, NEED_ROWS | NEED_HOST, 2, ECX, 20, 1, 0},
@@ -56,7 +56,7 @@ const struct x86_cpuid_flag x86_cpuid_flags[] = {
 	{"xsave", X86_F_XSAVE, X86_F_BASE, NEED_ROWS | NEED_HOST, 3, ECX, 26, 1, 0},
 	{"avx", X86_F_AVX, X86_F_XSAVE, NEED_ROWS | NEED_HOST, 3, ECX, 28, 1, 0},
 	{"f16c", X86_F_F16C, X86_F_AVX, NEED_ROWS | NEED_HOST, 3, ECX, 29, 1, 0},
-	{"rdrand", X86_F_RDRAND, X86_F_BASE, NEED_ROWS, 0, ECX, 30, 1, 0},
+	{"rdrand", X86_F_RDRAND, X86_F_BASE, NEED_ROWS | NEED_HOST, 0, ECX, 30, 1, 0},
 	{"hypervisor", X86_F_BASE, X86_F_BASE, NEED_MACHINE, 0, ECX, 31, 1, 0},
 
 	/* leaf 7 */
@@ -72,7 +72,7 @@ const struct x86_cpuid_flag x86_cpuid_flags[] = {
 	{"invpcid", X86_F_INVPCID, X86_F_BASE, NEED_ROWS, 0, EBX, 10, 7, 0},
 	/* x87 CS and DS deprecated */
 	{NULL, X86_F_BASE, X86_F_BASE, NEED_HOST | NEED_MACHINE, 0, EBX, 13, 7, 0},
-	{"rdseed", X86_F_RDSEED, X86_F_BASE, NEED_ROWS, 0, EBX, 18, 7, 0},
+	{"rdseed", X86_F_RDSEED, X86_F_BASE, NEED_ROWS | NEED_HOST, 0, EBX, 18, 7, 0},
 	{"adx", X86_F_ADX, X86_F_BASE, NEED_ROWS, 0, EBX, 19, 7, 0},
 	{"smap", X86_F_SMAP, X86_F_BASE, NEED_HIDDEN, 0, EBX, 20, 7, 0},
 	{"clflushopt", X86_F_CLFLUSHOPT, X86_F_BASE, NEED_ROWS, 0, EBX, 23, 7, 0},

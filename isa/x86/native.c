@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "isa/x86/cpuid_flags.h"
 
 /* ---- the row's encoding ---- */
 
@@ -83,54 +84,47 @@ int x86_native_encoding(const struct x86_row *row, struct native_encoding *ret_e
 
 /* ---- what the host has ---- */
 
-struct host_feature {
-	uint8_t feature, subleaf, reg, bit; /* reg: 0 EAX .. 3 EDX */
-	uint32_t leaf;
-};
-
-static const struct host_feature host_features[] = {
-	{X86_F_SSE3, 0, 2, 0, 1},
-	{X86_F_PCLMULQDQ, 0, 2, 1, 1},
-	{X86_F_SSSE3, 0, 2, 9, 1},
-	{X86_F_FMA, 0, 2, 12, 1},
-	{X86_F_SSE41, 0, 2, 19, 1},
-	{X86_F_SSE42, 0, 2, 20, 1},
-	{X86_F_AES, 0, 2, 25, 1},
-	{X86_F_AVX, 0, 2, 28, 1},
-	{X86_F_F16C, 0, 2, 29, 1},
-	{X86_F_AVX2, 0, 1, 5, 7},
-	{X86_F_SHA, 0, 1, 29, 7},
-	{X86_F_GFNI, 0, 2, 8, 7},
-	{X86_F_VAES, 0, 2, 9, 7},
-	{X86_F_VPCLMULQDQ, 0, 2, 10, 7},
-	{X86_F_AVX_VNNI, 1, 0, 4, 7},
-	{X86_F_SSE4A, 0, 2, 6, 0x80000001},
-	{X86_F_BMI1, 0, 1, 3, 7},
-	{X86_F_BMI2, 0, 1, 8, 7},
-};
-
-static bool host_cpuid_bit(const struct host_feature *f)
-{
-	uint32_t r[4];
-
-	return __get_cpuid_count(f->leaf, f->subleaf, &r[0], &r[1], &r[2], &r[3]) &&
-	       (r[f->reg] >> f->bit & 1);
-}
-
 /* CPUID leaves a virtual machine, if the host is one: asked once. */
 static bool host_lacks[X86_FEATURES];
 static pthread_once_t host_once = PTHREAD_ONCE_INIT;
 
+static bool host_cpuid_bit(const struct x86_cpuid_flag *f)
+{
+	uint32_t r[4];
+
+	return __get_cpuid_count(f->leaf, f->subleaf, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) &&
+	       (r[f->reg] >> f->bit & 1);
+}
+
+/* Does the host's kernel keep the upper halves of the vector registers (SDM 1, 14.3)? */
+static bool host_keeps_avx(void)
+{
+	const uint32_t both = X86_XCR0_SSE | X86_XCR0_AVX;
+	uint32_t r[4], low, high;
+
+	if (!__get_cpuid(1, &r[EAX], &r[EBX], &r[ECX], &r[EDX]) || !(r[ECX] & bit_OSXSAVE))
+		return false;
+	__asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+	return (low & both) == both;
+}
+
 static void host_ask(void)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(host_features); i++)
-		host_lacks[host_features[i].feature] = !host_cpuid_bit(&host_features[i]);
+	const bool avx = host_keeps_avx();
+
+	for (unsigned i = 0; i < x86_cpuid_flag_count; i++) {
+		const struct x86_cpuid_flag *f = &x86_cpuid_flags[i];
+		const bool needs_avx = f->feature == X86_F_AVX || f->base == X86_F_AVX;
+
+		if (f->feature != X86_F_BASE && !(f->need & NEED_DERIVED))
+			host_lacks[f->feature] = !host_cpuid_bit(f) || (needs_avx && !avx);
+	}
 }
 
 bool x86_native_host_has(unsigned feature)
 {
 	pthread_once(&host_once, host_ask);
-	return !host_lacks[feature]; /* every x86-64 processor has those that are not listed */
+	return !host_lacks[feature]; /* every x86-64 processor has what CPUID has no bit for */
 }
 
 /* ---- emitting ---- */

@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "base/util.h"
+#include "isa/x86/native_stub.h"
 
-#include <cpuid.h>
 #include <errno.h>
 
 #define PML4	      0x1000u
@@ -118,25 +118,12 @@ static void set_system_state(struct x86_cpu *cpu)
 		.base = SYS_LINEAR + TSS, .limit = 0x67, .selector = 0x40, .attr = X86_SEG_P | 11};
 }
 
-/* Features that the interpreter has whatever the host is. */
+/* Features that software engines have whatever the host is. */
 static void drop_what_host_lacks(struct x86_cpu *cpu)
 {
-	static const struct {
-		uint16_t feature;
-		uint8_t reg, bit; /* EAX EBX ECX EDX = 0..3 */
-		uint32_t leaf;
-	} list[] = {{X86_F_MOVBE, 2, 22, 1}, {X86_F_POPCNT, 2, 23, 1}, {X86_F_CX16, 2, 13, 1},
-		{X86_F_FSGSBASE, 1, 0, 7}, {X86_F_BMI1, 1, 3, 7}, {X86_F_BMI2, 1, 8, 7},
-		{X86_F_ADX, 1, 19, 7}, {X86_F_CLFLUSHOPT, 1, 23, 7}, {X86_F_CLWB, 1, 24, 7},
-		{X86_F_MOVDIRI, 2, 27, 7}, {X86_F_MOVDIR64B, 2, 28, 7}, {X86_F_SERIALIZE, 3, 14, 7},
-		{X86_F_LAHF64, 2, 0, 0x80000001}, {X86_F_ABM, 2, 5, 0x80000001}};
-	uint32_t r[4];
-
-	for (unsigned i = 0; i < ARRAY_SIZE(list); i++) {
-		if (__get_cpuid_count(list[i].leaf, 0, &r[0], &r[1], &r[2], &r[3]) &&
-			!(r[list[i].reg] >> list[i].bit & 1))
-			cpu->features.bits[list[i].feature / 64] &= ~BIT(list[i].feature % 64);
-	}
+	for (unsigned i = 0; i < X86_FEATURES; i++)
+		if (!x86_native_host_has(i))
+			cpu->features.bits[i / 64] &= ~BIT(i % 64);
 }
 
 int diff_guest_init(struct diff_guest *guest, const struct diff_shared *shared)

@@ -9,6 +9,7 @@
 
 #include "base/util.h"
 #include "engine/jit/jit.h"
+#include "isa/x86/native_stub.h"
 #include "isa/x86/semantics.h"
 
 #include <Zydis/Zydis.h>
@@ -205,6 +206,10 @@ static void check_row(struct check *c, unsigned i)
 	const struct x86_form *form = &x86_index_get()->forms[i];
 	const struct jit_row *row = &c->rows[i];
 
+	if (row->kind == JIT_NATIVE && !x86_native_host_has(x86_rows[i].feature)) {
+		printf("%s %s: copied, but this processor lacks it\n", x86_rows[i].encoding, x86_rows[i].name);
+		c->wrong++;
+	}
 	for (unsigned n = 0; n < TRIES; n++) {
 		const unsigned mode = encode_mode(form, &c->rng);
 		struct encoding e;

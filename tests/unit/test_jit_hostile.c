@@ -165,9 +165,79 @@ static void test_locked_counter(void **state)
 	assert_true(r->access_count > 4);
 }
 
+/* ---- instructions that guests are given whether the host has them or not ---- */
+
+#define BUFFER 0x5200u
+
+GUEST(movbe, "movbe (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(popcnt, "popcnt %ecx, %eax\nout %al, $0xf4\nhlt");
+GUEST(lzcnt, "lzcnt %ecx, %eax\nout %al, $0xf4\nhlt");
+GUEST(tzcnt, "tzcnt %ecx, %eax\nout %al, $0xf4\nhlt");
+GUEST(adcx, "stc\nadcx %ecx, %eax\nout %al, $0xf4\nhlt");
+GUEST(movdiri, "movdiri %ecx, (%rbx)\nmov (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(movdir64b, "movdir64b (%rsi), %rbx\nmov (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(clflushopt, "clflushopt (%rbx)\nmov (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(clwb, "clwb (%rbx)\nmov (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(serialize, "serialize\nmov (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(rdpid, "rdpid %rax\nout %al, $0xf4\nhlt");
+GUEST(crc32, "xor %eax, %eax\ncrc32b (%rbx), %eax\nout %al, $0xf4\nhlt");
+GUEST(rdrand, "1: rdrand %rax\njnc 1b\nxor %eax, %eax\nout %al, $0xf4\nhlt");
+GUEST(rdseed, "1: rdseed %rax\njnc 1b\nxor %eax, %eax\nout %al, $0xf4\nhlt");
+
+/* With RCX = 0x00f0, bytes 11 22 33 44 at RBX and 55 66 77 88 at RSI. */
+static const struct feature_case {
+	const char *name;
+	const uint8_t *code, *end;
+	unsigned feature;
+	uint32_t eax;
+} features[] = {
+#define FEATURE_CASE(name, feature, eax) {#name, code_##name, code_##name##_end, feature, eax}
+	FEATURE_CASE(movbe, X86_F_MOVBE, 0x11223344),
+	FEATURE_CASE(popcnt, X86_F_POPCNT, 4),
+	FEATURE_CASE(lzcnt, X86_F_ABM, 24),
+	FEATURE_CASE(tzcnt, X86_F_BMI1, 4),
+	FEATURE_CASE(adcx, X86_F_ADX, 0xf1),
+	FEATURE_CASE(movdiri, X86_F_MOVDIRI, 0xf0),
+	FEATURE_CASE(movdir64b, X86_F_MOVDIR64B, 0x88776655),
+	FEATURE_CASE(clflushopt, X86_F_CLFLUSHOPT, 0x44332211),
+	FEATURE_CASE(clwb, X86_F_CLWB, 0x44332211),
+	FEATURE_CASE(serialize, X86_F_SERIALIZE, 0x44332211),
+	FEATURE_CASE(rdpid, X86_F_RDPID, 0),
+	FEATURE_CASE(crc32, X86_F_SSE42, 0xe235446c),
+	FEATURE_CASE(rdrand, X86_F_RDRAND, 0),
+	FEATURE_CASE(rdseed, X86_F_RDSEED, 0),
+};
+
+static void test_features(void **state)
+{
+	struct rig *r = *state;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(features); i++) {
+		const struct feature_case *c = &features[i];
+		struct x86_state s;
+
+		if (!x86_has(&r->model.features, c->feature)) {
+			print_message("NOT CHECKED: %s (guests are not given it here)\n", c->name);
+			continue;
+		}
+		jit_state(r, &s);
+		rig_put64(r, BUFFER, 0x44332211);
+		rig_put64(r, BUFFER + 64, 0x88776655);
+		s.reg[X86_RAX] = 0;
+		s.reg[X86_RBX] = BUFFER;
+		s.reg[X86_RSI] = BUFFER + 64;
+		s.reg[X86_RCX] = 0xf0;
+		rig_load(r, &s, c->code, (size_t)(c->end - c->code));
+		jit_run_plainly(r, &s); /* an illegal instruction would end the monitor */
+		if (s.reg[X86_RAX] != c->eax)
+			fail_msg("%s: %#llx, not %#x", c->name, (unsigned long long)s.reg[X86_RAX], c->eax);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
+		JIT_TEST(test_features),
 		JIT_TEST(test_edge),
 		JIT_TEST(test_own_device),
 		JIT_TEST(test_remapped),

@@ -496,9 +496,26 @@ static void test_cache(void **state)
 	}
 }
 
+/* As the compiler's run-time library sees this processor. */
+static void test_host_features(void **state)
+{
+	__builtin_cpu_init();
+	assert_int_equal(x86_native_host_has(X86_F_POPCNT), !!__builtin_cpu_supports("popcnt"));
+	assert_int_equal(x86_native_host_has(X86_F_SSE42), !!__builtin_cpu_supports("sse4.2"));
+	assert_int_equal(x86_native_host_has(X86_F_SSE4A), !!__builtin_cpu_supports("sse4a"));
+	assert_int_equal(x86_native_host_has(X86_F_AVX), !!__builtin_cpu_supports("avx"));
+	assert_int_equal(x86_native_host_has(X86_F_AVX2), !!__builtin_cpu_supports("avx2"));
+	assert_int_equal(x86_native_host_has(X86_F_FMA), !!__builtin_cpu_supports("fma"));
+	assert_int_equal(x86_native_host_has(X86_F_BMI1), !!__builtin_cpu_supports("bmi"));
+	assert_int_equal(x86_native_host_has(X86_F_BMI2), !!__builtin_cpu_supports("bmi2"));
+	assert_true(x86_native_host_has(X86_F_BASE));
+	assert_true(x86_native_host_has(X86_F_CMOV));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_host_features),
 		cmocka_unit_test(test_codebuf),
 		cmocka_unit_test(test_codebuf_single),
 		TEST(test_legacy_and_vex),
