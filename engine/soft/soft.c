@@ -10,81 +10,6 @@
 
 _Static_assert(offsetof(struct soft_vcpu, cpu) == 0, "an x86_cpu is its soft_vcpu");
 
-/* ---- the processor's environment: forwards to the bus and the machine ---- */
-
-static uint64_t env_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes)
-{
-	soft_of(cpu)->counters.mmio++;
-	return bus_read(soft_of(cpu)->vm->config.bus, BUS_MMIO, gpa, size_bytes);
-}
-
-static void env_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value)
-{
-	soft_of(cpu)->counters.mmio++;
-	bus_write(soft_of(cpu)->vm->config.bus, BUS_MMIO, gpa, size_bytes, value);
-}
-
-static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes)
-{
-	soft_of(cpu)->counters.pio++;
-	return (uint32_t)bus_read(soft_of(cpu)->vm->config.bus, BUS_PIO, port, size_bytes);
-}
-
-static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value)
-{
-	soft_of(cpu)->counters.pio++;
-	bus_write(soft_of(cpu)->vm->config.bus, BUS_PIO, port, size_bytes, value);
-}
-
-#define HOOK(cpu, name, ...) \
-	(soft_of(cpu)->vm->config.hooks->name(soft_of(cpu)->config.opaque, ##__VA_ARGS__))
-
-static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
-{
-	return HOOK(cpu, msr_read, index, ret_value);
-}
-
-static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
-{
-	return HOOK(cpu, msr_write, index, value);
-}
-
-static uint64_t env_tsc(struct x86_cpu *cpu)
-{
-	return HOOK(cpu, tsc);
-}
-
-static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
-{
-	HOOK(cpu, adjust_tsc, delta);
-}
-
-static uint8_t env_cr8_read(struct x86_cpu *cpu)
-{
-	return HOOK(cpu, cr8_read);
-}
-
-static void env_cr8_write(struct x86_cpu *cpu, uint8_t value)
-{
-	HOOK(cpu, cr8_write, value);
-}
-
-static void env_hypercall(struct x86_cpu *cpu)
-{
-	uint64_t *reg = cpu->s.reg, mask = cpu->mode == 64 ? ~0ull : 0xffffffffull;
-	const uint64_t args[4] = {
-		reg[X86_RBX] & mask, reg[X86_RCX] & mask, reg[X86_RDX] & mask, reg[X86_RSI] & mask};
-
-	reg[X86_RAX] = HOOK(cpu, hypercall, reg[X86_RAX] & mask, args) & mask;
-}
-
-static void env_pause(struct x86_cpu *cpu)
-{
-	/* A spinning vCPU waits for another, which may need this host CPU. */
-	if (soft_of(cpu)->vm->vcpu_count > 1)
-		sched_yield();
-}
-
 /* ---- exclusive sections ---- */
 
 /* Stay out of guest code while another is exclusive. Called with vm->lock held. */
@@ -145,13 +70,9 @@ static bool others_in_guest(const struct soft_vm *vm, const struct soft_vcpu *se
 	return false;
 }
 
-void soft_exclusive_begin(struct soft_vm *vm, struct soft_vcpu *self)
+/* With vm->lock held, as the following. */
+static void enter_section(struct soft_vm *vm, struct soft_vcpu *self, unsigned depth)
 {
-	AUTO_LOCK(&vm->lock);
-	if (self && vm->exclusive_by == self) {
-		vm->exclusive_depth++;
-		return;
-	}
 	/* Two at once: this one has changed nothing yet, so it may park here as well. */
 	while (vm->exclusive_depth) {
 		if (self)
@@ -160,20 +81,170 @@ void soft_exclusive_begin(struct soft_vm *vm, struct soft_vcpu *self)
 			pthread_cond_wait(&vm->released, &vm->lock);
 	}
 	vm->exclusive_by = self;
-	vm->exclusive_depth = 1;
+	vm->exclusive_depth = depth;
 	hold_others(vm, self, true);
 	while (others_in_guest(vm, self))
 		pthread_cond_wait(&vm->parked, &vm->lock);
 }
 
-void soft_exclusive_end(struct soft_vm *vm, struct soft_vcpu *self)
+/* Returns its depth. */
+static unsigned leave_section(struct soft_vm *vm, struct soft_vcpu *self)
 {
-	AUTO_LOCK(&vm->lock);
-	if (--vm->exclusive_depth)
-		return;
+	const unsigned depth = vm->exclusive_depth;
+
+	vm->exclusive_depth = 0;
 	vm->exclusive_by = NULL;
 	hold_others(vm, self, false);
 	pthread_cond_broadcast(&vm->released);
+	return depth;
+}
+
+void soft_exclusive_begin(struct soft_vm *vm, struct soft_vcpu *self)
+{
+	AUTO_LOCK(&vm->lock);
+	if (self && vm->exclusive_by == self)
+		vm->exclusive_depth++;
+	else
+		enter_section(vm, self, 1);
+}
+
+void soft_exclusive_end(struct soft_vm *vm, struct soft_vcpu *self)
+{
+	AUTO_LOCK(&vm->lock);
+	if (vm->exclusive_depth == 1)
+		leave_section(vm, self);
+	else
+		vm->exclusive_depth--;
+}
+
+/* ---- ports and device memory ---- */
+
+/*
+ * In a device a vCPU is outside guest code: it may wait there for a lock whose holder wants all vCPUs out (it writes
+ * RAM that holds code). So it lets go of a section of its own as well, and is held on the way back if need be.
+ */
+struct left_for_device {
+	bool in_guest;	/* what it was; who only steps instructions never is */
+	unsigned depth; /* of its section */
+};
+
+static struct left_for_device device_enter(struct soft_vcpu *v)
+{
+	struct soft_vm *vm = v->vm;
+	struct left_for_device left;
+
+	AUTO_LOCK(&vm->lock);
+	left = (struct left_for_device){.in_guest = v->in_guest};
+	v->in_guest = false;
+	if (likely(!vm->exclusive_depth))
+		return left;
+	pthread_cond_broadcast(&vm->parked);
+	if (vm->exclusive_by == v)
+		left.depth = leave_section(vm, v);
+	return left;
+}
+
+static void device_leave(struct soft_vcpu *v, struct left_for_device left)
+{
+	AUTO_LOCK(&v->vm->lock);
+	v->in_guest = left.in_guest;
+	if (unlikely(left.in_guest && (atomic_load(&v->attention) & SOFT_HOLD)))
+		park(v);
+	if (unlikely(left.depth))
+		enter_section(v->vm, v, left.depth);
+}
+
+static uint64_t device_read(struct soft_vcpu *v, enum bus_space space, uint64_t at, unsigned size_bytes)
+{
+	const struct left_for_device left = device_enter(v);
+	const uint64_t value = bus_read(v->vm->config.bus, space, at, size_bytes);
+
+	device_leave(v, left);
+	return value;
+}
+
+static void device_write(
+	struct soft_vcpu *v, enum bus_space space, uint64_t at, unsigned size_bytes, uint64_t value)
+{
+	const struct left_for_device left = device_enter(v);
+
+	bus_write(v->vm->config.bus, space, at, size_bytes, value);
+	device_leave(v, left);
+}
+
+/* ---- the processor's environment: forwards to the bus and the machine ---- */
+
+static uint64_t env_mmio_read(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes)
+{
+	soft_of(cpu)->counters.mmio++;
+	return device_read(soft_of(cpu), BUS_MMIO, gpa, size_bytes);
+}
+
+static void env_mmio_write(struct x86_cpu *cpu, gpa_t gpa, unsigned size_bytes, uint64_t value)
+{
+	soft_of(cpu)->counters.mmio++;
+	device_write(soft_of(cpu), BUS_MMIO, gpa, size_bytes, value);
+}
+
+static uint32_t env_pio_read(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes)
+{
+	soft_of(cpu)->counters.pio++;
+	return (uint32_t)device_read(soft_of(cpu), BUS_PIO, port, size_bytes);
+}
+
+static void env_pio_write(struct x86_cpu *cpu, uint16_t port, unsigned size_bytes, uint32_t value)
+{
+	soft_of(cpu)->counters.pio++;
+	device_write(soft_of(cpu), BUS_PIO, port, size_bytes, value);
+}
+
+#define HOOK(cpu, name, ...) \
+	(soft_of(cpu)->vm->config.hooks->name(soft_of(cpu)->config.opaque, ##__VA_ARGS__))
+
+static bool env_msr_read(struct x86_cpu *cpu, uint32_t index, uint64_t *ret_value)
+{
+	return HOOK(cpu, msr_read, index, ret_value);
+}
+
+static bool env_msr_write(struct x86_cpu *cpu, uint32_t index, uint64_t value)
+{
+	return HOOK(cpu, msr_write, index, value);
+}
+
+static uint64_t env_tsc(struct x86_cpu *cpu)
+{
+	return HOOK(cpu, tsc);
+}
+
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
+{
+	HOOK(cpu, adjust_tsc, delta);
+}
+
+static uint8_t env_cr8_read(struct x86_cpu *cpu)
+{
+	return HOOK(cpu, cr8_read);
+}
+
+static void env_cr8_write(struct x86_cpu *cpu, uint8_t value)
+{
+	HOOK(cpu, cr8_write, value);
+}
+
+static void env_hypercall(struct x86_cpu *cpu)
+{
+	uint64_t *reg = cpu->s.reg, mask = cpu->mode == 64 ? ~0ull : 0xffffffffull;
+	const uint64_t args[4] = {
+		reg[X86_RBX] & mask, reg[X86_RCX] & mask, reg[X86_RDX] & mask, reg[X86_RSI] & mask};
+
+	reg[X86_RAX] = HOOK(cpu, hypercall, reg[X86_RAX] & mask, args) & mask;
+}
+
+static void env_pause(struct x86_cpu *cpu)
+{
+	/* A spinning vCPU waits for another, which may need this host CPU. */
+	if (soft_of(cpu)->vm->vcpu_count > 1)
+		sched_yield();
 }
 
 static void env_exclusive_begin(struct x86_cpu *cpu)

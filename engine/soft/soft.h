@@ -15,7 +15,10 @@
  *
  * Exclusive sections: who needs all vCPUs out of guest code (a locked access across pages, code that others
  * run is gone) sets SOFT_HOLD on each and waits until none is in_guest. A held vCPU parks where it notices,
- * or inside its own soft_exclusive_begin(), thus also in the midst of an instruction.
+ * or inside its own soft_exclusive_begin(), thus also in the midst of an instruction. One that is in a device
+ * (ports, device memory) is outside guest code too, and no section is held there: so whoever holds a device's lock
+ * may write RAM, or begin a section, while vCPUs wait for that lock. The locks of the machine's hooks (interrupt
+ * controllers, clocks) are not such locks.
  *
  * Invariants:
  * - vm->exclusive_depth != 0 <=> all vCPUs of the VM but the section's owner have SOFT_HOLD.
@@ -151,7 +154,7 @@ static inline const uint8_t *soft_code_host(struct x86_cpu *cpu, gva_t linear)
  * in which a vCPU lets itself be held, so call it where nothing is half done. `self` is the vCPU whose thread
  * this is, which may nest sections, or NULL for any other thread, which may not.
  *
- * A vCPU may wait in guest code for locks of devices: call this with none of those held.
+ * Locks that are taken in a device's bus handlers may be held; no others for which a vCPU may wait.
  */
 void soft_exclusive_begin(struct soft_vm *vm, struct soft_vcpu *self);
 void soft_exclusive_end(struct soft_vm *vm, struct soft_vcpu *self);

@@ -233,9 +233,50 @@ static void test_locked16(void **state)
 	assert_int_equal(rig_get64(r, 0x300008), 2 * TURNS);
 }
 
+/* ---- a device that writes code with its lock held, for which the other waits ---- */
+
+#define WRITER_PORT 0xf7
+
+/* Each turn: the device adds 1 to the number in the function, which both run. */
+GUEST(caller, "mov $0x212000, %ebp\n1: out %al, $0xf7\ncall *%rbp\nadd %rax, %rbx\ndec %r12d\njnz 1b\n"
+	      "test %r13d, %r13d\n2: jnz 2b\nout %al, $0xf4\nhlt\n");
+
+static void device_writes_code(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+	uint32_t number = (uint32_t)rig_get64(opaque, FUNC + 1) + 1;
+
+	sched_yield(); /* so that the other waits for the lock */
+	rig_put(opaque, FUNC + 1, &number, 4);
+}
+
+static void test_device_lock(void **state)
+{
+	static const struct bus_ops ops = {.read = rig_read, .write = device_writes_code};
+	pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+	struct second second;
+	struct rig *r = *state;
+	struct x86_state s;
+
+	assert_int_equal(bus_add(r->bus, BUS_PIO, WRITER_PORT, 1, "writer", &ops, r, &lock), 0);
+	start(r, &s);
+	s.reg[X86_RBX] = 0;
+	s.reg[X86_R12] = 2000;
+	rig_put(r, CODE, code_caller, GUEST_SIZE(caller));
+	second_start(&second, r, &s, CODE2, code_caller, GUEST_SIZE(caller));
+	assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+	alarm(60); /* they waited for each other once */
+	jit_run_plainly(r, &s);
+	alarm(0);
+	second_stop(&second);
+	/* In each turn no number is older than one's own write. */
+	assert_true(s.reg[X86_RBX] >= 2000ull * 2001 / 2);
+	bus_remove(r->bus, BUS_PIO, WRITER_PORT);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
+		JIT_TEST(test_device_lock),
 		JIT_TEST(test_cross_modify),
 		JIT_TEST(test_cross_modify_by_alias),
 		JIT_TEST(test_modify_freely),
