@@ -117,10 +117,14 @@ void virtio_reset_done(struct virtio_device *device);
 /* Take the next chain. 1: *buffer is filled; 0: none; -EINVAL: the driver erred, and virtio_fail() was called.
  * A struct virtq_buffer is zeroed before its first use, may be used again and again, and is freed in the end. */
 MUST_CHECK int virtq_pop(struct virtq *queue, struct virtq_buffer *buffer);
-/* Put the chain last popped back, as if it had not been popped. */
+/* Put the chain last popped back, as if it had not been popped. May be repeated, for those popped before it. */
 void virtq_unpop(struct virtq *queue, struct virtq_buffer *buffer);
 /* Give it back with `written` bytes written in its `in`, from its start; tells memory of them. */
 void virtq_push(struct virtq *queue, struct virtq_buffer *buffer, uint32_t written);
+/* Give `count` chains back at once, in this order, with written[i] bytes in the i-th: the driver sees all of them or
+ * none yet (a frame over several receive buffers). They need not be popped in one go. */
+void virtq_push_all(struct virtq *queue, struct virtq_buffer *const *buffers,
+	const uint32_t *written, unsigned count);
 void virtq_buffer_free(struct virtq_buffer *buffer);
 /* Interrupt the driver if it wants to know of what was pushed since the last time. */
 void virtq_signal(struct virtq *queue);
