@@ -56,7 +56,7 @@ static uint32_t map_type_at(const struct map_sources *from, gpa_t gpa)
 		if (range_has(from->reserved[i].base, from->reserved[i].size_bytes, gpa))
 			return from->reserved[i].type;
 	}
-	if (!region || (gpa >= BOOT_VGA_GPA && gpa < BOOT_HIGH_GPA))
+	if (!region || region->flags & MEMORY_DEVICE || (gpa >= BOOT_VGA_GPA && gpa < BOOT_HIGH_GPA))
 		return 0;
 	return region->flags & MEMORY_READONLY ? BOOT_MAP_RESERVED : BOOT_MAP_RAM;
 }
@@ -129,7 +129,7 @@ static bool space_is_ram(struct guest_memory *memory, gpa_t base, uint64_t size_
 		const struct memory_region *region = memory_find(memory, base);
 		uint64_t here;
 
-		if (!region || region->flags & MEMORY_READONLY)
+		if (!region || region->flags & (MEMORY_READONLY | MEMORY_DEVICE))
 			return false;
 		here = MIN(size_bytes, region->size_bytes - (base - region->base));
 		base += here;
@@ -225,7 +225,7 @@ int boot_space_find(const struct boot_space *space, uint64_t size_bytes, gpa_t m
 		gpa_t low = MAX(min, region->base);
 		gpa_t high = MIN(limit, region->base + region->size_bytes);
 
-		if (!(region->flags & MEMORY_READONLY) &&
+		if (!(region->flags & (MEMORY_READONLY | MEMORY_DEVICE)) &&
 			space_fit(space, size_bytes, low, high, highest, ret_base))
 			return 0;
 	}

@@ -1,12 +1,13 @@
 /*
- * Guest-physical memory on anonymous host mappings.
+ * Guest-physical memory on anonymous host mappings, or on a file's (file.c).
  *
- * One mapping serves a region: its bytes, an inaccessible guard page, the dirty bitmap and the code
- * marks, which cost nothing until they are touched. The bitmap lives as long as the region, so that a
- * thread which marks a page while logging is being stopped never touches freed memory. The host address is congruent to the guest address modulo
- * 2 MiB: a huge page of the host can back a huge page of the guest.
+ * One mapping serves a region of RAM: its bytes, an inaccessible guard page, the dirty bitmap and the code
+ * marks, which cost nothing until they are touched; a file's region has a mapping of its own for the marks. The
+ * bitmap lives as long as the region, so that a thread which marks a page while logging is being stopped never
+ * touches freed memory. The host address is congruent to the guest address modulo 2 MiB: a huge page of the host
+ * can back a huge page of the guest.
  *
- * Left out: shared mappings and file-backed RAM; they come with sharing between machines.
+ * Left out: shared mappings of RAM; they come with sharing between machines.
  *
  * Invariant: the array of regions is sorted by base and regions never overlap or wrap.
  */
@@ -19,9 +20,9 @@
 
 #include "base/error.h"
 #include "base/util.h"
+#include "memory/private.h"
 
-#define HUGE_PAGE_SIZE MIB(2)
-#define GUARD_SIZE     GUEST_PAGE_SIZE
+#define GUARD_SIZE GUEST_PAGE_SIZE
 /* 52-bit physical addresses: what the widest processor can name. */
 #define GPA_LIMIT BIT(52)
 
@@ -47,7 +48,7 @@ static uint64_t dirty_bytes(const struct memory_region *region)
 
 static uint64_t *dirty_bitmap(const struct memory_region *region)
 {
-	return (uint64_t *)(region->host + region->size_bytes + GUARD_SIZE);
+	return region->marks;
 }
 
 static uint64_t code_bytes(const struct memory_region *region)
@@ -55,9 +56,28 @@ static uint64_t code_bytes(const struct memory_region *region)
 	return ALIGN_UP((region->size_bytes >> GUEST_PAGE_SHIFT) * sizeof(uint64_t), GUEST_PAGE_SIZE);
 }
 
+static uint64_t marks_bytes(const struct memory_region *region)
+{
+	return dirty_bytes(region) + code_bytes(region);
+}
+
 static uint64_t mapping_bytes(const struct memory_region *region)
 {
-	return region->size_bytes + GUARD_SIZE + dirty_bytes(region) + code_bytes(region);
+	return region->size_bytes + GUARD_SIZE + marks_bytes(region);
+}
+
+static void region_unmap(const struct memory_region *region)
+{
+	if (region->file)
+		munmap(region->marks, marks_bytes(region));
+	else
+		munmap(region->host, mapping_bytes(region));
+}
+
+static void set_marks(struct memory_region *region, uint8_t *marks)
+{
+	region->marks = marks;
+	region->code = (uint64_t *)(marks + dirty_bytes(region));
 }
 
 void memory_free(struct guest_memory *memory)
@@ -65,7 +85,7 @@ void memory_free(struct guest_memory *memory)
 	if (!memory)
 		return;
 	for (unsigned i = 0; i < memory->region_count; i++)
-		munmap(memory->region[i].host, mapping_bytes(&memory->region[i]));
+		region_unmap(&memory->region[i]);
 	free(memory);
 }
 
@@ -86,7 +106,7 @@ static int region_map(struct memory_region *region)
 		munmap(map, head);
 	munmap(map + head + used, total - head - used);
 	region->host = map + head;
-	region->code = (uint64_t *)(map + head + used - code_bytes(region));
+	set_marks(region, region->host + region->size_bytes + GUARD_SIZE);
 	if (mprotect(region->host + region->size_bytes, GUARD_SIZE, PROT_NONE) < 0) {
 		munmap(region->host, used);
 		return -ENOMEM;
@@ -119,6 +139,18 @@ static int region_check(const struct guest_memory *memory, gpa_t base, uint64_t 
 	return 0;
 }
 
+static void region_insert(struct guest_memory *memory, const struct memory_region *new)
+{
+	unsigned at;
+
+	for (at = memory->region_count; at > 0 && memory->region[at - 1].base > new->base; at--)
+		memory->region[at] = memory->region[at - 1];
+	memory->region[at] = *new;
+	if (memory->dirty_logging)
+		memory->region[at].dirty = dirty_bitmap(new);
+	memory->region_count++;
+}
+
 int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes, uint32_t flags,
 	const char *name, struct error *err)
 {
@@ -128,7 +160,6 @@ int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes,
 		.flags = flags,
 		.name = name,
 	};
-	unsigned at;
 	int rc;
 
 	rc = region_check(memory, base, size_bytes, name, err);
@@ -138,13 +169,32 @@ int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes,
 	if (rc < 0)
 		return error_set(err, -rc, "no host memory for %llu MiB of guest memory (%s)",
 			(unsigned long long)(size_bytes >> 20), name);
-	if (memory->dirty_logging)
-		new.dirty = dirty_bitmap(&new);
+	region_insert(memory, &new);
+	return 0;
+}
 
-	for (at = memory->region_count; at > 0 && memory->region[at - 1].base > base; at--)
-		memory->region[at] = memory->region[at - 1];
-	memory->region[at] = new;
-	memory->region_count++;
+int memory_add_file(struct guest_memory *memory, gpa_t base, struct memory_file *file, const char *name,
+	struct error *err)
+{
+	struct memory_region new = {
+		.base = base,
+		.size_bytes = memory_file_bytes(file),
+		.host = memory_file_host(file),
+		.flags = MEMORY_DEVICE | (memory_file_is_readonly(file) ? MEMORY_READONLY : 0),
+		.file = file,
+		.name = name,
+	};
+	int rc = region_check(memory, base, new.size_bytes, name, err);
+
+	if (rc < 0)
+		return rc;
+	void *marks = mmap(NULL, marks_bytes(&new), PROT_READ | PROT_WRITE,
+		MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (marks == MAP_FAILED)
+		return error_set(err, ENOMEM, "no host memory for the marks of %s", name);
+	madvise(marks, marks_bytes(&new), MADV_DONTFORK);
+	set_marks(&new, marks);
+	region_insert(memory, &new);
 	return 0;
 }
 
@@ -153,7 +203,8 @@ uint64_t memory_ram_bytes(const struct guest_memory *memory)
 	uint64_t total = 0;
 
 	for (unsigned i = 0; i < memory->region_count; i++)
-		total += memory->region[i].size_bytes;
+		if (!(memory->region[i].flags & MEMORY_DEVICE))
+			total += memory->region[i].size_bytes;
 	return total;
 }
 
@@ -224,6 +275,28 @@ int memory_write(struct guest_memory *memory, gpa_t gpa, const void *buf, uint64
 			memory_written(memory, gpa, chunk);
 		}
 		in += chunk;
+		gpa += chunk;
+		size_bytes -= chunk;
+	}
+	return 0;
+}
+
+int memory_discard(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes)
+{
+	if (!IS_ALIGNED(gpa, GUEST_PAGE_SIZE) || !IS_ALIGNED(size_bytes, GUEST_PAGE_SIZE))
+		return -EINVAL;
+	while (size_bytes) {
+		const struct memory_region *region = memory_find(memory, gpa);
+
+		if (!region || region->flags & (MEMORY_READONLY | MEMORY_DEVICE))
+			return -EFAULT;
+		const uint64_t offset = gpa - region->base;
+		const uint64_t chunk = MIN(size_bytes, region->size_bytes - offset);
+		/* It fails only for what is not mapped or is locked; then the bytes just stay. */
+		madvise(region->host + offset, chunk, MADV_DONTNEED);
+		/* They are other bytes now, as after a write. */
+		memory_mark_dirty(region, gpa, chunk);
+		memory_written(memory, gpa, chunk);
 		gpa += chunk;
 		size_bytes -= chunk;
 	}

@@ -26,13 +26,18 @@ struct error;
 
 enum memory_region_flags {
 	MEMORY_READONLY = 1u << 0, /* guest writes are dropped (ROM) */
+	/* A device's memory, such as a file that is mapped: its device tells the guest of it. Not in the memory map,
+	 * not for loaders, not counted as RAM. */
+	MEMORY_DEVICE = 1u << 1,
 };
 
 struct memory_region {
 	gpa_t base;	     /* page aligned */
 	uint64_t size_bytes; /* multiple of the page size */
-	uint8_t *host;	  /* size_bytes of host memory, page aligned, owned by the guest_memory */
+	uint8_t *host;	  /* size_bytes of host memory, page aligned, owned by the guest_memory or by `file` */
 	uint32_t flags;	  /* enum memory_region_flags */
+	struct memory_file *file; /* NULL: anonymous */
+	void *marks;	  /* dirty bitmap and code marks, behind one another */
 	uint64_t *dirty;  /* one bit a page, NULL while logging is off; atomic access only */
 	uint64_t *code;	  /* one word a page, one bit for each 64 bytes; atomic access only */
 	const char *name; /* for people; static string */
@@ -68,6 +73,42 @@ void memory_free(struct guest_memory *memory);
  */
 int memory_add_ram(struct guest_memory *memory, gpa_t base, uint64_t size_bytes, uint32_t flags,
 	const char *name, struct error *err);
+
+/*
+ * A file in the guest's address space, mapped once; several machines may have it, at one time or one after the
+ * other. What makes the host's page cache the one copy of an image that many guests use.
+ */
+enum memory_file_mode {
+	MEMORY_FILE_SHARED,   /* what the guest writes is in the file, after memory_file_flush() for good */
+	MEMORY_FILE_READONLY, /* what the guest writes is dropped */
+	MEMORY_FILE_PRIVATE,  /* copy on write: what the guest writes is gone after memory_file_close() */
+};
+struct memory_file;
+
+/*
+ * Maps all of it. Its memory is a multiple of align_bytes (a power of 2, at least a page), zeros behind the
+ * file's end; a shared file must be such a multiple itself, or nothing would keep what is written there. Who
+ * truncates the file while it is mapped kills the process (SIGBUS).
+ * Errors: with a line for people; -EINVAL (empty, no regular file, size), what open and mmap say.
+ */
+int memory_file_open(const char *path, enum memory_file_mode mode, uint64_t align_bytes,
+	struct memory_file **ret_file, struct error *err);
+/* NULL is allowed. No guest_memory has it any more. */
+void memory_file_close(struct memory_file *file);
+uint64_t memory_file_bytes(const struct memory_file *file); /* of the guest's address space */
+/* Make lasting what was written to a shared file. Blocks; any thread. Errors: fdatasync()'s. */
+int memory_file_flush(struct memory_file *file);
+/* Add it at base, as a device's memory. It outlives `memory`. Errors: as memory_add_ram(). */
+int memory_add_file(struct guest_memory *memory, gpa_t base, struct memory_file *file, const char *name,
+	struct error *err);
+
+/*
+ * Give the host back the memory of these pages, which the guest does not need any more: they read as zeros, until
+ * they are written. Any thread, while vCPUs run; host addresses of the pages stay good. Nobody may have them pinned
+ * (registered with io_uring, say): he would go on with the old pages.
+ * Errors: -EINVAL (no whole pages), -EFAULT (not all RAM, read-only or a file: nothing or a prefix was discarded).
+ */
+int memory_discard(struct guest_memory *memory, gpa_t gpa, uint64_t size_bytes);
 
 /* Total bytes of RAM. */
 uint64_t memory_ram_bytes(const struct guest_memory *memory);
