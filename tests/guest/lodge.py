@@ -37,6 +37,36 @@ def lodge(*args, seconds=20, **more):
                           errors="replace", timeout=seconds * PATIENCE, **more)
 
 
+class Running:
+    """The program without a terminal, in a `with`; killed at its end."""
+
+    def __init__(self, *args, **streams):
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **streams}
+        self.process = subprocess.Popen([PROGRAM, *map(str, args)], stderr=subprocess.PIPE, **streams)
+
+    def proc(self, name):
+        return pathlib.Path("/proc/%d/%s" % (self.process.pid, name)).read_text()
+
+    def cpu_seconds(self):
+        fields = self.proc("stat").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_kib(self):
+        return next(int(line.split()[1]) for line in self.proc("status").splitlines()
+                    if line.startswith("VmRSS:"))
+
+    def check_alive(self):
+        assert self.process.poll() is None, self.process.stderr.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *problem):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
 class Console:
     """The program on a terminal of its own.
 

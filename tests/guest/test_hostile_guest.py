@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lodge import PATIENCE, PROGRAM, lodge
+from lodge import PATIENCE, Running, lodge
 
 TINY = pathlib.Path(__file__).resolve().parent / "tiny"
 ALIVE = 42
@@ -89,60 +89,37 @@ def test_four_processors_share_one_fate(tiny):
     check_lives(run(tiny("exit"), "--cpus", 4))
 
 
-class Running:
-    """Lodge with a guest that does not end by itself."""
-
-    def __init__(self, path, engine, *options):
-        self.process = subprocess.Popen(
-            [PROGRAM, "run", "--engine", engine, "--memory", "64M", "--kernel", path, *options],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def cpu_seconds(self):
-        fields = pathlib.Path("/proc/%d/stat" % self.process.pid).read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def resident_kib(self):
-        for line in pathlib.Path("/proc/%d/status" % self.process.pid).read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1])
-        raise AssertionError("no VmRSS")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *problem):
-        self.process.kill()
-        self.process.wait()
-        self.process.stderr.close()
+def running(path, engine):
+    return Running("run", "--engine", engine, "--memory", "64M", "--kernel", path)
 
 
 @pytest.mark.parametrize("name", ["spin", "halt"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_busy_or_dead_guest_can_be_ended(tiny, engine, name, number):
-    with Running(tiny(name), engine) as machine:
+    with running(tiny(name), engine) as machine:
         time.sleep(1)
-        assert machine.process.poll() is None, machine.process.stderr.read()
+        machine.check_alive()
         machine.process.send_signal(number)
         assert machine.process.wait(5 * PATIENCE) != 0
 
 
 def test_a_sleeping_guest_costs_nothing(tiny, engine):
-    with Running(tiny("halt"), engine) as machine:
+    with running(tiny("halt"), engine) as machine:
         time.sleep(1)
         before = machine.cpu_seconds()
         time.sleep(2)
-        assert machine.process.poll() is None, machine.process.stderr.read()
+        machine.check_alive()
         assert machine.cpu_seconds() - before < 0.2
 
 
 @pytest.mark.parametrize("name", ["hammer", "distinct"])
 def test_hammering_does_not_bloat(tiny, name):
     """Four times the time, the same memory."""
-    with Running(tiny(name), "interp") as machine:
+    with running(tiny(name), "interp") as machine:
         time.sleep(1)
         first = machine.resident_kib()
         time.sleep(3)
-        assert machine.process.poll() is None, machine.process.stderr.read()
+        machine.check_alive()
         print("resident: %d KiB, then %d" % (first, machine.resident_kib()))
         assert machine.resident_kib() < first + 8192
 

@@ -403,4 +403,47 @@ static inline void rig_state(struct rig *r, struct x86_state *s)
 	assert_int_equal(r->ops->get_state(r->vcpu, s), 0);
 }
 
+/* ---- programs whose argument is an engine ---- */
+
+static const struct engine_ops *rig_ops __attribute__((unused));
+
+static inline int rig_setup(void **state)
+{
+	struct rig *r = rig_new(rig_ops);
+
+	rig_find_features(r);
+	*state = r;
+	return 0;
+}
+
+static inline int rig_teardown(void **state)
+{
+	rig_free(*state);
+	return 0;
+}
+
+#define RIG_TEST(name) cmocka_unit_test_setup_teardown(name, rig_setup, rig_teardown)
+
+/* 0, or the program's exit status: 77 where the engine cannot be had. `more` ends the engine's name in the message. */
+static inline int rig_must_have(const struct engine_ops *engine, const char *more)
+{
+	struct engine_probe probe;
+
+	engine->probe(&probe);
+	if (probe.usable)
+		return 0;
+	printf("NOT CHECKED: the %s engine%s: %s\n", engine->name, more, probe.reason);
+	return 77;
+}
+
+/* Sets rig_ops. 0, or the program's exit status. */
+static inline int rig_main(int argc, char **argv, const char *usage)
+{
+	rig_ops = argc > 1 ? engine_find(argv[1]) : NULL;
+	if (rig_ops)
+		return rig_must_have(rig_ops, "");
+	fprintf(stderr, "usage: %s %s\n", argv[0], usage);
+	return 2;
+}
+
 #endif

@@ -36,8 +36,6 @@
 #define U 4u
 #define G 0x100u
 
-static const struct engine_ops *jit_ops;
-
 static inline uint64_t *jit_entry(struct rig *r, gva_t at)
 {
 	gpa_t table = at >= ALIAS ? ALIAS_TABLE : at >= MIB(2) ? HIGH_TABLE : LOW_TABLE;
@@ -163,43 +161,7 @@ static inline bool jit_has_option(const char *name)
 {
 	const char *options = getenv("LODGE_JIT");
 
-	return jit_ops != &engine_jit_ops || (options && strstr(options, name));
-}
-
-/* ---- programs ---- */
-
-static int jit_setup(void **state)
-{
-	struct rig *r = rig_new(jit_ops);
-
-	rig_find_features(r);
-	*state = r;
-	return 0;
-}
-
-static int jit_teardown(void **state)
-{
-	rig_free(*state);
-	return 0;
-}
-
-#define JIT_TEST(name) cmocka_unit_test_setup_teardown(name, jit_setup, jit_teardown)
-
-/* 0, or the program's exit status. */
-static inline int jit_main(int argc, char **argv)
-{
-	struct engine_probe probe;
-
-	jit_ops = argc > 1 ? engine_find(argv[1]) : NULL;
-	if (!jit_ops) {
-		fprintf(stderr, "usage: %s ENGINE\n", argv[0]);
-		return 2;
-	}
-	jit_ops->probe(&probe);
-	if (probe.usable)
-		return 0;
-	printf("NOT CHECKED: the %s engine: %s\n", jit_ops->name, probe.reason);
-	return 77;
+	return rig_ops != &engine_jit_ops || (options && strstr(options, name));
 }
 
 #endif

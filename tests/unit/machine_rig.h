@@ -18,13 +18,11 @@
 #include "engine/engine.h"
 #include "machine/private.h"
 #include "memory/memory.h"
-#include <elf.h>
+#include "kernel_image.h"
 #include <stdio.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define CPUS	4
-#define LOAD	0x100000u
 #define AP_GPA	0x8000u
 #define FIRST	0x7000u /* counted up by the boot processor */
 #define OTHERS	0x7008u /* counted up by the others */
@@ -38,41 +36,6 @@ static const uint8_t smp[] = {0xbb, 0x00, 0x00, 0xe0, 0xfe, 0xc7, 0x83, 0x10, 0x
 	0x00, 0xeb, 0xf7};
 /* 16 bits: 1: lock inc dword [OTHERS]; jmp 1b */
 static const uint8_t ap[] = {0x66, 0xf0, 0xff, 0x06, 0x08, 0x70, 0xeb, 0xf8};
-
-struct image {
-	Elf32_Ehdr elf;
-	Elf32_Phdr segment;
-	uint32_t multiboot[3];
-	uint8_t code[sizeof(smp)];
-} __attribute__((packed));
-
-static inline int kernel_file(void)
-{
-	struct image image = {
-		.elf = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, EV_CURRENT},
-			.e_type = ET_EXEC,
-			.e_machine = EM_386,
-			.e_version = EV_CURRENT,
-			.e_entry = LOAD + offsetof(struct image, code),
-			.e_phoff = offsetof(struct image, segment),
-			.e_ehsize = sizeof(Elf32_Ehdr),
-			.e_phentsize = sizeof(Elf32_Phdr),
-			.e_phnum = 1},
-		.segment = {.p_type = PT_LOAD,
-			.p_vaddr = LOAD,
-			.p_paddr = LOAD,
-			.p_filesz = sizeof(image),
-			.p_memsz = sizeof(image),
-			.p_flags = PF_R | PF_W | PF_X},
-		.multiboot = {0x1badb002, 0, -0x1badb002u},
-	};
-	int fd = memfd_create("kernel", MFD_CLOEXEC);
-
-	memcpy(image.code, smp, sizeof(smp));
-	assert_true(fd > 0);
-	assert_int_equal(write(fd, &image, sizeof(image)), sizeof(image));
-	return fd;
-}
 
 static inline uint32_t counter(struct machine *m, gpa_t gpa)
 {
@@ -101,7 +64,7 @@ static inline struct machine *machine_rig(const struct engine_ops *ops, const ch
 		.engine = ops,
 		.cpus = CPUS,
 		.memory_bytes = MACHINE_MEMORY_MIN,
-		.boot.kernel = {.path = "kernel", .fd = kernel_file()}};
+		.boot.kernel = {.path = "kernel", .fd = kernel_file(smp, sizeof(smp))}};
 	struct error err = {0};
 	struct machine *m;
 

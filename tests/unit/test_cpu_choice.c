@@ -2,6 +2,7 @@
  * Choosing a CPU model: the words, the baselines against the x86-64 psABI's table (3.1.1), and what can't be
  * given.
  */
+#include "cpuid_rows.h"
 #include "base/error.h"
 #include "tests/unit/x86_cpu.h"
 
@@ -14,9 +15,7 @@ enum reg { EAX, EBX, ECX, EDX };
 /* A host of Intel's with all that baselines ask for: Skylake's feature bits. */
 static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 {
-	static const struct {
-		uint32_t leaf, subleaf, regs[4];
-	} rows[] = {
+	static const struct cpuid_row rows[] = {
 		{0, 0, {0x16, 0x756e6547, 0x6c65746e, 0x49656e69}},
 		{1, 0, {0x50654, 0, 0x7ffefbff, 0xbfebfbff}},
 		{7, 0, {0, 0xd39ffffb, 0x8, 0xbc000000}},
@@ -25,18 +24,13 @@ static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 		{0x80000001, 0, {0, 0, 0x121, 0x2c100800}},
 	};
 
-	memset(regs, 0, 16);
-	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-		if (rows[i].leaf == leaf && rows[i].subleaf == subleaf)
-			memcpy(regs, rows[i].regs, 16);
+	cpuid_rows_find(rows, ARRAY_SIZE(rows), leaf, subleaf, regs);
 }
 
 /* Zen 5 of AMD's, as far as the model looks: it has much that Skylake lacks. */
 static void zen5(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 {
-	static const struct {
-		uint32_t leaf, subleaf, regs[4];
-	} rows[] = {
+	static const struct cpuid_row rows[] = {
 		{0, 0, {0x10, 0x68747541, 0x444d4163, 0x69746e65}},
 		{1, 0, {0xb00f21, 0, 0x7efa320b, 0x178bfbff}},
 		{7, 0, {1, 0xf1bf97a9, 0x19405fde, 0x10000010}},
@@ -46,10 +40,7 @@ static void zen5(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 		{0x80000001, 0, {0xb00f21, 0, 0x75c237ff, 0x2fd3fbff}},
 	};
 
-	memset(regs, 0, 16);
-	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-		if (rows[i].leaf == leaf && rows[i].subleaf == subleaf)
-			memcpy(regs, rows[i].regs, 16);
+	cpuid_rows_find(rows, ARRAY_SIZE(rows), leaf, subleaf, regs);
 }
 
 /* A host of the first level's next: SSE4.2 but no AVX (Nehalem). */

@@ -1,6 +1,7 @@
 /*
  * The default CPUID model: what a guest must find, what it must not, and that it is consistent.
  */
+#include "cpuid_rows.h"
 #include "isa/x86/msr.h"
 #include "tests/unit/x86_cpu.h"
 
@@ -187,9 +188,7 @@ static void test_features_follow(void **state)
 /* A server of Intel's, as far as the model looks; of a family that needs every mitigation. */
 static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 {
-	static const struct {
-		uint32_t leaf, subleaf, regs[4];
-	} rows[] = {
+	static const struct cpuid_row rows[] = {
 		{0, 0, {0x16, 0x756e6547, 0x6c65746e, 0x49656e69}},
 		{1, 0, {0x50654, 0, 0x7ffefbff, 0xbfebfbff}},
 		{2, 0, {0x76036301, 0xf0b5ff, 0, 0xc30000}},
@@ -202,10 +201,7 @@ static void skylake(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 		{0x80000001, 0, {0, 0, 0x121, 0x2c100800}},
 	};
 
-	memset(regs, 0, 16);
-	for (unsigned i = 0; i < ARRAY_SIZE(rows); i++)
-		if (rows[i].leaf == leaf && rows[i].subleaf == subleaf)
-			memcpy(regs, rows[i].regs, 16);
+	cpuid_rows_find(rows, ARRAY_SIZE(rows), leaf, subleaf, regs);
 }
 
 static void test_intel_host(void **state)

@@ -14,23 +14,6 @@
 #define KICKS	      400
 #define VECTOR	      0x40
 
-static const struct engine_ops *ops;
-
-static int setup(void **state)
-{
-	struct rig *r = rig_new(ops);
-
-	rig_find_features(r);
-	*state = r;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	rig_free(*state);
-	return 0;
-}
-
 /* ---- modes ---- */
 
 /* mov ax, 0x1234; mov cx, 10; 1: add ax, cx; loop 1b; out END_PORT, al; hlt */
@@ -698,43 +681,31 @@ static void test_budget_interrupt(void **state)
 
 /* ---- ---- */
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_real),
-		TEST(test_protected),
-		TEST(test_long),
-		TEST(test_ports),
-		TEST(test_mmio),
-		TEST(test_self_modifying),
-		TEST(test_triple_fault),
-		TEST(test_kick),
-		TEST(test_kick_before),
-		TEST(test_kick_in_io),
-		TEST(test_interrupts),
-		TEST(test_interrupts_halted),
-		TEST(test_nmi),
-		TEST(test_nmi_halted),
-		TEST(test_rare_instructions),
-		TEST(test_doorbells),
-		TEST(test_irqfd),
-		TEST(test_budget),
-		TEST(test_budget_strings),
-		TEST(test_budget_interrupt),
+		RIG_TEST(test_real),
+		RIG_TEST(test_protected),
+		RIG_TEST(test_long),
+		RIG_TEST(test_ports),
+		RIG_TEST(test_mmio),
+		RIG_TEST(test_self_modifying),
+		RIG_TEST(test_triple_fault),
+		RIG_TEST(test_kick),
+		RIG_TEST(test_kick_before),
+		RIG_TEST(test_kick_in_io),
+		RIG_TEST(test_interrupts),
+		RIG_TEST(test_interrupts_halted),
+		RIG_TEST(test_nmi),
+		RIG_TEST(test_nmi_halted),
+		RIG_TEST(test_rare_instructions),
+		RIG_TEST(test_doorbells),
+		RIG_TEST(test_irqfd),
+		RIG_TEST(test_budget),
+		RIG_TEST(test_budget_strings),
+		RIG_TEST(test_budget_interrupt),
 	};
-	struct engine_probe probe;
+	int status = rig_main(argc, argv, "ENGINE");
 
-	ops = argc > 1 ? engine_find(argv[1]) : NULL;
-	if (!ops) {
-		fprintf(stderr, "usage: %s ENGINE\n", argv[0]);
-		return 2;
-	}
-	ops->probe(&probe);
-	if (!probe.usable) {
-		printf("NOT CHECKED: the %s engine: %s\n", ops->name, probe.reason);
-		return 77;
-	}
-	return cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

@@ -13,27 +13,10 @@
 
 #define ENGINES	  3
 
-static const struct engine_ops *ops;
-
 /* Those to go to and from, in turn. */
 static const struct engine_ops *const engines[ENGINES] = {
 	&engine_interp_ops, &engine_jit_ops, &engine_kvm_ops};
 static unsigned engine_count = ENGINES;
-
-static int setup(void **state)
-{
-	struct rig *r = rig_new(ops);
-
-	rig_find_features(r);
-	*state = r;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	rig_free(*state);
-	return 0;
-}
 
 /* out END_PORT, al; hlt */
 static const uint8_t end[] = {0xe6, 0xf4, 0xf4};
@@ -652,25 +635,23 @@ static void test_state_across(void **state)
 
 /* ---- ---- */
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-
 static int run_engine(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(test_state),
-		TEST(test_mxcsr_of_host),
-		TEST(test_activity),
-		TEST(test_pdptes),
-		TEST(test_lapic),
-		TEST(test_hold),
-		TEST(test_event_interrupt),
-		TEST(test_event_exception),
-		TEST(test_event_nmi),
-		TEST(test_pending_nmi),
-		TEST(test_dirty),
+		RIG_TEST(test_state),
+		RIG_TEST(test_mxcsr_of_host),
+		RIG_TEST(test_activity),
+		RIG_TEST(test_pdptes),
+		RIG_TEST(test_lapic),
+		RIG_TEST(test_hold),
+		RIG_TEST(test_event_interrupt),
+		RIG_TEST(test_event_exception),
+		RIG_TEST(test_event_nmi),
+		RIG_TEST(test_pending_nmi),
+		RIG_TEST(test_dirty),
 	};
 
-	return cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
+	return cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }
 
 static int run_switch(void)
@@ -683,18 +664,6 @@ static int run_switch(void)
 	return cmocka_run_group_tests_name("switch", tests, NULL, NULL);
 }
 
-/* Exit status if this engine is not to be had. */
-static int must_have(const struct engine_ops *engine, const char *more)
-{
-	struct engine_probe probe;
-
-	engine->probe(&probe);
-	if (probe.usable)
-		return 0;
-	printf("NOT CHECKED: the %s engine%s: %s\n", engine->name, more, probe.reason);
-	return 77;
-}
-
 int main(int argc, char **argv)
 {
 	bool switching = argc > 1 && strncmp(argv[1], "switch", 6) == 0;
@@ -703,14 +672,9 @@ int main(int argc, char **argv)
 	if (switching) {
 		engine_count = strcmp(argv[1], "switch_kvm") == 0 ? ENGINES : ENGINES - 1;
 		for (unsigned i = 0; i < engine_count && !status; i++)
-			status = must_have(engines[i], ", and going to and from it");
+			status = rig_must_have(engines[i], ", and going to and from it");
 		return status ? status : run_switch();
 	}
-	ops = argc > 1 ? engine_find(argv[1]) : NULL;
-	if (!ops) {
-		fprintf(stderr, "usage: %s ENGINE|switch|switch_kvm\n", argv[0]);
-		return 2;
-	}
-	status = must_have(ops, "");
+	status = rig_main(argc, argv, "ENGINE|switch|switch_kvm");
 	return status ? status : run_engine();
 }

@@ -233,10 +233,9 @@ GUEST(flags,
 	"6: dec %ebp\njnz 1b\ncli\nout %al, $0xf4\nhlt\n"
 	"3: mov 0x5000, %rdx\nlea 1(%rdx), %rdx\nret\n");
 
-static uint64_t run_flags(struct rig *r, bool pester)
+static void start_flags(struct rig *r)
 {
 	struct x86_state s;
-	pthread_t thread;
 
 	START(r, &s, 0x40, note);
 	r->ready = false;
@@ -245,6 +244,14 @@ static uint64_t run_flags(struct rig *r, bool pester)
 	rig_put(r, 0x210000, code_flags, GUEST_SIZE(flags));
 	s.reg[X86_RIP] = 0x210000;
 	assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+}
+
+static uint64_t run_flags(struct rig *r, bool pester)
+{
+	struct x86_state s;
+	pthread_t thread;
+
+	start_flags(r);
 	if (pester)
 		assert_int_equal(pthread_create(&thread, NULL, pester_thread, r), 0);
 	jit_run_plainly(r, &s);
@@ -322,12 +329,7 @@ static unsigned run_kicked(struct rig *r)
 	struct x86_state s;
 	pthread_t thread;
 
-	START(r, &s, 0x40, note);
-	r->ready = false;
-	rig_put(r, 0x5000, "\0\0\0\0\0\0\0", 8);
-	rig_put(r, 0x210000, code_flags, GUEST_SIZE(flags));
-	s.reg[X86_RIP] = 0x210000;
-	assert_int_equal(r->ops->set_state(r->vcpu, &s), 0);
+	start_flags(r);
 	assert_int_equal(pthread_create(&thread, NULL, kick_thread, r), 0);
 	while (!r->done) {
 		assert_int_equal(r->ops->run(r->vcpu, &err), ENGINE_EXIT_KICKED);
@@ -354,15 +356,15 @@ static void test_kicks(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_single_step),
-		JIT_TEST(test_breakpoints),
-		JIT_TEST(test_breakpoint_anywhere),
-		JIT_TEST(test_windows),
-		JIT_TEST(test_narrow_window),
-		JIT_TEST(test_flags),
-		JIT_TEST(test_kicks),
+		RIG_TEST(test_single_step),
+		RIG_TEST(test_breakpoints),
+		RIG_TEST(test_breakpoint_anywhere),
+		RIG_TEST(test_windows),
+		RIG_TEST(test_narrow_window),
+		RIG_TEST(test_flags),
+		RIG_TEST(test_kicks),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

@@ -463,16 +463,16 @@ static void test_mended(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_missing),
-		JIT_TEST(test_crossing),
-		JIT_TEST(test_read_only),
-		JIT_TEST(test_no_address),
-		JIT_TEST(test_plain),
-		JIT_TEST(test_good_then_bad),
-		JIT_TEST(test_simd_exception),
-		JIT_TEST(test_mended),
+		RIG_TEST(test_missing),
+		RIG_TEST(test_crossing),
+		RIG_TEST(test_read_only),
+		RIG_TEST(test_no_address),
+		RIG_TEST(test_plain),
+		RIG_TEST(test_good_then_bad),
+		RIG_TEST(test_simd_exception),
+		RIG_TEST(test_mended),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

@@ -237,13 +237,13 @@ static void test_features(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_features),
-		JIT_TEST(test_edge),
-		JIT_TEST(test_own_device),
-		JIT_TEST(test_remapped),
-		JIT_TEST(test_locked_counter),
+		RIG_TEST(test_features),
+		RIG_TEST(test_edge),
+		RIG_TEST(test_own_device),
+		RIG_TEST(test_remapped),
+		RIG_TEST(test_locked_counter),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

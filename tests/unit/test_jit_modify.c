@@ -419,19 +419,19 @@ static void test_device_writes(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_next_instruction),
-		JIT_TEST(test_next_instruction_by_alias),
-		JIT_TEST(test_run_at_alias),
-		JIT_TEST(test_data_beside),
-		JIT_TEST(test_edge),
-		JIT_TEST(test_edge_remapped),
-		JIT_TEST(test_edge_unmapped),
-		JIT_TEST(test_edge_shapes),
-		JIT_TEST(test_middle),
-		JIT_TEST(test_device_code),
-		JIT_TEST(test_device_writes),
+		RIG_TEST(test_next_instruction),
+		RIG_TEST(test_next_instruction_by_alias),
+		RIG_TEST(test_run_at_alias),
+		RIG_TEST(test_data_beside),
+		RIG_TEST(test_edge),
+		RIG_TEST(test_edge_remapped),
+		RIG_TEST(test_edge_unmapped),
+		RIG_TEST(test_edge_shapes),
+		RIG_TEST(test_middle),
+		RIG_TEST(test_device_code),
+		RIG_TEST(test_device_writes),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

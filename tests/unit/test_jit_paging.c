@@ -363,19 +363,19 @@ static void test_task_switched(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_remap),
-		JIT_TEST(test_remap_global),
-		JIT_TEST(test_remap_pcid),
-		JIT_TEST(test_under_feet),
-		JIT_TEST(test_remap_by_interrupt),
-		JIT_TEST(test_privilege),
-		JIT_TEST(test_privilege_code),
-		JIT_TEST(test_syscalls),
-		JIT_TEST(test_two_modes),
-		JIT_TEST(test_rounding),
-		JIT_TEST(test_task_switched),
+		RIG_TEST(test_remap),
+		RIG_TEST(test_remap_global),
+		RIG_TEST(test_remap_pcid),
+		RIG_TEST(test_under_feet),
+		RIG_TEST(test_remap_by_interrupt),
+		RIG_TEST(test_privilege),
+		RIG_TEST(test_privilege_code),
+		RIG_TEST(test_syscalls),
+		RIG_TEST(test_two_modes),
+		RIG_TEST(test_rounding),
+		RIG_TEST(test_task_switched),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

@@ -276,15 +276,15 @@ static void test_device_lock(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_device_lock),
-		JIT_TEST(test_cross_modify),
-		JIT_TEST(test_cross_modify_by_alias),
-		JIT_TEST(test_modify_freely),
-		JIT_TEST(test_same_page),
-		JIT_TEST(test_locked),
-		JIT_TEST(test_locked16),
+		RIG_TEST(test_device_lock),
+		RIG_TEST(test_cross_modify),
+		RIG_TEST(test_cross_modify_by_alias),
+		RIG_TEST(test_modify_freely),
+		RIG_TEST(test_same_page),
+		RIG_TEST(test_locked),
+		RIG_TEST(test_locked16),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }

@@ -17,7 +17,7 @@ static void check_states(struct machine *m, uint64_t tsc[CPUS])
 		assert_int_equal(ops->get_state(m->vcpu[i].engine, &s), 0);
 		uint64_t at = s.seg[X86_CS].base + s.reg[X86_RIP];
 		if (i == 0)
-			assert_in_range(at, LOAD, LOAD + sizeof(struct image));
+			assert_in_range(at, KERNEL_LOAD, KERNEL_LOAD + sizeof(struct kernel_image));
 		else if (s.activity == X86_RUNNING)
 			assert_in_range(at, AP_GPA, AP_GPA + sizeof(ap));
 		else

@@ -15,13 +15,11 @@
 #include "machine/private.h"
 #include "machine/virtual.h"
 #include "memory/memory.h"
-#include <elf.h>
+#include "kernel_image.h"
 #include <errno.h>
 #include <stdio.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
-#define LOAD	0x100000u
 #define HANDLER 0x5000u
 #define TABLES	0x6000u /* GDTR, at + 8 IDTR, at + 16 the GDT, behind it the IDT */
 #define IDT	(TABLES + 0x100)
@@ -46,41 +44,6 @@ static const uint8_t sleeper[] = {0xfa, 0xf4};
 /* 1: rdtsc; mov [RESULT], eax; inc dword [RESULT + 4]; jmp 1b */
 static const uint8_t reader[] = {
 	0x0f, 0x31, 0xa3, 0x00, 0x70, 0x00, 0x00, 0xff, 0x05, 0x04, 0x70, 0x00, 0x00, 0xeb, 0xf1};
-
-struct image {
-	Elf32_Ehdr elf;
-	Elf32_Phdr segment;
-	uint32_t multiboot[3];
-	uint8_t code[128];
-} __attribute__((packed));
-
-static int kernel_file(const uint8_t *code, size_t bytes)
-{
-	struct image image = {
-		.elf = {.e_ident = {0x7f, 'E', 'L', 'F', ELFCLASS32, ELFDATA2LSB, EV_CURRENT},
-			.e_type = ET_EXEC,
-			.e_machine = EM_386,
-			.e_version = EV_CURRENT,
-			.e_entry = LOAD + offsetof(struct image, code),
-			.e_phoff = offsetof(struct image, segment),
-			.e_ehsize = sizeof(Elf32_Ehdr),
-			.e_phentsize = sizeof(Elf32_Phdr),
-			.e_phnum = 1},
-		.segment = {.p_type = PT_LOAD,
-			.p_vaddr = LOAD,
-			.p_paddr = LOAD,
-			.p_filesz = sizeof(image),
-			.p_memsz = sizeof(image),
-			.p_flags = PF_R | PF_W | PF_X},
-		.multiboot = {0x1badb002, 0, -0x1badb002u},
-	};
-	int fd = memfd_create("kernel", MFD_CLOEXEC);
-
-	memcpy(image.code, code, bytes);
-	assert_true(fd > 0);
-	assert_int_equal(write(fd, &image, sizeof(image)), sizeof(image));
-	return fd;
-}
 
 static void put(struct machine *m, gpa_t gpa, const void *bytes, size_t count)
 {
