@@ -280,7 +280,8 @@ void loop_post(struct loop *loop, struct loop_call *call)
 	if (!call->posted) {
 		struct call_list *list = loop->stopping ? &loop->late : &loop->calls;
 
-		wake = !list->first;
+		/* Its own thread looks before it sleeps. */
+		wake = !list->first && !loop_is_here(loop);
 		call->posted = true;
 		call_append(list, call);
 	}
@@ -393,12 +394,18 @@ bool loop_is_here(const struct loop *loop)
 	return atomic_load_explicit(&loop->thread, memory_order_relaxed) == pthread_self();
 }
 
+static bool has_calls(struct loop *loop)
+{
+	AUTO_LOCK(&loop->lock);
+	return loop->calls.first || loop->stopping;
+}
+
 static void serve(struct loop *loop)
 {
 	struct epoll_event events[BATCH];
 
 	set_timer_fd(loop);
-	int count = epoll_wait(loop->epoll_fd, events, BATCH, -1);
+	int count = epoll_wait(loop->epoll_fd, events, BATCH, has_calls(loop) ? 0 : -1);
 	for (int i = 0; i < count; i++) {
 		struct loop_source *source = events[i].data.ptr;
 
