@@ -55,7 +55,7 @@ struct loop {
 	size_t armed, timer_count, capacity;
 	uint64_t timer_fd_ns; /* where the timerfd stands; 0: it does not run */
 
-	pthread_mutex_t lock; /* innermost; guards what follows */
+	pthread_mutex_t lock;	      /* innermost; guards what follows */
 	struct call_list calls, late; /* late: posted after the stop, for the next run */
 	bool stopping;
 
@@ -63,19 +63,19 @@ struct loop {
 };
 
 /* Insert into and take out of a list whose items have next and link. */
-#define list_insert(head, item)                                 \
-	do {                                                    \
-		(item)->next = *(head);                         \
-		(item)->link = (head);                          \
-		if ((item)->next)                               \
-			(item)->next->link = &(item)->next;     \
-		*(head) = (item);                               \
+#define list_insert(head, item)                             \
+	do {                                                \
+		(item)->next = *(head);                     \
+		(item)->link = (head);                      \
+		if ((item)->next)                           \
+			(item)->next->link = &(item)->next; \
+		*(head) = (item);                           \
 	} while (0)
-#define list_remove(item)                                       \
-	do {                                                    \
-		*(item)->link = (item)->next;                   \
-		if ((item)->next)                               \
-			(item)->next->link = (item)->link;      \
+#define list_remove(item)                                  \
+	do {                                               \
+		*(item)->link = (item)->next;              \
+		if ((item)->next)                          \
+			(item)->next->link = (item)->link; \
 	} while (0)
 
 /* ---- sources ---- */
@@ -100,7 +100,8 @@ int loop_change(struct loop_source *source, uint32_t events)
 {
 	struct epoll_event event = {.events = events, .data.ptr = source};
 
-	return epoll_ctl(source->loop->epoll_fd, EPOLL_CTL_MOD, source->fd, &event) < 0 ? -errno : 0;
+	return epoll_ctl(source->loop->epoll_fd, EPOLL_CTL_MOD, source->fd, &event) < 0 ? -errno
+											: 0;
 }
 
 void loop_remove(struct loop_source *source)
@@ -167,8 +168,7 @@ struct loop_timer *loop_timer_create(struct loop *loop, void (*fire)(void *opaqu
 		loop->heap = grown;
 		loop->capacity = capacity;
 	}
-	*timer = (struct loop_timer){
-		.loop = loop, .fire = fire, .opaque = opaque, .at = NOT_HEAP};
+	*timer = (struct loop_timer){.loop = loop, .fire = fire, .opaque = opaque, .at = NOT_HEAP};
 	loop->timer_count++;
 	list_insert(&loop->timers, timer);
 	return take_ptr(&timer);
@@ -444,8 +444,8 @@ static int open_fds(struct loop *loop)
 	if (loop->epoll_fd < 0 || loop->wake_fd < 0 || loop->timer_fd < 0)
 		return -errno;
 	int status = loop_add(loop, loop->wake_fd, EPOLLIN, wake_fd_ready, loop, &source);
-	return status < 0 ? status :
-			    loop_add(loop, loop->timer_fd, EPOLLIN, timer_fd_ready, loop, &source);
+	return status < 0 ? status
+			  : loop_add(loop, loop->timer_fd, EPOLLIN, timer_fd_ready, loop, &source);
 }
 
 int loop_create(struct loop **ret_loop)

@@ -59,9 +59,10 @@ struct virtq_buffer {
 	unsigned in_count;
 	uint64_t out_bytes, in_bytes;
 	/* the core's: */
-	gpa_t *in_gpa; /* of each `in`, to tell memory what was written */
+	struct virtq_extent *extents; /* of each `in`, to tell memory what was written */
 	uint16_t id, descriptors;
 	unsigned capacity;
+	uint32_t life; /* of the queue, from one reset to the next */
 };
 
 struct virtio_ops {
@@ -79,7 +80,7 @@ struct virtio_ops {
 	void (*start)(void *device, uint64_t features);
 	/* The driver kicked this queue. On the device's loop. */
 	void (*notify)(void *device, unsigned queue);
-	/* The driver resets (or failed) the device: buffers that were popped are gone; a request that is under way
+	/* The driver resets (or failed) the device, also one that has not started: buffers that were popped are gone; a request that is under way
 	 * elsewhere must not touch its buffer when it ends. The queues are reset by the core afterwards. If work in
 	 * guest RAM is still under way, return false and call virtio_reset_done() when it has ended: the transport shows
 	 * the driver that the reset takes its time. */
@@ -92,12 +93,14 @@ struct virtio_config {
 	struct guest_memory *memory;
 	pthread_mutex_t *lock; /* the device's */
 	struct loop *loop;
-	const char *name; /* of this one, for messages; static or outlives it */
+	const char *name;      /* of this one, for messages; static or outlives it */
+	uint64_t features_off; /* of the core's, those not to be offered: for tests */
 };
 
 /* Errors: -ENOMEM, and what loops and eventfds say. */
 MUST_CHECK int virtio_create(const struct virtio_config *config, struct virtio_device **ret_device);
-void virtio_free(struct virtio_device *device); /* NULL is allowed; no vCPU runs, the loop is not running */
+/* NULL is allowed. No vCPU runs; on the loop's thread, or while the loop does not run. */
+void virtio_free(struct virtio_device *device);
 
 /* ---- for devices ---- */
 
@@ -115,11 +118,13 @@ void virtio_fail(struct virtio_device *device, const char *why, ...);
 void virtio_reset_done(struct virtio_device *device);
 
 /* Take the next chain. 1: *buffer is filled; 0: none; -EINVAL: the driver erred, and virtio_fail() was called.
- * A struct virtq_buffer is zeroed before its first use, may be used again and again, and is freed in the end. */
+ * A struct virtq_buffer is zeroed before its first use, may be used again and again, and is freed in the end.
+ * -ENOMEM is an error of the host that ends as the driver's do. A kick comes for what is made available after 0. */
 MUST_CHECK int virtq_pop(struct virtq *queue, struct virtq_buffer *buffer);
 /* Put the chain last popped back, as if it had not been popped. May be repeated, for those popped before it. */
 void virtq_unpop(struct virtq *queue, struct virtq_buffer *buffer);
-/* Give it back with `written` bytes written in its `in`, from its start; tells memory of them. */
+/* Give it back with `written` bytes written in its `in`, from its start; tells memory of them. If the queue was reset
+ * since it was popped, the driver hears nothing of it. */
 void virtq_push(struct virtq *queue, struct virtq_buffer *buffer, uint32_t written);
 /* Give `count` chains back at once, in this order, with written[i] bytes in the i-th: the driver sees all of them or
  * none yet (a frame over several receive buffers). They need not be popped in one go. */
@@ -134,6 +139,7 @@ bool virtq_is_enabled(const struct virtq *queue);
 
 /* Copy between a chain and bytes, at an offset from its start. Returns how many: less at the chain's end. */
 uint64_t virtq_read(const struct virtq_buffer *buffer, uint64_t offset, void *bytes, uint64_t size);
-uint64_t virtq_write(const struct virtq_buffer *buffer, uint64_t offset, const void *bytes, uint64_t size);
+uint64_t virtq_write(
+	const struct virtq_buffer *buffer, uint64_t offset, const void *bytes, uint64_t size);
 
 #endif

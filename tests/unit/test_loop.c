@@ -92,7 +92,8 @@ static struct letter letter(struct fixture *f, char what)
 static void test_posts(void **state)
 {
 	struct fixture *f = *state;
-	struct letter a = letter(f, 'a'), b = letter(f, 'b'), c = letter(f, 'c'), d = letter(f, 'd');
+	struct letter a = letter(f, 'a'), b = letter(f, 'b'), c = letter(f, 'c'),
+		      d = letter(f, 'd');
 
 	a.call.opaque = &a, b.call.opaque = &b, c.call.opaque = &c, d.call.opaque = &d;
 	a.next = &d;
@@ -114,7 +115,8 @@ static void test_posts(void **state)
 static void test_cancel(void **state)
 {
 	struct fixture *f = *state;
-	struct letter a = letter(f, 'a'), b = letter(f, 'b'), c = letter(f, 'c'), d = letter(f, 'd');
+	struct letter a = letter(f, 'a'), b = letter(f, 'b'), c = letter(f, 'c'),
+		      d = letter(f, 'd');
 
 	a.call.opaque = &a, b.call.opaque = &b, c.call.opaque = &c, d.call.opaque = &d;
 	loop_post(f->loop, &a.call);
@@ -389,8 +391,7 @@ static void test_threads(void **state)
 	assert_int_equal(pthread_create(&runner, NULL, run, f), 0);
 	for (unsigned i = 0; i < THREADS; i++) {
 		poster[i].f = f;
-		assert_int_equal(
-			pthread_create(&poster[i].thread, NULL, post_many, &poster[i]), 0);
+		assert_int_equal(pthread_create(&poster[i].thread, NULL, post_many, &poster[i]), 0);
 	}
 	loop_invoke(f->loop, set_number, &number);
 	assert_int_equal(number, 42);
