@@ -23,6 +23,14 @@ struct guest_memory;
 struct engine_vm;   /* each engine's own */
 struct engine_vcpu; /* each engine's own */
 
+/*
+ * The guest's TSC as a line through the host's: while the host's is in [host, host + span) the guest's is
+ * guest + ((host's - host) * scale >> 32), TSC_ADJUST included. The product fits 64 bits.
+ */
+struct engine_tsc_line {
+	uint64_t host, span, scale, guest;
+};
+
 /* What an engine asks of the machine. `vcpu` is engine_vcpu_config.opaque. */
 struct engine_hooks {
 	/* Accesses that are not RAM go to engine_vm_config.bus directly. */
@@ -39,6 +47,10 @@ struct engine_hooks {
 	/* The guest's TSC, TSC_ADJUST included; the guest adds to both (by a write of either). */
 	uint64_t (*tsc)(void *vcpu);
 	void (*adjust_tsc)(void *vcpu, uint64_t delta);
+	/* The line that the host's TSC is on now, for engines that read it themselves: good until run returns or
+	 * adjust_tsc is called. Lines go on where the one before ended or later, and all vCPUs are on the same
+	 * one. False: there is none, as time is not the host's or its TSC is not good for it. May be NULL. */
+	bool (*tsc_line)(void *vcpu, struct engine_tsc_line *ret_line);
 	/* KVM-ABI hypercall: number and four arguments; returns what goes to RAX. */
 	uint64_t (*hypercall)(void *vcpu, uint64_t number, const uint64_t args[4]);
 };

@@ -8,13 +8,17 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/util.h"
+#include "engine/engine.h"
 #include <cpuid.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <x86intrin.h>
 
 #define NEVER UINT64_MAX
@@ -25,6 +29,12 @@ struct device_timer {
 	uint64_t deadline_ns; /* guest time; NEVER when not armed */
 	void (*fire)(void *opaque);
 	void *opaque;
+};
+
+/* Two clocks at one moment. */
+struct sample {
+	uint64_t host, guest; /* TSCs */
+	uint64_t ticks; /* it took */
 };
 
 struct machine_clock {
@@ -43,6 +53,12 @@ struct machine_clock {
 	 * the guest time, times 2, while held. */
 	_Atomic uint64_t base;
 	uint64_t tsc_hz;
+
+	/* machine_clock_line(); under lock. */
+	bool has_lines;
+	struct engine_tsc_line line;
+	uint64_t rate; /* guest's ticks for one of the host's, << 32 */
+	struct sample since; /* what it was measured from; host 0: nothing yet */
 };
 
 #define BASE_RUNNING 1u
@@ -120,6 +136,100 @@ uint64_t machine_clock_tsc(struct machine_clock *clock)
 	return ns / NS_PER_SEC * clock->tsc_hz + ns % NS_PER_SEC * clock->tsc_hz / NS_PER_SEC;
 }
 
+/* ---- lines: the guest's TSC by the host's ---- */
+
+#define LINES_PER_SEC	 1000
+/* Host's ticks: that the rate is first measured over; after which the measurement begins anew. */
+#define RATE_TICKS_MIN	 (1u << 22)
+#define RATE_TICKS_MAX	 (1u << 27)
+#define SAMPLE_TICKS_MAX 256 /* that a good sample takes */
+#define SAMPLE_TICKS_BAD 8192 /* no rate is measured with it */
+#define SAMPLE_TRIES	 4
+#define SKEW_TICKS	 65536 /* a processor's TSC may be behind another's by less */
+
+/* A host whose kernel does not trust its TSC has another clock. */
+static bool host_tsc_is_clock(void)
+{
+	AUTO_CLOSE int fd = open("/sys/devices/system/clocksource/clocksource0/current_clocksource",
+		O_RDONLY | O_CLOEXEC);
+	char name[8];
+
+	return fd >= 0 && read(fd, name, sizeof(name)) == 4 && !memcmp(name, "tsc\n", 4);
+}
+
+/* The thread may lose its processor between the two clocks: the best of some. */
+static struct sample line_sample(struct machine_clock *clock)
+{
+	struct sample best = {.ticks = UINT64_MAX};
+
+	for (unsigned i = 0; i < SAMPLE_TRIES && best.ticks > SAMPLE_TICKS_MAX; i++) {
+		uint64_t before = __rdtsc(), guest = machine_clock_tsc(clock), ticks = __rdtsc() - before;
+		if (ticks < best.ticks)
+			best = (struct sample){before + ticks / 2, guest, ticks};
+	}
+	return best;
+}
+
+static uint64_t line_at(const struct engine_tsc_line *line, uint64_t ticks)
+{
+	return line->guest + (ticks * line->scale >> 32);
+}
+
+/* Nobody reads this line any more. */
+static void line_end(struct machine_clock *clock)
+{
+	uint64_t ticks = __rdtsc() - clock->line.host;
+
+	clock->line.span = MIN(clock->line.span, ticks);
+	clock->since.host = 0;
+}
+
+static void measure_rate(struct machine_clock *clock, const struct sample *now)
+{
+	const uint64_t ticks = now->host - clock->since.host;
+
+	if (now->ticks > SAMPLE_TICKS_BAD || (clock->since.host && ticks < RATE_TICKS_MIN))
+		return;
+	if (!clock->since.host || ticks >> 40) {
+		clock->since = *now;
+		return;
+	}
+	clock->rate = (uint64_t)((unsigned __int128)(now->guest - clock->since.guest) << 32) / ticks;
+	if (ticks > RATE_TICKS_MAX)
+		clock->since = *now;
+}
+
+/*
+ * A line that begins now. It never begins before the end of the last one: if that went too far, because the
+ * rate changed or was not measured well, this one is flatter by as much.
+ */
+static void line_begin(struct machine_clock *clock, struct engine_tsc_line *line)
+{
+	const struct sample now = line_sample(clock);
+	const uint64_t floor = line_at(line, line->span), guest = MAX(now.guest, floor);
+
+	measure_rate(clock, &now);
+	line->span = clock->tsc_hz / LINES_PER_SEC;
+	line->host = now.host;
+	line->guest = guest;
+	line->scale = clock->rate -
+		      MIN(((guest - now.guest) << 32) / line->span, clock->rate / 256);
+}
+
+bool machine_clock_line(struct machine_clock *clock, struct engine_tsc_line *ret_line)
+{
+	AUTO_LOCK(&clock->lock);
+	if (!clock->has_lines || !(clock->base & BASE_RUNNING))
+		return false;
+	/* An absurd rate: the host's clock does not go by its TSC at all. */
+	if (clock->rate >> 33 || !(clock->rate >> 31))
+		return clock->has_lines = false;
+	if (__rdtsc() + SKEW_TICKS - clock->line.host >= clock->line.span + SKEW_TICKS)
+		line_begin(clock, &clock->line);
+	*ret_line = clock->line;
+	return true;
+}
+
 uint64_t machine_clock_tsc_to_ns(const struct machine_clock *clock, uint64_t tsc)
 {
 	uint64_t seconds_ns, hz = clock->tsc_hz;
@@ -157,6 +267,7 @@ void machine_clock_hold(struct machine_clock *clock)
 	AUTO_LOCK(&clock->lock);
 	if (!(clock->base & BASE_RUNNING))
 		return;
+	line_end(clock);
 	clock->base = guest_now_ns(&clock->source) << 1;
 	pthread_cond_signal(&clock->changed);
 }
@@ -326,6 +437,8 @@ int machine_clock_create(struct machine_clock **ret_clock, struct error *err)
 	if (!clock)
 		return -ENOMEM;
 	clock->tsc_hz = choose_tsc_hz();
+	clock->has_lines = host_tsc_invariant() && host_tsc_is_clock();
+	clock->rate = 1ull << 32;
 	int status = pthread_create(&clock->thread, NULL, event_thread, clock);
 	if (status) {
 		clock_delete(clock);

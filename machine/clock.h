@@ -4,7 +4,8 @@
  *
  * The TSC is guest time in other units and not the host's TSC with an offset: so all clocks of a guest
  * agree, on all vCPUs and across pauses, and none drifts against the host's, whose kernel keeps
- * CLOCK_MONOTONIC right while a rate measured once is always a little wrong. Engines that run guest code
+ * CLOCK_MONOTONIC right while a rate measured once is always a little wrong. Where reading it must be fast
+ * it follows the host's TSC for a millisecond at a time (machine_clock_line()). Engines that run guest code
  * on hardware have a TSC of their own.
  *
  * A virtual clock moves only when it is told to, and starts no thread: see machine/virtual.h.
@@ -18,6 +19,7 @@
 #include "base/types.h"
 
 struct machine_clock;
+struct engine_tsc_line;
 struct error;
 
 /* Starts stopped, at guest time 0. Starts the event thread. */
@@ -45,6 +47,13 @@ struct timer_source *machine_clock_source(struct machine_clock *clock);
 uint64_t machine_clock_tsc_hz(const struct machine_clock *clock);
 /* At guest time 0 it is 0. */
 uint64_t machine_clock_tsc(struct machine_clock *clock);
+/*
+ * The line that the TSC follows now: some nanoseconds off the above. Whoever reads the TSC by lines sees one that
+ * never goes back, on all threads, as a line begins where the one before ended or later; who has a line must
+ * not use it any more once the clock was held. False: the clock is virtual or held, or the host's TSC is not
+ * what its kernel's clock goes by.
+ */
+bool machine_clock_line(struct machine_clock *clock, struct engine_tsc_line *ret_line);
 /* The first guest time at which the TSC is `tsc`; UINT64_MAX: later than time can say. */
 uint64_t machine_clock_tsc_to_ns(const struct machine_clock *clock, uint64_t tsc);
 

@@ -30,6 +30,16 @@ static uint64_t hook_tsc(void *opaque)
 	return machine_clock_tsc(vcpu->machine->clock) + vcpu->tsc_offset;
 }
 
+static bool hook_tsc_line(void *opaque, struct engine_tsc_line *ret_line)
+{
+	struct machine_vcpu *vcpu = opaque;
+
+	if (!machine_clock_line(vcpu->machine->clock, ret_line))
+		return false;
+	ret_line->guest += vcpu->tsc_offset;
+	return true;
+}
+
 /* The line through guest time 0, the same for all: so the clocks of all vCPUs agree to the nanosecond,
  * which the page promises, and stay right over a pause, in which the TSC stands still as well. */
 static bool write_system_time(struct machine_vcpu *vcpu, uint64_t value)
@@ -140,5 +150,6 @@ const struct engine_hooks machine_hooks = {
 	.cr8_write = hook_cr8_write,
 	.tsc = hook_tsc,
 	.adjust_tsc = hook_adjust_tsc,
+	.tsc_line = hook_tsc_line,
 	.hypercall = hook_hypercall,
 };

@@ -2,6 +2,7 @@
  * The machine's clock: guest time, the TSC that counts it, timers, and what a pause does to them.
  */
 #include "base/clock.h"
+#include "engine/engine.h"
 #include "machine/clock.h"
 #include <limits.h>
 #include <pthread.h>
@@ -11,7 +12,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <time.h>
+#include <x86intrin.h>
 
 #include <cmocka.h>
 
@@ -235,6 +238,118 @@ static void test_all_threads_see_one_clock(void **state)
 	assert_int_equal(back, 0);
 }
 
+/* ---- lines ---- */
+
+/* The TSC by a line of one's own, which is asked for anew when it has ended. */
+static uint64_t tsc_by_line(struct machine_clock *clock, struct engine_tsc_line *line)
+{
+	/* Not before what was read before. */
+	_mm_lfence();
+	uint64_t ticks = __rdtsc() - line->host;
+
+	while (ticks >= line->span) {
+		assert_true(machine_clock_line(clock, line));
+		ticks = __rdtsc() - line->host;
+		if ((int64_t)ticks < 0)
+			ticks = 0;
+	}
+	return line->guest + (ticks * line->scale >> 32);
+}
+
+static bool no_lines(struct machine_clock *clock)
+{
+	struct engine_tsc_line line;
+
+	machine_clock_run(clock);
+	if (machine_clock_line(clock, &line))
+		return false;
+	printf("NOT CHECKED: lines: this host's kernel does not go by its TSC\n");
+	return true;
+}
+
+static void *watch_lines(void *opaque)
+{
+	struct watch *w = opaque;
+	struct engine_tsc_line line = {0};
+
+	while (!*w->stop) {
+		uint64_t seen = *w->last, now = tsc_by_line(w->clock, &line);
+
+		if (now < seen)
+			++*w->back;
+		while (seen < now && !atomic_compare_exchange_weak(w->last, &seen, now))
+			;
+	}
+	return NULL;
+}
+
+static void test_lines_never_go_back(void **state)
+{
+	_Atomic uint64_t last = 0;
+	_Atomic bool stop = false;
+	_Atomic unsigned back = 0;
+	struct watch w = {*state, &last, &stop, &back};
+	pthread_t thread[3];
+
+	if (no_lines(w.clock))
+		return;
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, watch_lines, &w), 0);
+	nap_ms(300);
+	stop = true;
+	for (unsigned i = 0; i < 3; i++)
+		pthread_join(thread[i], NULL);
+	assert_int_equal(back, 0);
+	assert_true(last > machine_clock_tsc_hz(w.clock) / 4);
+}
+
+/* How far a reading by the line was off the clock, at least; 0: perhaps not at all. */
+static uint64_t off_the_clock(struct machine_clock *clock, struct engine_tsc_line *line)
+{
+	uint64_t before = machine_clock_tsc(clock), tsc = tsc_by_line(clock, line),
+		 after = machine_clock_tsc(clock);
+
+	return tsc < before ? before - tsc : tsc > after ? tsc - after : 0;
+}
+
+static void test_lines_follow_the_clock(void **state)
+{
+	struct machine_clock *clock = *state;
+	struct engine_tsc_line line = {0};
+	unsigned far = 0;
+
+	if (no_lines(clock))
+		return;
+	nap_ms(20);
+	for (unsigned i = 0; i < 200; i++) {
+		nap_ms(1);
+		for (unsigned k = 0; k < 100; k++)
+			far += off_the_clock(clock, &line) > machine_clock_tsc_hz(clock) / 1000000;
+	}
+	/* A microsecond is much; a reading may be disturbed. */
+	assert_in_range(far, 0, 200);
+}
+
+static void test_lines_stop_with_the_clock(void **state)
+{
+	struct machine_clock *clock = *state;
+	struct engine_tsc_line line = {0}, none;
+	uint64_t tsc;
+
+	if (no_lines(clock))
+		return;
+	for (unsigned i = 0; i < 30; i++) {
+		tsc = tsc_by_line(clock, &line);
+		machine_clock_hold(clock);
+		assert_false(machine_clock_line(clock, &none));
+		nap_ms(3);
+		machine_clock_run(clock);
+		line.span = 0;
+		assert_in_range(tsc_by_line(clock, &line), tsc,
+			machine_clock_tsc(clock) + machine_clock_tsc_hz(clock) / 10000);
+	}
+}
+
 /* ---- virtual clocks ---- */
 
 #define START_NS 1700000000000000000ull
@@ -323,6 +438,9 @@ int main(void)
 		TEST(test_timers_wait_out_a_pause),
 		TEST(test_free_waits_for_the_callback),
 		TEST(test_all_threads_see_one_clock),
+		TEST(test_lines_never_go_back),
+		TEST(test_lines_follow_the_clock),
+		TEST(test_lines_stop_with_the_clock),
 #undef TEST
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up_virtual, tear_down)
 		TEST(test_virtual_moves_when_told),
