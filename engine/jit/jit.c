@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define JIT_LEAK_ROOTS
@@ -60,15 +61,16 @@ static bool host_has_fsgsbase(void)
 
 static void gs_set(struct engine_vcpu *v)
 {
-	struct x86_tlb *tlb = v->soft.cpu.tlb_now;
+	const struct x86_cpu *cpu = &v->soft.cpu;
+	const uintptr_t tables = (uintptr_t)cpu->tlb_now - (cpu->cpl == 3 ? sizeof(struct x86_tlb) : 0);
 
-	if (likely(v->gs == tlb))
+	if (likely(v->gs == tables))
 		return;
-	v->gs = tlb;
+	v->gs = tables;
 	if (likely(v->has_fsgsbase))
-		__asm__ volatile("wrgsbase %0" : : "r"(tlb) : "memory");
+		__asm__ volatile("wrgsbase %0" : : "r"(tables) : "memory");
 	else
-		syscall(SYS_arch_prctl, ARCH_SET_GS, tlb);
+		syscall(SYS_arch_prctl, ARCH_SET_GS, tables);
 }
 
 static void vectors_down(struct engine_vcpu *v)
@@ -78,6 +80,22 @@ static void vectors_down(struct engine_vcpu *v)
 }
 
 /* ---- called by translated code ---- */
+
+static unsigned mode_now(const struct x86_cpu *cpu)
+{
+	const struct x86_state *s = &cpu->s;
+	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
+	unsigned mode = JIT_MODE_ANY | (cpu->mode == 64 ? JIT_MODE_64 : 0) |
+			(cpu->cpl == 3 ? JIT_MODE_USER : 0);
+
+	if (!(s->cr0 & (X86_CR0_EM | X86_CR0_TS)) && (s->cr4 & X86_CR4_OSFXSR))
+		mode |= JIT_MODE_SSE;
+	if (!(s->cr0 & X86_CR0_TS) && (s->cr4 & X86_CR4_OSXSAVE) && (s->xcr0 & avx) == avx)
+		mode |= JIT_MODE_AVX;
+	if ((s->fpu.mxcsr & MXCSR_MASKS) == MXCSR_MASKS)
+		mode |= JIT_MODE_MASKED;
+	return mode;
+}
 
 static uint64_t rip_of(const struct engine_vcpu *v, unsigned page_offset)
 {
@@ -108,6 +126,21 @@ static enum x86_status run_site(struct engine_vcpu *v, struct jit_site *site)
 	return X86_REPEAT;
 }
 
+/*
+ * After an instruction that may have changed everything: may translated code go on where RIP points, through the
+ * branch cache? Not if the dispatcher has something to do first.
+ */
+static bool may_branch(struct engine_vcpu *v)
+{
+	struct x86_cpu *cpu = &v->soft.cpu;
+
+	if (!v->options.branches || cpu->mode != 64 || soft_needs_step(cpu) || v->code_changed ||
+		v->interrupt_aside || atomic_load_explicit(&v->soft.attention, memory_order_relaxed))
+		return false;
+	v->mode = mode_now(cpu);
+	return cpu->tlb_now->branch_mode == v->mode;
+}
+
 uint32_t jit_slow(struct engine_vcpu *v, uint32_t name)
 {
 	struct jit_site *site = (struct jit_site *)(v->cache.meta + name);
@@ -122,32 +155,27 @@ uint32_t jit_slow(struct engine_vcpu *v, uint32_t name)
 	if (likely(status == X86_OK && !site->leaves && !v->code_changed)) {
 		flags_give(v);
 		gs_set(v);
-		return 0;
+		return JIT_SLOW_DONE;
 	}
 	if (v->options.count)
 		v->soft.cpu.instructions +=
 			site->done + (status != X86_FAULT && status != X86_REPEAT);
+	if (status == X86_FAULT) {
+		v->soft.counters.exceptions++;
+		status = x86_deliver_fault(&v->soft.cpu);
+	}
+	if ((status == X86_OK || status == X86_JUMP || status == X86_BOUNDARY) && may_branch(v)) {
+		v->branch_site = JIT_NO_SITE;
+		flags_give(v);
+		gs_set(v);
+		return JIT_SLOW_BRANCH;
+	}
 	v->status = status;
 	vectors_down(v);
-	return 1;
+	return JIT_SLOW_LEAVE;
 }
 
 /* ---- finding blocks ---- */
-
-static unsigned mode_now(const struct x86_cpu *cpu)
-{
-	const struct x86_state *s = &cpu->s;
-	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
-	unsigned mode = JIT_MODE_ANY | (cpu->mode == 64 ? JIT_MODE_64 : 0);
-
-	if (!(s->cr0 & (X86_CR0_EM | X86_CR0_TS)) && (s->cr4 & X86_CR4_OSFXSR))
-		mode |= JIT_MODE_SSE;
-	if (!(s->cr0 & X86_CR0_TS) && (s->cr4 & X86_CR4_OSXSAVE) && (s->xcr0 & avx) == avx)
-		mode |= JIT_MODE_AVX;
-	if ((s->fpu.mxcsr & MXCSR_MASKS) == MXCSR_MASKS)
-		mode |= JIT_MODE_MASKED;
-	return mode;
-}
 
 /* Code and data whose linear addresses are their offsets, all 4 GiB of them. */
 static bool flat(const struct x86_cpu *cpu)
@@ -341,7 +369,8 @@ static enum x86_status run_blocks(struct soft_vcpu *soft)
 	struct engine_vcpu *v = (struct engine_vcpu *)soft;
 	struct x86_cpu *cpu = &soft->cpu;
 
-	v->gs = NULL; /* another thread may run it now */
+	v->gs = 0; /* another thread may run it now */
+	v->tsc.span = 0; /* and time have stood still */
 	v->pending = NULL;
 	v->has_pending_branch = false;
 	for (;;) {
@@ -419,6 +448,36 @@ static void listen_to_writes(void *opaque, gpa_t gpa, uint64_t size)
 		part = MIN(size - done, GUEST_PAGE_SIZE - ((gpa + done) & ~GUEST_PAGE_MASK));
 		forget(opaque, self, gpa + done, part);
 	}
+}
+
+/* ---- time ---- */
+
+/* All reads of one machine go by the same lines: see struct engine_tsc_line. */
+static uint64_t env_tsc(struct x86_cpu *cpu)
+{
+	struct engine_vcpu *v = (struct engine_vcpu *)soft_of(cpu);
+	const struct engine_hooks *hooks = v->soft.vm->config.hooks;
+
+	_mm_lfence(); /* as of RDTSCP */
+	int64_t ticks = (int64_t)(__rdtsc() - v->tsc.host);
+	if (v->options.count || !hooks->tsc_line)
+		return soft_env.tsc(cpu);
+	if ((uint64_t)ticks >= v->tsc.span) {
+		if (!hooks->tsc_line(v->soft.config.opaque, &v->tsc)) {
+			v->tsc.span = 0;
+			return soft_env.tsc(cpu);
+		}
+		/* The line may be ahead of this processor's TSC, or have ended meanwhile. */
+		ticks = MIN((int64_t)(__rdtsc() - v->tsc.host), (int64_t)v->tsc.span);
+		ticks = MAX(ticks, 0);
+	}
+	return v->tsc.guest + ((uint64_t)ticks * v->tsc.scale >> 32);
+}
+
+static void env_adjust_tsc(struct x86_cpu *cpu, uint64_t delta)
+{
+	((struct engine_vcpu *)soft_of(cpu))->tsc.span = 0;
+	soft_env.adjust_tsc(cpu, delta);
 }
 
 /* ---- the engine's slots ---- */
@@ -526,6 +585,8 @@ static const struct x86_env_ops *jit_env(void)
 	/* Several may do this at once, and to the same effect. */
 	env = soft_env;
 	env.code_written = env_code_written;
+	env.tsc = env_tsc;
+	env.adjust_tsc = env_adjust_tsc;
 	return &env;
 }
 

@@ -5,7 +5,8 @@
  * runs, host RSP points at the vCPU (`struct engine_vcpu`, whose first member is the processor), so that
  * every field is one displacement away; the memory below is a small stack for signals and calls of stubs.
  * Guest registers are in the host registers of the same name, but guest RSP is in R9, and guest R9, R10, R11
- * stay in cpu.s.reg[]: host R10 and R11 are scratch. GS is based at cpu.tlb_now.
+ * stay in cpu.s.reg[]: host R10 and R11 are scratch. GS is based at the present context's tables; which of its
+ * two a block uses hangs on its mode, so that system calls need not write it.
  *
  * Arithmetic flags are the host's ("native"), or `flags_kept` ("kept") after a memory access had to clobber
  * them; each point of a translation knows which. At a block's entry they are native; at its branch entry
@@ -59,6 +60,8 @@ enum jit_kind {
 	JIT_STI,
 	JIT_SWAPGS,
 	JIT_PUSHF,
+	JIT_RDTSC,
+	JIT_RDTSCP,
 	JIT_DIV,
 	JIT_IDIV,
 	JIT_BIT, /* BT and its kin with the number in a register */
@@ -203,8 +206,15 @@ enum jit_mode {
 	JIT_MODE_SSE = 2,    /* SSE instructions are available */
 	JIT_MODE_AVX = 4,
 	JIT_MODE_MASKED = 8, /* all SIMD exceptions are masked */
+	JIT_MODE_USER = 16,  /* CPL is 3: the second of the context's two tables */
 	JIT_MODE_ANY = 128,  /* always set: no key is 0 */
 };
+
+/* Where the tables of a block of this mode are, from where GS is based. */
+static inline int32_t jit_tables(unsigned mode)
+{
+	return mode & JIT_MODE_USER ? (int32_t)sizeof(struct x86_tlb) : 0;
+}
 
 static inline uint64_t jit_key(gpa_t gpa, unsigned mode)
 {
@@ -223,6 +233,7 @@ struct engine_vcpu {
 	uint32_t branch_site; /* of the branch out of a page that is being taken, or JIT_NO_SITE */
 	uint64_t branch_mask; /* for PEXT */
 	uint64_t exit_arg;
+	struct engine_tsc_line tsc; /* span 0: none */
 	const void *vec_entry; /* what a block's first vector instruction calls */
 	bool vec_live;
 
@@ -235,7 +246,7 @@ struct engine_vcpu {
 	struct jit_exit *pending; /* exit to link when its target is known */
 	gva_t pending_branch;	  /* target to fill the branch cache with */
 	bool has_pending_branch;
-	struct x86_tlb *gs;	  /* what GS is based at */
+	uintptr_t gs; /* what GS is based at */
 	bool has_fsgsbase;
 	const struct jit_row *rows;
 	struct jit_options options;
@@ -294,6 +305,7 @@ void jit_stubs_make(struct engine_vcpu *v, struct emit *e);
 void jit_flags_keep(struct emit *e);	/* native -> kept; uses R10 */
 void jit_flags_restore(struct emit *e); /* kept -> native; uses R10 */
 void jit_flags_restore_slowly(struct emit *e); /* the same, uses no register */
+void jit_branch(struct emit *e, unsigned mode); /* to R10 through the branch cache, flags kept; uses R11 */
 
 /* ---- translation (translate.c, lower.c) ---- */
 
@@ -303,7 +315,14 @@ void jit_flags_restore_slowly(struct emit *e); /* the same, uses no register */
  */
 struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t *page, unsigned mode);
 
-/* Called by translated code (jit.c): 0 = go on behind the instruction. */
+/* What a slow path came to. */
+enum jit_slow_result {
+	JIT_SLOW_DONE,	 /* go on behind the instruction */
+	JIT_SLOW_LEAVE,	 /* to the dispatcher: vcpu->status */
+	JIT_SLOW_BRANCH, /* go on at cpu.s.reg[X86_RIP], through the branch cache */
+};
+
+/* Called by translated code (jit.c). Returns enum jit_slow_result. */
 uint32_t jit_slow(struct engine_vcpu *v, uint32_t site);
 
 #endif

@@ -157,6 +157,8 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	case JIT_STI: return jit_lower_sti(t, i);
 	case JIT_SWAPGS: jit_lower_swapgs(t, i); return true;
 	case JIT_PUSHF: return jit_lower_pushf(t, i);
+	case JIT_RDTSC: jit_lower_rdtsc(t, i, false); return true;
+	case JIT_RDTSCP: jit_lower_rdtsc(t, i, true); return true;
 	case JIT_DIV: return jit_lower_divide(t, i, false);
 	case JIT_IDIV: return jit_lower_divide(t, i, true);
 	case JIT_BIT: return jit_lower_bit(t, i);

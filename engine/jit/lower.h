@@ -113,6 +113,7 @@ void jit_lower_cli(struct translation *t, unsigned i);
 bool jit_lower_sti(struct translation *t, unsigned i);
 void jit_lower_swapgs(struct translation *t, unsigned i);
 bool jit_lower_pushf(struct translation *t, unsigned i);
+void jit_lower_rdtsc(struct translation *t, unsigned i, bool with_aux);
 
 /* ---- arithmetic (lower_arith.c) ---- */
 

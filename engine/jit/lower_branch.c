@@ -49,10 +49,7 @@ static void take_branch(const struct translation *t, struct emit *e)
 		emit_jump(e, EM_JMP, t->v->stub.branch_miss);
 		return;
 	}
-	EMIT_LITERAL(e, "\xc4\x62\xaa\xf5"); /* pext r11, r10, [context] */
-	emit_address(e, HR_11, HR_SP, HR_NONE, 0, (int32_t)CTX(branch_mask));
-	emit_rm(e, 0xff | EM_GS, 4, HR_NONE, HR_11, 3,
-		(int32_t)offsetof(struct x86_tlb, branch_code));
+	jit_branch(e, t->mode);
 }
 
 /* Where the branch came from, in case its target is no address; NULL: from no branch. */
@@ -117,7 +114,7 @@ void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
 
 void jit_lower_second_page(struct translation *t)
 {
-	const size_t table = offsetof(struct x86_tlb, entry) +
+	const size_t table = (size_t)jit_tables(t->mode) + offsetof(struct x86_tlb, entry) +
 			     X86_EXEC * sizeof(((struct x86_tlb *)NULL)->entry[0]);
 	struct emit *e = &t->e;
 	struct leaving *l = leaving(t, t->offset[0], 0);

@@ -98,7 +98,7 @@ void jit_emit_index(struct emit *e)
 void jit_emit_lookup(struct translation *t, struct slow *slow, unsigned size, enum x86_access access,
 	unsigned align)
 {
-	const size_t table = offsetof(struct x86_tlb, entry) +
+	const size_t table = (size_t)jit_tables(t->mode) + offsetof(struct x86_tlb, entry) +
 			     access * sizeof(((struct x86_tlb *)NULL)->entry[0]);
 	struct emit *e = &t->e;
 

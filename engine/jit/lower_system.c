@@ -90,3 +90,38 @@ bool jit_lower_pushf(struct translation *t, unsigned i)
 	jit_slow_end(t, slow);
 	return true;
 }
+
+/*
+ * The slow path gets the line that the host's TSC is on, or does all. It cannot fault any more when RAX and RDX
+ * are written, and writes both.
+ */
+void jit_lower_rdtsc(struct translation *t, unsigned i, bool with_aux)
+{
+	struct emit *e = &t->e;
+
+	jit_clobber_flags(t, jit_live_before(t, i));
+	struct slow *slow = jit_slow_begin(t, i);
+	emit_ctx(e, 0xf7, 0, CTX(soft.cpu.s.cr4)); /* test */
+	emit32(e, X86_CR4_TSD);
+	jit_slow_jump(t, slow, CC_NE);
+	if (with_aux)
+		EMIT_LITERAL(e, "\x0f\xae\xe8"); /* lfence: it waits for what is before */
+	EMIT_LITERAL(e, "\x0f\x31");
+	emit_rr(e, 0xc1 | EM_W, 4, HR_DX); /* shl */
+	emit8(e, 32);
+	emit_rr(e, 0x09 | EM_W, HR_DX, HR_AX);
+	emit_ctx(e, 0x2b | EM_W, HR_AX, CTX(tsc.host));
+	emit_ctx(e, 0x3b | EM_W, HR_AX, CTX(tsc.span));
+	jit_slow_jump(t, slow, CC_AE);
+	emit_ctx(e, 0xaf | EM_0F | EM_W, HR_AX, CTX(tsc.scale)); /* imul */
+	emit_rr(e, 0xc1 | EM_W, 5, HR_AX); /* shr */
+	emit8(e, 32);
+	emit_ctx(e, 0x03 | EM_W, HR_AX, CTX(tsc.guest));
+	emit_mov_rr(e, HR_DX, HR_AX);
+	emit_rr(e, 0xc1 | EM_W, 5, HR_DX);
+	emit8(e, 32);
+	emit_rr(e, 0x89, HR_AX, HR_AX);
+	if (with_aux)
+		emit_ctx(e, 0x8b, HR_CX, CTX(soft.cpu.s.msr.tsc_aux));
+	jit_slow_end(t, slow);
+}

@@ -42,6 +42,8 @@ static const struct {
 	{ x86_sti, JIT_STI },
 	{ x86_swapgs, JIT_SWAPGS },
 	{ x86_sem_pushf, JIT_PUSHF },
+	{ sem_rdtsc, JIT_RDTSC },
+	{ sem_rdtscp, JIT_RDTSCP },
 	{ x86_sem_div, JIT_DIV },
 	{ x86_sem_idiv, JIT_IDIV },
 	{ x86_sem_jo, JIT_JCC },

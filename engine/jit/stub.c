@@ -175,7 +175,28 @@ static uint8_t *make_exit(struct emit *e, enum jit_exit_kind kind, bool flags_na
 	return start;
 }
 
+/* R11 = the place of the target R10 in the branch cache. */
+static void branch_place(struct emit *e)
+{
+	EMIT_LITERAL(e, "\xc4\x62\xaa\xf5"); /* pext r11, r10, [context] */
+	emit_address(e, HR_11, HR_SP, HR_NONE, 0, (int32_t)CTX(branch_mask));
+}
+
+void jit_branch(struct emit *e, unsigned mode)
+{
+	branch_place(e);
+	emit_rm(e, 0xff | EM_GS, 4, HR_NONE, HR_11, 3,
+		jit_tables(mode) + (int32_t)offsetof(struct x86_tlb, branch_code));
+}
+
 /* ---- slow paths: R10D = the site; called ---- */
+
+/* All that slow paths have put by. */
+static void reload(struct engine_vcpu *v, struct emit *e)
+{
+	if_live_call(e, (const uint8_t *)v->stub.vec_load - codebuf_delta(&v->cache.code));
+	load_all(e);
+}
 
 static uint8_t *make_slow(struct engine_vcpu *v, struct emit *e, bool flags_native,
 	const uint8_t *vec_save, const uint8_t *leave)
@@ -194,12 +215,27 @@ static uint8_t *make_slow(struct engine_vcpu *v, struct emit *e, bool flags_nati
 	emit_mov_imm64(e, HR_AX, (uintptr_t)jit_slow);
 	EMIT_LITERAL(e, "\xff\xd0"); /* call rax */
 	emit_mov_imm64(e, HR_SP, (uintptr_t)v);
-	EMIT_LITERAL(e, "\x85\xc0\x74\x0a"); /* test eax, eax; je over two instructions */
+	EMIT_LITERAL(e, "\x85\xc0"); /* test eax, eax */
+	uint8_t *done = emit_jump(e, EM_JCC(CC_E), NULL);
+	EMIT_LITERAL(e, "\x83\xf8"); /* cmp eax */
+	emit8(e, JIT_SLOW_BRANCH);
+	uint8_t *branch = emit_jump(e, EM_JCC(CC_E), NULL);
 	leave_with(e, JIT_EXIT_STATUS, leave);
-	if_live_call(e, (const uint8_t *)v->stub.vec_load - codebuf_delta(&v->cache.code));
-	load_all(e);
+	emit_patch(done, e->p);
+	reload(v, e);
 	emit_ctx(e, 0xff, 6, CTX(return_to)); /* push; ret: the call is matched by a return */
 	emit8(e, 0xc3);
+	emit_patch(branch, e->p);
+	/* The privilege may be another one, so the tables are those that the processor knows. */
+	emit_ctx(e, MOV_LOAD, HR_10, CTX_REG(X86_RIP));
+	branch_place(e);
+	emit_ctx(e, MOV_LOAD, HR_AX, CTX(soft.cpu.tlb_now));
+	emit_rm(e, MOV_LOAD, HR_AX, HR_AX, HR_11, 3, (int32_t)offsetof(struct x86_tlb, branch_code));
+	emit_ctx(e, MOV_STORE, HR_AX, CTX(return_to));
+	reload(v, e);
+	emit_ctx(e, MOV_LOAD, HR_10, CTX_REG(X86_RIP));
+	branch_place(e);
+	emit_ctx(e, 0xff, 4, CTX(return_to)); /* jmp */
 	return start;
 }
 

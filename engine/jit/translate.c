@@ -263,7 +263,7 @@ static void emit_branch_entry(struct translation *t)
 
 	t->block->branch_entry = e->p;
 	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_NONE, HR_11, 3,
-		(int32_t)offsetof(struct x86_tlb, branch_tag));
+		jit_tables(t->mode) + (int32_t)offsetof(struct x86_tlb, branch_tag));
 	emit_jump(e, EM_JCC(CC_NE), t->v->stub.branch_miss);
 	emit_ctx(e, 0x83, 7, CTX(soft.attention));
 	emit8(e, 0);

@@ -76,6 +76,8 @@ struct rig {
 	bool has_avx; /* the engine lets guests have AVX2 */
 	uint8_t cr8;
 	uint64_t tsc_offset;
+	struct engine_tsc_line line; /* span 0: none */
+	unsigned lines; /* asked for */
 };
 
 /* ---- the bus ---- */
@@ -160,6 +162,16 @@ static void rig_adjust_tsc(void *opaque, uint64_t delta)
 	((struct rig *)opaque)->tsc_offset += delta;
 }
 
+static bool rig_tsc_line(void *opaque, struct engine_tsc_line *ret_line)
+{
+	struct rig *r = opaque;
+
+	r->lines++;
+	*ret_line = r->line;
+	ret_line->guest += r->tsc_offset;
+	return r->line.span;
+}
+
 static uint64_t rig_hypercall(void *opaque, uint64_t number, const uint64_t args[4])
 {
 	return (uint64_t)-1000;
@@ -173,6 +185,7 @@ static const struct engine_hooks rig_hooks = {
 	.cr8_write = rig_cr8_write,
 	.tsc = rig_tsc,
 	.adjust_tsc = rig_adjust_tsc,
+	.tsc_line = rig_tsc_line,
 	.hypercall = rig_hypercall,
 };
 
