@@ -5,7 +5,11 @@
  * BARs are on the bus while the command register decodes them, at whatever address the guest gives them; one that
  * overlaps something else is not there (as on a PC, where it would be undefined).
  *
- * Threads: configuration and BAR handlers run with the device's lock held. Interrupts are raised with it held.
+ * Left out: expansion ROMs, MSI (MSI-X has it all), power management, function-level reset; messages and the status
+ * bit of INTx are all that bus mastering and errors do here.
+ *
+ * Threads: configuration and BAR handlers run with the device's lock held (below the host bridge's). Interrupts are
+ * raised with it held.
  */
 #ifndef LODGE_DEVICE_PCI_DEVICE_H
 #define LODGE_DEVICE_PCI_DEVICE_H
@@ -30,10 +34,13 @@ struct pci_device_config {
 	uint8_t revision;
 	struct bus *bus;
 	pthread_mutex_t *lock; /* around all handlers */
-	struct irq_line intx;	 /* .set NULL: no INTx; else pin A */
+	struct irq_line intx;  /* .set NULL: no INTx; else pin A */
 	struct msi_sink msi;
-	/* Behind the standard header and the capabilities: both may be NULL. */
+	bool endpoint; /* on a link, below a port; else integrated into the root complex */
+	/* After the guest's write to any part of the configuration space, and before its read, with the lock held. Both
+	 * may be NULL. */
 	void (*config_written)(void *opaque, unsigned offset, unsigned size_bytes);
+	void (*config_reading)(void *opaque, unsigned offset, unsigned size_bytes);
 	void *opaque;
 };
 
@@ -46,26 +53,37 @@ void pci_device_free(struct pci_device *device); /* NULL is allowed; its BARs le
 MUST_CHECK int pci_device_plug(struct pci_device *device, struct pci_host *host, unsigned devfn);
 
 /* size_bytes: a power of 2, at least 16 (I/O: 4). Errors: -EINVAL. `ops` may be NULL for memory that the caller maps
- * otherwise (pci_bar_gpa()). */
+ * otherwise (pci_device_bar()). */
 MUST_CHECK int pci_device_add_bar(struct pci_device *device, unsigned bar, enum pci_bar_kind kind,
 	bool prefetchable, uint64_t size_bytes, const struct bus_ops *ops, void *opaque);
 /* A capability of `size` bytes, of which the first two are its id and the link; returns its offset, or -ENOSPC.
  * `writable` (may be NULL) has a 1 for each bit that the guest may change. */
-MUST_CHECK int pci_device_add_capability(struct pci_device *device, uint8_t id, const uint8_t *bytes,
-	const uint8_t *writable, unsigned size);
-/* MSI-X with its table and pending bits at `offset` of a memory BAR that was added with ops NULL or whose handlers
+MUST_CHECK int pci_device_add_capability(struct pci_device *device, uint8_t id,
+	const uint8_t *bytes, const uint8_t *writable, unsigned size);
+/* MSI-X with its table, and behind it the pending bits, at `offset` (a multiple of 8) of a memory BAR that was added with ops NULL or whose handlers
  * leave that range alone. Errors: -EINVAL, -ENOSPC. */
 MUST_CHECK int pci_device_add_msix(
 	struct pci_device *device, unsigned bar, uint64_t offset, unsigned vectors);
 
 uint8_t *pci_device_config_space(struct pci_device *device); /* 4096 bytes */
+/* As firmware does before the guest starts: give the BAR an address, and have the function decode it. */
+void pci_device_assign(struct pci_device *device, unsigned bar, uint64_t address);
+/* 0: there is no such BAR, or it is the upper half of one. */
+uint64_t pci_device_bar_bytes(const struct pci_device *device, unsigned bar,
+	enum pci_bar_kind *ret_kind, bool *ret_prefetchable);
+/* An access through the BAR, as the guest's; with the lock held. offset + size_bytes are within the BAR. */
+uint64_t pci_device_bar_read(
+	struct pci_device *device, unsigned bar, uint64_t offset, unsigned size_bytes);
+void pci_device_bar_write(struct pci_device *device, unsigned bar, uint64_t offset,
+	unsigned size_bytes, uint64_t value);
 /* Where the BAR is now; UINT64_MAX: nowhere. */
 uint64_t pci_device_bar(const struct pci_device *device, unsigned bar);
 bool pci_device_is_master(const struct pci_device *device); /* may it access memory? */
 bool pci_device_msix_enabled(const struct pci_device *device);
 /* Raise vector `index`, or mark it pending while it is masked. Dropped if MSI-X is off. */
 void pci_device_msix(struct pci_device *device, unsigned index);
-void pci_device_intx(struct pci_device *device, bool level); /* not while MSI-X is on, or INTx is disabled */
+void pci_device_intx(
+	struct pci_device *device, bool level); /* not while MSI-X is on, or INTx is disabled */
 void pci_device_reset(struct pci_device *device);
 
 #endif
