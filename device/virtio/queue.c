@@ -240,7 +240,8 @@ void virtq_unpop(struct virtq *q, struct virtq_buffer *buffer)
 	q->in_flight--;
 }
 
-void virtq_push(struct virtq *q, struct virtq_buffer *buffer, uint32_t bytes)
+/* Tells memory of what the device wrote; returns how much that can have been. */
+static uint32_t buffer_written(struct virtq *q, const struct virtq_buffer *buffer, uint32_t bytes)
 {
 	uint64_t left = bytes = (uint32_t)MIN((uint64_t)bytes, buffer->in_bytes);
 
@@ -250,10 +251,31 @@ void virtq_push(struct virtq *q, struct virtq_buffer *buffer, uint32_t bytes)
 		written(virtio_memory(q->device), buffer->extents[i].gpa, part);
 		left -= part;
 	}
+	return bytes;
+}
+
+void virtq_push(struct virtq *q, struct virtq_buffer *buffer, uint32_t bytes)
+{
+	bytes = buffer_written(q, buffer, bytes);
 	if (!runs(q) || buffer->life != q->life)
 		return;
-	q->ring->use(q, buffer, bytes);
+	q->ring->use(q, &buffer, &bytes, 1);
 	q->in_flight--;
+}
+
+void virtq_push_all(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *bytes,
+	unsigned count)
+{
+	bool mine = runs(q) && count;
+
+	for (unsigned i = 0; i < count; i++) {
+		buffer_written(q, buffers[i], bytes[i]);
+		mine = mine && buffers[i]->life == q->life && bytes[i] <= buffers[i]->in_bytes;
+	}
+	if (!mine)
+		return;
+	q->ring->use(q, buffers, bytes, count);
+	q->in_flight -= count;
 }
 
 void virtq_buffer_free(struct virtq_buffer *buffer)

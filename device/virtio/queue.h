@@ -37,7 +37,9 @@ struct virtq_ring_ops {
 	/* Takes the one that is. 0, or virtq_fail()'s. */
 	int (*take)(struct virtq *q, struct virtq_buffer *buffer);
 	void (*put_back)(struct virtq *q, const struct virtq_buffer *buffer);
-	void (*use)(struct virtq *q, const struct virtq_buffer *buffer, uint32_t written);
+	/* The driver sees all of them or none yet; count > 0. */
+	void (*use)(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *written,
+		unsigned count);
 	/* Does the driver want to hear of q->unsignalled that were used? */
 	bool (*wants_signal)(struct virtq *q);
 	/* Tell the driver whether kicks are wanted for what it makes available from now on (q->kicks). */

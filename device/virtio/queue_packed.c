@@ -88,18 +88,36 @@ static void packed_put_back(struct virtq *q, const struct virtq_buffer *buffer)
 	q->next_avail = (uint16_t)((q->next_avail + q->size - buffer->descriptors) % q->size);
 }
 
-static void packed_use(struct virtq *q, const struct virtq_buffer *buffer, uint32_t written)
+/* All but the flags; returns them. */
+static uint16_t fill_used(struct virtq *q, unsigned at, const struct virtq_buffer *buffer, uint32_t written)
 {
-	uint8_t *d = descriptor(q, q->next_used);
-	const uint16_t flags =
-		(q->used_wrap ? FLAG_AVAIL | FLAG_USED : 0) | (written ? DESC_WRITE : 0);
+	uint8_t *d = descriptor(q, at);
 
 	__atomic_store_n((uint32_t *)(void *)(d + 8), written, __ATOMIC_RELAXED);
 	__atomic_store_n((uint16_t *)(void *)(d + 12), buffer->id, __ATOMIC_RELAXED);
-	__atomic_store_n(flags_of(q, q->next_used), flags, __ATOMIC_RELEASE);
-	virtq_ring_written(q, q->setup.desc + 16ull * q->next_used, 16);
-	advance(q, &q->next_used, &q->used_wrap, buffer->descriptors);
-	q->unsignalled += buffer->descriptors;
+	virtq_ring_written(q, q->setup.desc + 16ull * at, 16);
+	return (q->used_wrap ? FLAG_AVAIL | FLAG_USED : 0) | (written ? DESC_WRITE : 0);
+}
+
+/* The first one's flags come last: the driver looks no further than there. */
+static void packed_use(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *written,
+	unsigned count)
+{
+	const unsigned first = q->next_used;
+	uint16_t first_flags = 0;
+
+	for (unsigned i = 0; i < count; i++) {
+		const uint16_t flags = fill_used(q, q->next_used, buffers[i], written[i]);
+
+		if (i == 0)
+			first_flags = flags;
+		else
+			__atomic_store_n(flags_of(q, q->next_used), flags, __ATOMIC_RELAXED);
+		advance(q, &q->next_used, &q->used_wrap, buffers[i]->descriptors);
+		q->unsignalled += buffers[i]->descriptors;
+	}
+	__atomic_store_n(flags_of(q, first), first_flags, __ATOMIC_RELEASE);
+	virtq_ring_written(q, q->setup.desc + 16ull * first, 16);
 }
 
 static bool packed_wants_signal(struct virtq *q)

@@ -94,16 +94,19 @@ static void split_put_back(struct virtq *q, const struct virtq_buffer *buffer)
 	q->next_avail--;
 }
 
-static void split_use(struct virtq *q, const struct virtq_buffer *buffer, uint32_t written)
+static void split_use(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *written,
+	unsigned count)
 {
-	const unsigned at = USED_RING(q->next_used & (q->size - 1u));
-	uint32_t *element = (uint32_t *)(void *)(q->used + at);
+	for (unsigned i = 0; i < count; i++) {
+		const unsigned at = USED_RING(q->next_used & (q->size - 1u));
+		uint32_t *element = (uint32_t *)(void *)(q->used + at);
 
-	__atomic_store_n(&element[0], buffer->id, __ATOMIC_RELAXED);
-	__atomic_store_n(&element[1], written, __ATOMIC_RELAXED);
-	virtq_ring_written(q, q->setup.device + at, 8);
-	q->next_used++;
-	q->unsignalled++;
+		__atomic_store_n(&element[0], buffers[i]->id, __ATOMIC_RELAXED);
+		__atomic_store_n(&element[1], written[i], __ATOMIC_RELAXED);
+		virtq_ring_written(q, q->setup.device + at, 8);
+		q->next_used++;
+	}
+	q->unsignalled += count;
 	store16(q, USED_INDEX, q->next_used, __ATOMIC_RELEASE);
 }
 

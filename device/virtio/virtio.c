@@ -36,7 +36,7 @@ struct virtio_device {
 	uint8_t status;
 	uint64_t driver_features;
 	uint32_t generation;
-	bool live, resetting;
+	bool live, resetting, no_master;
 	pthread_cond_t reset_ended;
 	struct log_limit limit;
 
@@ -68,7 +68,7 @@ struct guest_memory *virtio_memory(const struct virtio_device *device)
 
 bool virtio_live(const struct virtio_device *device)
 {
-	return device->live;
+	return device->live && !device->no_master;
 }
 
 /* ---- interrupts and errors ---- */
@@ -102,7 +102,7 @@ void virtq_signal(struct virtq *q)
 {
 	struct virtio_device *device = q->device;
 
-	if (!device->live || !q->setup.enabled || !q->unsignalled)
+	if (!virtio_live(device) || !q->setup.enabled || !q->unsignalled)
 		return;
 	const bool wanted = q->ring->wants_signal(q);
 	q->unsignalled = 0;
@@ -198,6 +198,20 @@ uint8_t virtio_status(const struct virtio_device *device)
 }
 
 /* What the driver made available before is found: it may have kicked too early. */
+static void kick_all(struct virtio_device *device)
+{
+	for (unsigned i = 0; i < device->queue_count; i++)
+		if (device->queue[i].setup.enabled)
+			virtio_kick(device, i);
+}
+
+void virtio_set_master(struct virtio_device *device, bool master)
+{
+	if (master && device->no_master)
+		kick_all(device);
+	device->no_master = !master;
+}
+
 static void go_live(struct virtio_device *device)
 {
 	const struct virtio_ops *ops = device->config.ops;
@@ -209,9 +223,7 @@ static void go_live(struct virtio_device *device)
 	device->live = true;
 	if (ops->start)
 		ops->start(device->config.device, device->driver_features);
-	for (unsigned i = 0; i < device->queue_count; i++)
-		if (device->queue[i].setup.enabled)
-			virtio_kick(device, i);
+	kick_all(device);
 }
 
 /* Bits are only added: what takes one away is a reset. */
@@ -338,7 +350,7 @@ static void kicked(void *opaque, uint32_t events)
 
 	AUTO_LOCK(device->config.lock);
 	eventfd_read(q->eventfd, &count);
-	if (device->live && q->setup.enabled)
+	if (virtio_live(device) && q->setup.enabled)
 		device->config.ops->notify(device->config.device, q->index);
 }
 

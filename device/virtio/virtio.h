@@ -127,7 +127,7 @@ void virtq_unpop(struct virtq *queue, struct virtq_buffer *buffer);
  * since it was popped, the driver hears nothing of it. */
 void virtq_push(struct virtq *queue, struct virtq_buffer *buffer, uint32_t written);
 /* Give `count` chains back at once, in this order, with written[i] bytes in the i-th: the driver sees all of them or
- * none yet (a frame over several receive buffers). They need not be popped in one go. */
+ * none yet (a frame over several receive buffers). They need not be popped in one go. written[i] <= in_bytes. */
 void virtq_push_all(struct virtq *queue, struct virtq_buffer *const *buffers,
 	const uint32_t *written, unsigned count);
 void virtq_buffer_free(struct virtq_buffer *buffer);

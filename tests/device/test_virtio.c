@@ -296,6 +296,69 @@ static void test_unpop(void **state)
 	}
 }
 
+/* Several at once, over the end of the ring too: the driver sees all or none. */
+static void test_push_all(void **state)
+{
+	struct fixture *f = *state;
+	uint32_t written;
+
+	for (unsigned kind = 0; kind < KINDS; kind++) {
+		start(f, kind);
+		struct virtq *q = virtio_queue(f->echo.virtio, HOLD);
+		const struct rig_part part[2] = { { virtio_rig_alloc(&f->rig, 8), 8, false },
+			{ virtio_rig_alloc(&f->rig, 8), 8, true } };
+		struct virtq_buffer *buffers[3] = { &f->echo.held[0], &f->echo.held[1],
+			&f->echo.held[2] };
+		const uint32_t bytes[3] = { 3, 0, 8 };
+
+		for (unsigned round = 0; round < 200; round++) {
+			int id[3];
+
+			for (unsigned i = 0; i < 3; i++)
+				id[i] = virtio_rig_add(&f->rig, HOLD, part, 2);
+			pthread_mutex_lock(&f->rig.lock);
+			for (unsigned i = 0; i < 3; i++)
+				assert_int_equal(virtq_pop(q, buffers[i]), 1);
+			virtq_unpop(q, buffers[2]);
+			virtq_unpop(q, buffers[1]);
+			assert_int_equal(virtq_pop(q, buffers[1]), 1);
+			assert_int_equal(virtq_pop(q, buffers[2]), 1);
+			virtq_push_all(q, buffers, bytes, 0);
+			assert_false(rig_has_used(&f->rig, &f->rig.queue[HOLD]));
+			virtq_push_all(q, buffers, bytes, 3);
+			virtq_signal(q);
+			pthread_mutex_unlock(&f->rig.lock);
+			for (unsigned i = 0; i < 3; i++) {
+				assert_int_equal(virtio_rig_used(&f->rig, HOLD, &written), id[i]);
+				assert_int_equal(written, bytes[i]);
+			}
+			assert_int_equal(f->rig.interrupts[HOLD], round + 1);
+		}
+	}
+}
+
+/* Without bus mastering the queues rest; with it again they are looked at. */
+static void test_master(void **state)
+{
+	struct fixture *f = *state;
+
+	start(f, 0);
+	const struct rig_part part[2] = { { virtio_rig_alloc(&f->rig, 8), 8, false },
+		{ virtio_rig_alloc(&f->rig, 8), 8, true } };
+	pthread_mutex_lock(&f->rig.lock);
+	virtio_set_master(f->echo.virtio, false);
+	pthread_mutex_unlock(&f->rig.lock);
+	virtio_rig_add(&f->rig, ECHO, part, 2);
+	virtio_rig_kick(&f->rig, ECHO);
+	virtio_rig_run(&f->rig);
+	assert_false(rig_has_used(&f->rig, &f->rig.queue[ECHO]));
+	pthread_mutex_lock(&f->rig.lock);
+	virtio_set_master(f->echo.virtio, true);
+	pthread_mutex_unlock(&f->rig.lock);
+	virtio_rig_run(&f->rig);
+	assert_true(rig_has_used(&f->rig, &f->rig.queue[ECHO]));
+}
+
 /* ---- interrupts and kicks that are not wanted ---- */
 
 static void test_no_interrupts(void **state)
@@ -874,6 +937,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_parts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_out_of_order, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_unpop, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_push_all, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_master, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_no_interrupts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_event_index, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_kicks, setup, teardown),
