@@ -30,7 +30,6 @@ struct share_config {
 };
 
 /* Errors: what opening the directory says, -ENOTDIR, -ENOMEM, -ENOTSUP (no /proc). fs_close() ends it. */
-MUST_CHECK int share_open(
-	struct fs **ret_fs, const struct share_config *config, struct error *err);
+MUST_CHECK int share_open(struct fs **ret_fs, const struct share_config *config, struct error *err);
 
 #endif
