@@ -1,0 +1,749 @@
+/*
+ * virtio block: see blk.h. (Virtual I/O Device 1.2, 5.2)
+ *
+ * A request comes from a queue, is checked, becomes one or several requests to the block device one after the other
+ * (ranges to discard; a flush behind a write if the driver wants write-through), and its buffer goes back with a
+ * status. Requests are carried out in any order and at the same time; nothing is merged.
+ *
+ * Left out on purpose: legacy layouts, geometry, lifetime, secure erase and zones (no image has any), SIZE_MAX (a
+ * segment may be of any length).
+ *
+ * Invariants: REQUESTS_MAX requests are there, each either free, kept (stalled) or under way, which is counted.
+ * `here` is the loop thread's own: it says that this thread holds the lock, because the block device may end a
+ * request while it is submitted. Guest RAM is touched by the block device between submit and done only, and the
+ * device is not reset before all have ended.
+ */
+#include "device/virtio/blk.h"
+
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/loop.h"
+#include "device/block.h"
+#include "device/virtio/virtio.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define QUEUE_SIZE   256u
+#define SEG_MAX	     (QUEUE_SIZE - 2) /* a queue without indirect descriptors holds one such request */
+#define REQUESTS_MAX 256
+#define TURN_MAX     512 /* requests from one queue before others have their turn on the loop */
+
+#define SECTOR_SHIFT   9
+#define HEADER_BYTES   16
+#define RANGE_BYTES    16
+#define RANGES_MAX     16
+#define RANGE_SECTORS  (1u << 21) /* the largest range that may be discarded at a time: 1 GiB */
+
+/* Feature bits: 5.2.3. */
+#define F_SEG_MAX      (1ull << 2)
+#define F_RO	       (1ull << 5)
+#define F_BLK_SIZE     (1ull << 6)
+#define F_FLUSH	       (1ull << 9)
+#define F_TOPOLOGY     (1ull << 10)
+#define F_CONFIG_WCE   (1ull << 11)
+#define F_MQ	       (1ull << 12)
+#define F_DISCARD      (1ull << 13)
+#define F_WRITE_ZEROES (1ull << 14)
+
+/* The configuration space: 5.2.4. */
+enum config_offset {
+	CONFIG_CAPACITY = 0,
+	CONFIG_SEG_MAX = 12,
+	CONFIG_BLK_SIZE = 20,
+	CONFIG_PHYSICAL_EXP = 24,
+	CONFIG_OPT_IO_SIZE = 28,
+	CONFIG_WCE = 32,
+	CONFIG_NUM_QUEUES = 34,
+	CONFIG_DISCARD_SECTORS = 36,
+	CONFIG_DISCARD_SEG = 40,
+	CONFIG_DISCARD_ALIGNMENT = 44,
+	CONFIG_ZEROES_SECTORS = 48,
+	CONFIG_ZEROES_SEG = 52,
+	CONFIG_ZEROES_UNMAP = 56,
+	CONFIG_BYTES = 60,
+};
+
+enum request_type { /* 5.2.6 */
+	TYPE_IN = 0,
+	TYPE_OUT = 1,
+	TYPE_FLUSH = 4,
+	TYPE_GET_ID = 8,
+	TYPE_DISCARD = 11,
+	TYPE_WRITE_ZEROES = 13,
+};
+
+enum request_status { STATUS_OK, STATUS_IOERR, STATUS_UNSUPP };
+
+#define RANGE_FLAG_UNMAP 1u
+
+struct range {
+	uint64_t offset, bytes;
+	bool unmap;
+};
+
+struct request {
+	struct virtio_blk *blk;
+	struct request *next; /* free, or stalled */
+	unsigned queue;
+	struct virtq_buffer buffer;
+	struct block_request block;
+	struct iovec *iov; /* of the data alone; its own copy, which the block device may change */
+	unsigned iov_capacity;
+	enum block_op op;
+	struct range ranges[RANGES_MAX]; /* reads and writes have one; a flush has none */
+	unsigned range_count;
+	bool flush;    /* when the ranges are done */
+	unsigned step; /* how many ranges, and the flush, have been done */
+};
+
+struct virtio_blk {
+	struct virtio_blk_config config;
+	pthread_mutex_t *lock;
+	struct virtio_device *device;
+	struct block *block;
+	struct block_limits limits;
+	char serial[VIRTIO_BLK_SERIAL_BYTES];
+	bool wce, writeback;
+
+	struct request requests[REQUESTS_MAX];
+	struct request *free;
+	struct request *stalled;
+	unsigned under_way;
+	int stall_status;  /* of the last that was kept; 0: none is kept */
+	int stall_told;	   /* what config.stalled was told */
+	uint32_t to_signal, waiting; /* bits of queues: to be signalled; not emptied yet */
+	bool resetting, freeing;
+	bool here; /* the loop's thread only */
+	bool later_wanted;
+	struct loop_call later;
+	struct loop_timer *retry;
+};
+
+static void take_requests(struct virtio_blk *blk, unsigned queue);
+static void submit_next(struct request *r);
+
+/* ---- what is done behind a batch: interrupts, queues that had to wait, holding the machine ---- */
+
+static void want_later(struct virtio_blk *blk)
+{
+	if (blk->later_wanted)
+		return;
+	blk->later_wanted = true;
+	loop_post(blk->config.loop, &blk->later);
+}
+
+static void enter(struct virtio_blk *blk)
+{
+	pthread_mutex_lock(blk->lock);
+	blk->here = true;
+}
+
+static void leave(struct virtio_blk *blk)
+{
+	blk->here = false;
+	pthread_mutex_unlock(blk->lock);
+}
+
+static void signal_queues(struct virtio_blk *blk)
+{
+	uint32_t queues = blk->to_signal;
+
+	blk->to_signal = 0;
+	for (; queues; queues &= queues - 1)
+		virtq_signal(virtio_queue(blk->device, (unsigned)__builtin_ctz(queues)));
+}
+
+static void take_waiting(struct virtio_blk *blk)
+{
+	uint32_t queues = blk->waiting;
+
+	blk->waiting = 0;
+	for (; queues; queues &= queues - 1)
+		take_requests(blk, (unsigned)__builtin_ctz(queues));
+}
+
+static void serve_later(void *opaque)
+{
+	struct virtio_blk *blk = opaque;
+
+	enter(blk);
+	blk->later_wanted = false;
+	take_waiting(blk);
+	signal_queues(blk);
+	if (blk->freeing && !blk->under_way)
+		loop_stop(blk->config.loop);
+	int status = blk->stall_status;
+	bool tell = status != blk->stall_told;
+	blk->stall_told = status;
+	leave(blk);
+	if (tell && blk->config.stalled)
+		blk->config.stalled(blk->config.opaque, status);
+}
+
+/* ---- the end of a request ---- */
+
+static void release(struct request *r)
+{
+	struct virtio_blk *blk = r->blk;
+
+	r->next = blk->free;
+	blk->free = r;
+	if (blk->waiting)
+		want_later(blk);
+}
+
+static uint8_t status_byte(int status)
+{
+	if (status == 0)
+		return STATUS_OK;
+	return status == -EOPNOTSUPP ? STATUS_UNSUPP : STATUS_IOERR;
+}
+
+/* Give the buffer back. The status is the last byte that the device may write. */
+static void finish(struct request *r, int status)
+{
+	struct virtio_blk *blk = r->blk;
+	uint8_t byte = status_byte(status);
+
+	if (virtio_live(blk->device)) {
+		uint64_t in_bytes = r->buffer.in_bytes;
+
+		virtq_write(&r->buffer, in_bytes - 1, &byte, 1);
+		virtq_push(virtio_queue(blk->device, r->queue), &r->buffer,
+			(uint32_t)MIN(in_bytes, (uint64_t)UINT32_MAX));
+		blk->to_signal |= 1u << r->queue;
+		want_later(blk);
+	}
+	release(r);
+}
+
+static bool is_kept(const struct virtio_blk *blk, int status)
+{
+	switch (blk->config.errors) {
+	case VIRTIO_BLK_PAUSE_FULL: return status == -ENOSPC;
+	case VIRTIO_BLK_PAUSE:
+		return status != -EINVAL && status != -EROFS && status != -EOPNOTSUPP;
+	default: return false;
+	}
+}
+
+static void keep(struct request *r, int status)
+{
+	struct virtio_blk *blk = r->blk;
+
+	r->next = blk->stalled;
+	blk->stalled = r;
+	blk->stall_status = status;
+	loop_timer_arm(blk->retry, clock_monotonic_ns() + VIRTIO_BLK_RETRY_NS);
+	want_later(blk);
+}
+
+static void drop_stalled(struct virtio_blk *blk)
+{
+	struct request *next;
+
+	for (struct request *r = blk->stalled; r; r = next) {
+		next = r->next;
+		release(r);
+	}
+	blk->stalled = NULL;
+}
+
+/* Nothing that failed is left: the machine may go on. */
+static void check_stall(struct virtio_blk *blk)
+{
+	if (blk->stall_status && !blk->stalled && !blk->under_way) {
+		blk->stall_status = 0;
+		want_later(blk);
+	}
+}
+
+/* One step of it has ended. */
+static void step_ended(struct request *r, int status)
+{
+	struct virtio_blk *blk = r->blk;
+
+	if (blk->resetting || blk->freeing)
+		release(r);
+	else if (status < 0 && is_kept(blk, status))
+		keep(r, status);
+	else if (status < 0)
+		finish(r, status);
+	else {
+		r->step++;
+		submit_next(r);
+	}
+}
+
+static void block_done(struct block_request *block, int status)
+{
+	struct request *r = block->opaque;
+	struct virtio_blk *blk = r->blk;
+	bool was_here = blk->here;
+
+	if (!was_here)
+		enter(blk);
+	blk->under_way--;
+	step_ended(r, status);
+	check_stall(blk);
+	if (!blk->under_way && blk->resetting) {
+		blk->resetting = false;
+		virtio_reset_done(blk->device);
+	}
+	if (!blk->under_way && blk->freeing)
+		want_later(blk);
+	if (!was_here)
+		leave(blk);
+}
+
+/* ---- from a request's parts to the block device's requests ---- */
+
+/* The part [skip, skip + bytes) of a list of buffers, as r->iov. The list holds at least that. */
+static int slice(struct request *r, const struct iovec *from, unsigned count, uint64_t skip,
+	uint64_t bytes)
+{
+	unsigned n = 0;
+
+	if (count > r->iov_capacity) {
+		struct iovec *grown = reallocarray(r->iov, count, sizeof(*grown));
+
+		if (!grown)
+			return -ENOMEM;
+		r->iov = grown;
+		r->iov_capacity = count;
+	}
+	for (unsigned i = 0; i < count && bytes; i++) {
+		uint64_t length = from[i].iov_len;
+
+		if (skip >= length) {
+			skip -= length;
+			continue;
+		}
+		length = MIN(length - skip, bytes);
+		r->iov[n++] = (struct iovec){(char *)from[i].iov_base + skip, length};
+		bytes -= length;
+		skip = 0;
+	}
+	r->block.iov = r->iov;
+	r->block.iov_count = n;
+	return 0;
+}
+
+static int prepare(struct request *r)
+{
+	const struct range *range = &r->ranges[r->step];
+	const struct virtq_buffer *b = &r->buffer;
+
+	r->block = (struct block_request){.op = BLOCK_FLUSH, .done = block_done, .opaque = r};
+	if (r->step == r->range_count)
+		return 0;
+	r->block.op = r->op;
+	r->block.offset = range->offset;
+	r->block.bytes = range->bytes;
+	r->block.unmap = range->unmap;
+	if (r->op == BLOCK_READ)
+		return slice(r, b->in, b->in_count, 0, range->bytes);
+	if (r->op == BLOCK_WRITE)
+		return slice(r, b->out, b->out_count, HEADER_BYTES, range->bytes);
+	return 0;
+}
+
+/* Submit what comes next of it (again, if it was kept), or end it. */
+static void submit_next(struct request *r)
+{
+	if (r->step >= r->range_count + r->flush) {
+		finish(r, 0);
+		return;
+	}
+	int status = prepare(r);
+	if (status < 0) {
+		finish(r, status);
+		return;
+	}
+	r->blk->under_way++;
+	block_submit(r->blk->block, &r->block);
+}
+
+/* ---- checking what the driver asks for ---- */
+
+/* Is it within the disk, in whole sectors? */
+static int check_range(const struct virtio_blk *blk, uint64_t sector, uint64_t bytes, struct range *ret)
+{
+	const struct block_limits *limits = &blk->limits;
+
+	if (sector > limits->size_bytes >> SECTOR_SHIFT)
+		return -EINVAL;
+	*ret = (struct range){.offset = sector << SECTOR_SHIFT, .bytes = bytes};
+	if (bytes > limits->size_bytes - ret->offset || ret->offset % limits->sector_bytes ||
+		bytes % limits->sector_bytes)
+		return -EINVAL;
+	return 0;
+}
+
+static int begin_transfer(struct request *r, enum block_op op, uint64_t sector)
+{
+	bool write = op == BLOCK_WRITE;
+	uint64_t bytes =
+		write ? r->buffer.out_bytes - HEADER_BYTES : r->buffer.in_bytes - 1;
+	int status = check_range(r->blk, sector, bytes, &r->ranges[0]);
+
+	if (status < 0)
+		return status;
+	if (write && r->blk->limits.readonly)
+		return -EROFS;
+	r->op = op;
+	r->range_count = bytes ? 1 : 0;
+	return 0;
+}
+
+/* 5.2.6.2: unknown flags and unmap of a discard are not supported; sizes beyond the limits are errors. */
+static int read_range(struct request *r, enum block_op op, unsigned index)
+{
+	uint8_t bytes[RANGE_BYTES];
+
+	virtq_read(&r->buffer, HEADER_BYTES + index * RANGE_BYTES, bytes, RANGE_BYTES);
+	uint64_t sector = load_le64(bytes);
+	uint32_t sectors = load_le32(bytes + 8);
+	uint32_t flags = load_le32(bytes + 12);
+
+	if (flags & ~(op == BLOCK_WRITE_ZEROES ? RANGE_FLAG_UNMAP : 0))
+		return -EOPNOTSUPP;
+	if (sectors > RANGE_SECTORS)
+		return -EINVAL;
+	int status = check_range(
+		r->blk, sector, (uint64_t)sectors << SECTOR_SHIFT, &r->ranges[index]);
+	r->ranges[index].unmap = flags & RANGE_FLAG_UNMAP;
+	return status;
+}
+
+static int begin_ranges(struct request *r, enum block_op op)
+{
+	const struct block_limits *limits = &r->blk->limits;
+	uint64_t bytes = r->buffer.out_bytes - HEADER_BYTES;
+
+	if (!(op == BLOCK_DISCARD ? limits->discard : limits->write_zeroes))
+		return -EOPNOTSUPP;
+	if (limits->readonly)
+		return -EROFS;
+	if (bytes % RANGE_BYTES || bytes > RANGES_MAX * RANGE_BYTES)
+		return -EINVAL;
+	r->op = op;
+	for (unsigned i = 0; i < bytes / RANGE_BYTES; i++) {
+		int status = read_range(r, op, i);
+
+		if (status < 0)
+			return status;
+		r->range_count++;
+	}
+	return 0;
+}
+
+static int give_serial(struct request *r)
+{
+	virtq_write(&r->buffer, 0, r->blk->serial,
+		MIN(r->buffer.in_bytes - 1, (uint64_t)sizeof(r->blk->serial)));
+	return 0;
+}
+
+/* 1: to be submitted; 0: done; or what is wrong with it. */
+static int begin(struct request *r)
+{
+	uint8_t header[HEADER_BYTES];
+	int status;
+
+	r->step = r->range_count = 0;
+	r->flush = false;
+	if (virtq_read(&r->buffer, 0, header, sizeof(header)) < sizeof(header))
+		return -EINVAL;
+	uint64_t sector = load_le64(header + 8);
+	switch (load_le32(header)) {
+	case TYPE_IN: status = begin_transfer(r, BLOCK_READ, sector); break;
+	case TYPE_OUT: status = begin_transfer(r, BLOCK_WRITE, sector); break;
+	case TYPE_DISCARD: status = begin_ranges(r, BLOCK_DISCARD); break;
+	case TYPE_WRITE_ZEROES: status = begin_ranges(r, BLOCK_WRITE_ZEROES); break;
+	case TYPE_FLUSH: r->flush = true; return 1;
+	case TYPE_GET_ID: return give_serial(r);
+	default: return -EOPNOTSUPP;
+	}
+	r->flush = r->op != BLOCK_READ && r->op != BLOCK_DISCARD && !r->blk->writeback &&
+		   r->blk->limits.volatile_cache;
+	return status < 0 ? status : 1;
+}
+
+static void begin_request(struct request *r)
+{
+	if (!r->buffer.in_bytes) {
+		virtio_fail(r->blk->device, "a request has no room for its status");
+		release(r);
+		return;
+	}
+	int status = begin(r);
+	if (status == 1)
+		submit_next(r);
+	else
+		finish(r, status);
+}
+
+static struct request *take_free(struct virtio_blk *blk)
+{
+	struct request *r = blk->free;
+
+	if (r)
+		blk->free = r->next;
+	return r;
+}
+
+/* 1: one was taken; 0: none is there; -EBUSY: all requests are in use; or virtq_pop()'s. */
+static int take_request(struct virtio_blk *blk, unsigned queue)
+{
+	struct request *r = take_free(blk);
+
+	if (!r)
+		return -EBUSY;
+	int status = virtq_pop(virtio_queue(blk->device, queue), &r->buffer);
+	if (status != 1) {
+		r->next = blk->free;
+		blk->free = r;
+		return status;
+	}
+	r->queue = queue;
+	begin_request(r);
+	return 1;
+}
+
+/* With kicks off while there is something to take, and until a queue that had to wait is served again. */
+static void take_requests(struct virtio_blk *blk, unsigned queue)
+{
+	struct virtq *q = virtio_queue(blk->device, queue);
+	int status = 1;
+
+	if (!virtio_live(blk->device))
+		return;
+	virtq_want_kicks(q, false);
+	for (unsigned i = 0; i < TURN_MAX; i++) {
+		status = take_request(blk, queue);
+		if (status < 0 || (status == 0 && !virtq_want_kicks(q, true)))
+			break;
+	}
+	if (status == 0 || (status < 0 && status != -EBUSY))
+		return;
+	blk->waiting |= 1u << queue;
+	/* Those under way come back and see that somebody waits; those that are kept do not. */
+	if (status == 1)
+		want_later(blk);
+}
+
+/* ---- trying again ---- */
+
+static void retry_stalled(void *opaque)
+{
+	struct virtio_blk *blk = opaque;
+
+	enter(blk);
+	struct request *r = blk->stalled, *next;
+	blk->stalled = NULL;
+	for (; r; r = next) {
+		next = r->next;
+		submit_next(r);
+	}
+	check_stall(blk);
+	leave(blk);
+}
+
+/* ---- virtio_ops ---- */
+
+static uint64_t blk_features(void *device)
+{
+	const struct virtio_blk *blk = device;
+	const struct block_limits *l = &blk->limits;
+
+	return F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | (l->readonly ? F_RO : 0) |
+	       (l->volatile_cache ? F_FLUSH | F_CONFIG_WCE : 0) |
+	       (blk->config.queues > 1 ? F_MQ : 0) | (l->discard && !l->readonly ? F_DISCARD : 0) |
+	       (l->write_zeroes && !l->readonly ? F_WRITE_ZEROES : 0);
+}
+
+static unsigned blk_queue_size(void *device, unsigned index)
+{
+	const struct virtio_blk *blk = device;
+
+	return index < blk->config.queues ? QUEUE_SIZE : 0;
+}
+
+static void fill_config(const struct virtio_blk *blk, uint8_t *config)
+{
+	const struct block_limits *l = &blk->limits;
+	uint32_t optimal = MAX(l->optimal_bytes, l->sector_bytes);
+
+	store_le64(config + CONFIG_CAPACITY, l->size_bytes >> SECTOR_SHIFT);
+	store_le32(config + CONFIG_SEG_MAX, SEG_MAX);
+	store_le32(config + CONFIG_BLK_SIZE, l->sector_bytes);
+	/* The host's files are made of pages: what is smaller costs a read too. */
+	config[CONFIG_PHYSICAL_EXP] = l->sector_bytes < 4096 ? 3 : 0;
+	store_le32(config + CONFIG_OPT_IO_SIZE, l->optimal_bytes / l->sector_bytes);
+	config[CONFIG_WCE] = blk->wce;
+	store_le16(config + CONFIG_NUM_QUEUES, (uint16_t)blk->config.queues);
+	store_le32(config + CONFIG_DISCARD_SECTORS, RANGE_SECTORS);
+	store_le32(config + CONFIG_DISCARD_SEG, RANGES_MAX);
+	store_le32(config + CONFIG_DISCARD_ALIGNMENT, optimal >> SECTOR_SHIFT);
+	store_le32(config + CONFIG_ZEROES_SECTORS, RANGE_SECTORS);
+	store_le32(config + CONFIG_ZEROES_SEG, RANGES_MAX);
+	config[CONFIG_ZEROES_UNMAP] = 1;
+}
+
+static void blk_config_read(void *device, unsigned offset, void *bytes, unsigned size)
+{
+	uint8_t config[CONFIG_BYTES] = {0};
+
+	fill_config(device, config);
+	memcpy(bytes, config + offset, size);
+}
+
+static bool is_writeback(const struct virtio_blk *blk, uint64_t features)
+{
+	/* 5.2.5.1: without FLUSH the driver relies on write-through. */
+	return features & F_FLUSH && (blk->wce || !(features & F_CONFIG_WCE));
+}
+
+static void blk_config_write(void *device, unsigned offset, const void *bytes, unsigned size)
+{
+	struct virtio_blk *blk = device;
+	uint64_t features = virtio_features(blk->device);
+
+	if (offset > CONFIG_WCE || CONFIG_WCE - offset >= size || !(features & F_CONFIG_WCE))
+		return;
+	blk->wce = ((const uint8_t *)bytes)[CONFIG_WCE - offset] & 1;
+	blk->writeback = is_writeback(blk, features);
+}
+
+static void blk_start(void *device, uint64_t features)
+{
+	struct virtio_blk *blk = device;
+
+	blk->writeback = is_writeback(blk, features);
+}
+
+static void blk_notify(void *device, unsigned queue)
+{
+	struct virtio_blk *blk = device;
+
+	blk->here = true;
+	take_requests(blk, queue);
+	blk->here = false;
+}
+
+static bool blk_reset(void *device)
+{
+	struct virtio_blk *blk = device;
+
+	drop_stalled(blk);
+	blk->waiting = blk->to_signal = 0;
+	blk->wce = true;
+	blk->writeback = false;
+	blk->resetting = blk->under_way;
+	check_stall(blk);
+	return !blk->resetting;
+}
+
+static const struct virtio_ops blk_ops = {
+	.id = VIRTIO_ID_BLOCK,
+	.name = "virtio-blk",
+	.features = blk_features,
+	.queue_size = blk_queue_size,
+	.config_bytes = CONFIG_BYTES,
+	.config_read = blk_config_read,
+	.config_write = blk_config_write,
+	.start = blk_start,
+	.notify = blk_notify,
+	.reset = blk_reset,
+};
+
+/* ---- life ---- */
+
+struct virtio_device *virtio_blk_device(struct virtio_blk *blk)
+{
+	return blk->device;
+}
+
+void virtio_blk_resized(struct virtio_blk *blk)
+{
+	AUTO_LOCK(blk->lock);
+	block_limits(blk->block, &blk->limits);
+	virtio_config_changed(blk->device);
+}
+
+/* What is under way writes into guest RAM: it must end before that goes. */
+static void drain(struct virtio_blk *blk)
+{
+	pthread_mutex_lock(blk->lock);
+	blk->freeing = true;
+	drop_stalled(blk);
+	blk->waiting = 0;
+	want_later(blk);
+	pthread_mutex_unlock(blk->lock);
+	/* Someone else may stop it too. */
+	do
+		loop_run(blk->config.loop);
+	while (blk->under_way || blk->later_wanted);
+}
+
+void virtio_blk_free(struct virtio_blk *blk)
+{
+	if (!blk)
+		return;
+	if (blk->device)
+		drain(blk);
+	virtio_free(blk->device);
+	loop_timer_free(blk->retry);
+	for (unsigned i = 0; i < REQUESTS_MAX; i++) {
+		virtq_buffer_free(&blk->requests[i].buffer);
+		free(blk->requests[i].iov);
+	}
+	free(blk);
+}
+
+static void init(struct virtio_blk *blk, const struct virtio_blk_config *config)
+{
+	blk->config = *config;
+	blk->config.serial = NULL;
+	blk->block = config->block;
+	blk->lock = config->lock;
+	blk->wce = true;
+	blk->later = (struct loop_call){.fn = serve_later, .opaque = blk};
+	block_limits(config->block, &blk->limits);
+	if (config->serial)
+		memcpy(blk->serial, config->serial,
+			strnlen(config->serial, VIRTIO_BLK_SERIAL_BYTES));
+	for (unsigned i = 0; i < REQUESTS_MAX; i++) {
+		blk->requests[i].blk = blk;
+		release(&blk->requests[i]);
+	}
+}
+
+int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk **ret_blk)
+{
+	if (config->queues < 1 || config->queues > VIRTIO_BLK_QUEUES_MAX)
+		return -EINVAL;
+	struct virtio_blk *blk = calloc(1, sizeof(*blk));
+	if (!blk)
+		return -ENOMEM;
+	init(blk, config);
+	blk->retry = loop_timer_create(config->loop, retry_stalled, blk);
+	int status = blk->retry ? virtio_create(&(struct virtio_config){.ops = &blk_ops,
+						       .device = blk,
+						       .memory = config->memory,
+						       .lock = config->lock,
+						       .loop = config->loop,
+						       .name = config->name},
+					  &blk->device) :
+				  -ENOMEM;
+	if (status < 0) {
+		virtio_blk_free(blk);
+		return status;
+	}
+	*ret_blk = blk;
+	return 0;
+}
