@@ -20,7 +20,6 @@
 #include "memory/memory.h"
 
 #define HEADER_BYTES 36
-#define RSDP_BYTES   36
 #define FADT_BYTES   276
 #define FACS_BYTES   64
 #define TABLES_MAX   8
@@ -60,6 +59,7 @@ struct acpi_image {
 	bool full;
 	gpa_t table[TABLES_MAX]; /* what the XSDT points to */
 	unsigned table_count;
+	struct acpi_relocations *relocations; /* to be noted, or NULL */
 };
 
 static uint8_t checksum(const uint8_t *bytes, uint32_t size_bytes)
@@ -87,6 +87,35 @@ static uint8_t *image_take(struct acpi_image *image, uint32_t size_bytes, uint32
 static gpa_t image_gpa(const struct acpi_image *image, const uint8_t *table)
 {
 	return image->gpa + (gpa_t)(table - image->bytes);
+}
+
+/* A pointer in a table to another: 4 or 8 bytes, little-endian. */
+static void store_pointer(struct acpi_image *image, uint8_t *at, unsigned size_bytes, gpa_t to)
+{
+	struct acpi_relocations *r = image->relocations;
+
+	if (size_bytes == 8)
+		store_le64(at, to);
+	else
+		store_le32(at, (uint32_t)to);
+	if (!r || image->full)
+		return;
+	image->full |= r->pointer_count == ACPI_POINTERS_MAX;
+	if (image->full)
+		return;
+	r->pointer[r->pointer_count].offset = (uint32_t)(at - image->bytes);
+	r->pointer[r->pointer_count++].size_bytes = (uint8_t)size_bytes;
+}
+
+/* The table holds pointers: its checksum changes with them. */
+static void note_sum(struct acpi_image *image, const uint8_t *table, uint32_t size_bytes)
+{
+	struct acpi_relocations *r = image->relocations;
+
+	if (!r || image->full || r->sum_count == ACPI_SUMS_MAX)
+		return;
+	r->sum[r->sum_count].offset = (uint32_t)(table - image->bytes);
+	r->sum[r->sum_count++].size_bytes = size_bytes;
 }
 
 static uint8_t *table_open(
@@ -213,8 +242,8 @@ static void write_fadt(
 
 	if (!fadt)
 		return;
-	store_le32(fadt + 36, (uint32_t)facs);
-	store_le32(fadt + 40, (uint32_t)dsdt);
+	store_pointer(image, fadt + 36, 4, facs);
+	store_pointer(image, fadt + 40, 4, dsdt);
 	store_le16(fadt + 46, config->sci_gsi);
 	store_le16(fadt + 96, 0xfff); /* C2 and C3 latencies that say: not supported */
 	store_le16(fadt + 98, 0xfff);
@@ -223,10 +252,11 @@ static void write_fadt(
 	store_le16(fadt + 109, fadt_boot_flags(config));
 	store_le32(fadt + 112, fadt_flags(config));
 	fadt[131] = 4; /* minor version */
-	store_le64(fadt + 140, dsdt); /* and X_FIRMWARE_CTRL stays 0: only one of the two may be set */
+	store_pointer(image, fadt + 140, 8, dsdt); /* X_FIRMWARE_CTRL is 0: only one of the two may be set */
 	fadt_ports(fadt, config);
 	memcpy(fadt + 268, "LODGE", 5); /* hypervisor vendor */
 	table_close(fadt, FADT_BYTES);
+	note_sum(image, fadt, FADT_BYTES);
 	image_list(image, fadt);
 }
 
@@ -360,8 +390,9 @@ static gpa_t write_xsdt(struct acpi_image *image)
 	if (!xsdt)
 		return 0;
 	for (unsigned i = 0; i < image->table_count; i++)
-		store_le64(xsdt + HEADER_BYTES + 8 * i, image->table[i]);
+		store_pointer(image, xsdt + HEADER_BYTES + 8 * i, 8, image->table[i]);
 	table_close(xsdt, size_bytes);
+	note_sum(image, xsdt, size_bytes);
 	return image_gpa(image, xsdt);
 }
 
@@ -370,10 +401,10 @@ static void write_rsdp(uint8_t *rsdp, gpa_t xsdt)
 	memcpy(rsdp, "RSD PTR ", 8);
 	memcpy(rsdp + 9, "LODGE ", 6);
 	rsdp[15] = 2; /* revision */
-	store_le32(rsdp + 20, RSDP_BYTES);
+	store_le32(rsdp + 20, ACPI_RSDP_BYTES);
 	store_le64(rsdp + 24, xsdt);
 	rsdp[8] = checksum(rsdp, 20);
-	rsdp[32] = checksum(rsdp, RSDP_BYTES);
+	rsdp[32] = checksum(rsdp, ACPI_RSDP_BYTES);
 }
 
 static int config_check(const struct acpi_config *config, struct error *err)
@@ -387,10 +418,8 @@ static int config_check(const struct acpi_config *config, struct error *err)
 	return 0;
 }
 
-int acpi_build(const struct acpi_config *config, gpa_t gpa, uint8_t *bytes, uint32_t room_bytes,
-	uint32_t *ret_size_bytes, struct error *err)
+static int build(struct acpi_image *image, const struct acpi_config *config, struct error *err)
 {
-	struct acpi_image image = {.bytes = bytes, .room_bytes = room_bytes, .gpa = gpa};
 	gpa_t facs, dsdt, xsdt;
 	uint8_t *rsdp;
 	int r;
@@ -398,21 +427,42 @@ int acpi_build(const struct acpi_config *config, gpa_t gpa, uint8_t *bytes, uint
 	r = config_check(config, err);
 	if (r < 0)
 		return r;
-	rsdp = image_take(&image, RSDP_BYTES, 16);
-	facs = write_facs(&image);
-	dsdt = write_dsdt(&image, config);
-	write_fadt(&image, config, facs, dsdt);
-	write_madt(&image, config);
+	rsdp = image_take(image, ACPI_RSDP_BYTES, 16);
+	facs = write_facs(image);
+	dsdt = write_dsdt(image, config);
+	write_fadt(image, config, facs, dsdt);
+	write_madt(image, config);
 	if (config->pci && config->ecam_base)
-		write_mcfg(&image, config);
+		write_mcfg(image, config);
 	if (config->hpet_base)
-		write_hpet_table(&image, config);
-	xsdt = write_xsdt(&image);
-	if (image.full)
-		return error_set(err, ENOSPC, "the ACPI tables do not fit into %u bytes", room_bytes);
+		write_hpet_table(image, config);
+	xsdt = write_xsdt(image);
+	if (image->full)
+		return error_set(err, ENOSPC, "the ACPI tables do not fit into %u bytes", image->room_bytes);
 	write_rsdp(rsdp, xsdt);
-	*ret_size_bytes = image.size_bytes;
 	return 0;
+}
+
+int acpi_build(const struct acpi_config *config, gpa_t gpa, uint8_t *bytes, uint32_t room_bytes,
+	uint32_t *ret_size_bytes, struct error *err)
+{
+	struct acpi_image image = {.bytes = bytes, .room_bytes = room_bytes, .gpa = gpa};
+	int r = build(&image, config, err);
+
+	*ret_size_bytes = image.size_bytes;
+	return r;
+}
+
+int acpi_build_movable(const struct acpi_config *config, uint8_t *bytes, uint32_t room_bytes,
+	uint32_t *ret_size_bytes, struct acpi_relocations *ret_relocations, struct error *err)
+{
+	struct acpi_image image = {.bytes = bytes, .room_bytes = room_bytes, .relocations = ret_relocations};
+	int r;
+
+	*ret_relocations = (struct acpi_relocations){0};
+	r = build(&image, config, err);
+	*ret_size_bytes = image.size_bytes;
+	return r;
 }
 
 int acpi_install(struct guest_memory *memory, const struct acpi_config *config, gpa_t *ret_rsdp,

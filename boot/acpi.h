@@ -59,6 +59,8 @@ struct acpi_config {
 	uint8_t pci_last_bus;
 	gpa_t pci_window_base;	   /* below 4 GiB */
 	uint64_t pci_window_bytes;
+	gpa_t pci_window2_base; /* a second one below 4 GiB, or 0 */
+	uint64_t pci_window2_bytes;
 	gpa_t pci_high_window_base; /* above RAM, or 0 */
 	uint64_t pci_high_window_bytes;
 	uint8_t pci_gsi[4]; /* device d's pin p is wired to pci_gsi[(d + p) & 3] */
@@ -77,6 +79,30 @@ void acpi_config_init(struct acpi_config *ret_config);
  */
 MUST_CHECK int acpi_build(const struct acpi_config *config, gpa_t gpa, uint8_t *bytes,
 	uint32_t room_bytes, uint32_t *ret_size_bytes, struct error *err);
+
+/*
+ * What firmware has to do to tables that were built for address 0 when it moves them: add the new address to the
+ * pointers, and make the checksums of the tables in which they are right again. The RSDP is in the first
+ * ACPI_RSDP_BYTES.
+ */
+#define ACPI_RSDP_BYTES	  36
+#define ACPI_POINTERS_MAX 16
+#define ACPI_SUMS_MAX	  4
+
+struct acpi_relocations {
+	unsigned pointer_count, sum_count;
+	struct {
+		uint32_t offset;
+		uint8_t size_bytes; /* 4 or 8 */
+	} pointer[ACPI_POINTERS_MAX];
+	struct {
+		uint32_t offset, size_bytes; /* of the table; its byte 9 is the checksum */
+	} sum[ACPI_SUMS_MAX];
+};
+
+/* As acpi_build() for address 0. */
+MUST_CHECK int acpi_build_movable(const struct acpi_config *config, uint8_t *bytes, uint32_t room_bytes,
+	uint32_t *ret_size_bytes, struct acpi_relocations *ret_relocations, struct error *err);
 
 /* Make them and write them to the firmware's area; *ret_rsdp is what boot_config.rsdp wants. */
 MUST_CHECK int acpi_install(struct guest_memory *memory, const struct acpi_config *config,

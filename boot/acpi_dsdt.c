@@ -114,6 +114,9 @@ static void write_pci_resources(struct aml *aml, const struct acpi_config *confi
 	if (config->pci_window_bytes)
 		aml_res_memory_range(aml, config->pci_window_base,
 			config->pci_window_base + config->pci_window_bytes - 1);
+	if (config->pci_window2_bytes)
+		aml_res_memory_range(aml, config->pci_window2_base,
+			config->pci_window2_base + config->pci_window2_bytes - 1);
 	if (config->pci_high_window_bytes)
 		aml_res_memory_range(aml, config->pci_high_window_base,
 			config->pci_high_window_base + config->pci_high_window_bytes - 1);

@@ -43,6 +43,8 @@ struct boot_config {
 	/* Let a bzImage unpack itself, as from a boot loader: slower, and with kernel address space
 	 * randomisation, which unpacking on the host takes away (docs/boot.md). */
 	bool keep_packed;
+	/* Firmware to start in place of a kernel (boot/firmware.h), or a path of NULL. */
+	struct boot_file firmware;
 	gpa_t rsdp; /* where the ACPI tables start, 0 = none */
 	/* What the memory map calls reserved besides the firmware's area: ECAM, for one. */
 	const struct boot_map_entry *reserved;

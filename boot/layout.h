@@ -15,7 +15,8 @@
  *	1'00000000  the rest of RAM
  *
  * The machine backs [0, min(RAM, 3 GiB)) with one region of RAM, the hole at a0000 included: what lies
- * there is RAM that the memory map calls reserved.
+ * there is RAM that the memory map calls reserved. With firmware (boot/firmware.h) all this is the firmware's
+ * business: RAM below 4 GiB ends at 80000000, there is none from a0000 to c0000, and the firmware's image ends at 4 GiB.
  */
 #ifndef LODGE_BOOT_LAYOUT_H
 #define LODGE_BOOT_LAYOUT_H
@@ -35,6 +36,7 @@
 #define BOOT_LOW_END_GPA      (BOOT_CMDLINE_GPA + BOOT_CMDLINE_BYTES) /* all above is the loader's */
 #define BOOT_EBDA_GPA	      0x9fc00ull
 #define BOOT_VGA_GPA	      0xa0000ull
+#define BOOT_VGA_END_GPA      0xc0000ull
 #define BOOT_ACPI_GPA	      0xe0000ull
 #define BOOT_ACPI_BYTES	      0x20000ull
 #define BOOT_HIGH_GPA	      0x100000ull /* 1 MiB */

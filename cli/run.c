@@ -1,12 +1,15 @@
 /*
  * lodge run: boot a kernel in a new machine, its console on this terminal.
  */
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/util.h"
+#include "boot/firmware.h"
 #include "cli/cli.h"
 #include "engine/jit/options.h"
 #include "vmm/run.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,7 +21,8 @@
 struct run_options {
 	const char *engine;
 	uint64_t cpus, memory_bytes;
-	struct boot_file kernel, initrd[BOOT_INITRDS_MAX];
+	struct boot_file kernel, firmware, initrd[BOOT_INITRDS_MAX];
+	const char *firmware_log;
 	unsigned initrd_count;
 	const char *cmdline;
 	enum boot_protocol protocol;
@@ -31,6 +35,8 @@ static const char usage_text[] =
 	"usage: lodge run --kernel FILE [OPTION...]\n"
 	"\n"
 	"  --kernel FILE       bzImage, ELF (PVH or plain) or multiboot kernel\n"
+	"  --firmware NAME     start firmware in place of a kernel: bios (SeaBIOS), uefi (OVMF) or a file\n"
+	"  --firmware-log FILE what the firmware writes to its debug port\n"
 	"  --initrd FILE       initial RAM disk; may be given several times\n"
 	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ")\n"
 	"  --memory SIZE       guest memory, such as 512M (default) or 2G; a number alone is in MiB\n"
@@ -70,6 +76,20 @@ static int set_kernel(struct run_options *o, const char *value)
 {
 	o->kernel.path = value;
 	return *value ? 0 : refuse("--kernel wants the name of a kernel file");
+}
+
+static int set_firmware(struct run_options *o, const char *value)
+{
+	if (!*value)
+		return refuse("--firmware wants bios, uefi or the name of a file");
+	o->firmware.path = firmware_path(value);
+	return 0;
+}
+
+static int set_firmware_log(struct run_options *o, const char *value)
+{
+	o->firmware_log = value;
+	return *value ? 0 : refuse("--firmware-log wants the name of a file");
 }
 
 static int set_initrd(struct run_options *o, const char *value)
@@ -158,6 +178,8 @@ static const struct {
 	int (*set)(struct run_options *options, const char *value);
 } valued_options[] = {
 	{ "--kernel", set_kernel },
+	{ "--firmware-log", set_firmware_log },
+	{ "--firmware", set_firmware },
 	{ "--initrd", set_initrd },
 	{ "--cmdline", set_cmdline },
 	{ "--append", set_cmdline },
@@ -217,8 +239,12 @@ static int parse(struct run_options *o, int argc, char **argv)
 	}
 	if (o->json && !o->cpu_help && !o->help)
 		return refuse("--json goes with --cpu help");
-	if (!o->help && !o->cpu_help && !o->kernel.path)
-		return refuse("no kernel given: use --kernel FILE (lodge run --help)");
+	if (o->help || o->cpu_help)
+		return 0;
+	if (!o->kernel.path && !o->firmware.path)
+		return refuse("no kernel given: use --kernel FILE, or --firmware bios (lodge run --help)");
+	if (o->firmware.path && (o->kernel.path || o->initrd_count))
+		return refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
 	return 0;
 }
 
@@ -254,12 +280,21 @@ static int run(const struct run_options *o)
 				.cmdline = o->cmdline,
 				.protocol = o->protocol,
 				.keep_packed = o->keep_packed,
+				.firmware = o->firmware,
 			},
 		},
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
 	};
 
+	AUTO_CLOSE int log = -1;
+
+	if (o->firmware_log) {
+		log = open(o->firmware_log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+		if (log < 0)
+			return refuse("can't write %s: %s", o->firmware_log, strerror(errno)), VMM_EXIT_FAILURE;
+		config.machine.firmware_log = log;
+	}
 	if (!config.machine.engine) {
 		fprintf(stderr, "lodge: %s\n", err.text);
 		return VMM_EXIT_FAILURE;

@@ -14,6 +14,7 @@ enum event {
 	EVENT_RTC = 1 << 10, /* may be enabled; nothing sleeps here, so the alarm never wakes */
 	EVENT_WAKE = 1 << 15
 };
+#define SMI_EN_APMC 0x20u /* a write to the APM port raises an SMI: set by who set SMM up */
 #define EVENTS_STATUS \
 	(EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC | EVENT_WAKE)
 #define EVENTS_ENABLE	   (EVENT_TIMER | EVENT_GLOBAL | EVENT_POWER | EVENT_SLEEP | EVENT_RTC)
@@ -97,13 +98,27 @@ static void pm_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_
 		byte_write(opaque, (unsigned)offset + i, (uint8_t)(value >> i * 8));
 }
 
+static uint64_t smi_read(void *opaque, uint64_t offset, unsigned size)
+{
+	return offset == 0 ? SMI_EN_APMC : 0;
+}
+
+static void smi_write(void *opaque, uint64_t offset, unsigned size, uint64_t value)
+{
+}
+
 int acpi_pm_attach(struct acpi_pm *pm, struct bus *bus, uint16_t base)
 {
 	static const struct bus_ops ops = {.read = pm_read, .write = pm_write};
 
+	static const struct bus_ops smi_ops = {.read = smi_read, .write = smi_write};
+	int status;
+
 	pm->s = (struct acpi_pm_state){0};
 	pm->sci_level = false;
-	return bus_add(bus, BUS_PIO, base, ACPI_PM_PORTS, "acpi-pm", &ops, pm, pm->lock);
+	status = bus_add(bus, BUS_PIO, base, ACPI_PM_PORTS, "acpi-pm", &ops, pm, pm->lock);
+	return status < 0 ? status
+			  : bus_add(bus, BUS_PIO, base + ACPI_PM_SMI_EN, 4, "acpi-pm-smi", &smi_ops, pm, pm->lock);
 }
 
 static void raise_event(struct acpi_pm *pm, uint16_t event)

@@ -6,6 +6,7 @@
  *	base + 4	PM1a_CNT (16 bits)
  *	base + 8	PM_TMR (32 bits, 3.579545 MHz)
  *	base + 12	reset register (8 bits): ACPI_PM_RESET_VALUE resets
+ *	base + 0x30	SMI_EN as Intel's chip sets have it: says that SMM is set up, so that firmware leaves it alone
  */
 #ifndef LODGE_DEVICE_ACPI_PM_H
 #define LODGE_DEVICE_ACPI_PM_H
@@ -17,6 +18,7 @@
 
 #define ACPI_PM_PORT	    0x600
 #define ACPI_PM_PORTS	    16
+#define ACPI_PM_SMI_EN	    0x30 /* 4 ports */
 #define ACPI_PM_EVENT	    0
 #define ACPI_PM_CONTROL	    4
 #define ACPI_PM_TIMER	    8
@@ -24,7 +26,7 @@
 #define ACPI_PM_RESET_VALUE 0x01
 #define ACPI_PM_SLEEP_S1    1 /* SLP_TYP values, as the DSDT's \_Sx objects must say */
 #define ACPI_PM_SLEEP_S3    3
-#define ACPI_PM_SLEEP_S5    5
+#define ACPI_PM_SLEEP_S5    0 /* what OVMF writes without looking at the DSDT */
 #define ACPI_PM_TIMER_HZ    3579545u
 
 struct acpi_pm_state {

@@ -21,6 +21,7 @@
 #include "device/timer/hpet.h"
 #include "device/timer/pit.h"
 #include "device/timer/rtc.h"
+#include "machine/firmware.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
 #include <errno.h>
@@ -53,6 +54,8 @@ struct board {
 	struct i8042 i8042;
 	struct debug_exit debug_exit;
 	struct pvpanic pvpanic;
+	bool has_firmware;
+	struct board_firmware firmware;
 };
 
 /* ---- interrupts ---- */
@@ -343,12 +346,21 @@ static int add_timers(struct board *board)
 
 static int add_pci(struct board *board)
 {
-	const struct pci_host_config config = { .lock = &board->device_lock, .reset = request_reset,
+	struct pci_host_config config = { .lock = &board->device_lock, .reset = request_reset,
 		.opaque = board };
+
+	if (board->has_firmware) {
+		board_firmware_init(&board->firmware, board, board->machine, &board->device_lock);
+		config.bridge = &q35_bridge_ops;
+		config.bridge_opaque = &board->firmware.q35;
+	}
 	int status = pci_host_create(&config, &board->pci);
 
 	if (status == 0)
 		status = pci_host_attach(board->pci, board->machine->bus);
+	/* Firmware chooses the place of the memory window itself. */
+	if (status == 0 && board->has_firmware)
+		return board_firmware_add(&board->firmware, board->pci, board->rtc);
 	if (status == 0)
 		status = pci_host_attach_ecam(board->pci, board->machine->bus, BOOT_ECAM_GPA);
 	return status;
@@ -365,7 +377,7 @@ static int add_console(struct board *board)
 		.output = config->console_output,
 		.room = config->console_room,
 		.opaque = config->console_opaque,
-		.hold_input = true,
+		.hold_input = !board->has_firmware, /* which polls */
 	};
 	int status = uart_create(&uart_config, &board->uart);
 
@@ -406,6 +418,18 @@ static void describe_power(struct acpi_config *config)
 	config->power_button = config->sleep_button = true;
 }
 
+void board_describe(struct board *board, struct acpi_config *ret_config)
+{
+	acpi_config_init(ret_config);
+	ret_config->cpu_count = board->machine->vcpu_count;
+	ret_config->hpet_base = BOOT_HPET_GPA;
+	ret_config->pvpanic_port = PVPANIC_PORT;
+	describe_power(ret_config);
+	describe_pci(ret_config);
+	if (board->has_firmware)
+		board_firmware_describe(&board->firmware, ret_config);
+}
+
 int board_tables(struct board *board, struct boot_config *boot, struct error *err)
 {
 	static const struct boot_map_entry reserved[] = {
@@ -413,12 +437,7 @@ int board_tables(struct board *board, struct boot_config *boot, struct error *er
 	};
 	struct acpi_config config;
 
-	acpi_config_init(&config);
-	config.cpu_count = board->machine->vcpu_count;
-	config.hpet_base = BOOT_HPET_GPA;
-	config.pvpanic_port = PVPANIC_PORT;
-	describe_power(&config);
-	describe_pci(&config);
+	board_describe(board, &config);
 	boot->reserved = reserved;
 	boot->reserved_count = ARRAY_SIZE(reserved);
 	return acpi_install(board->machine->memory, &config, &boot->rsdp, err);
@@ -444,6 +463,7 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	if (!board)
 		return error_set(err, ENOMEM, "no memory for the board");
 	board->machine = machine;
+	board->has_firmware = machine->config.boot.firmware.path;
 	board->own_irqchip = !(machine->config.engine->caps & ENGINE_CAP_IRQCHIP);
 	pthread_mutex_init(&board->device_lock, NULL);
 	pthread_mutex_init(&board->pic_lock, NULL);
@@ -478,6 +498,7 @@ void board_free(struct board *board)
 		m->vcpu[i].lapic = NULL;
 	}
 	pci_host_free(board->pci);
+	board_firmware_done(&board->firmware);
 	uart_free(board->uart);
 	ioapic_free(board->ioapic);
 	lapic_bus_free(board->lapics);

@@ -38,4 +38,10 @@ int board_pic_ack(struct board *board);
 /* An edge on a global system interrupt's line (ACPI 6.4, 5.2.13: GSI 0-23). Takes the device lock. */
 void board_pulse_gsi(struct board *board, unsigned gsi);
 
+/* ---- for firmware.c ---- */
+
+struct acpi_config;
+/* What the ACPI tables say of this board. With the device lock held, or before the first vCPU runs. */
+void board_describe(struct board *board, struct acpi_config *ret_config);
+
 #endif

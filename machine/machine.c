@@ -8,6 +8,7 @@
 #include "device/bus.h"
 #include "memory/memory.h"
 #include "machine/irqfd.h"
+#include "boot/firmware.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
 #include <errno.h>
@@ -119,12 +120,21 @@ static int add_clock(struct machine *m, struct error *err)
 static int add_memory(struct machine *m, struct error *err)
 {
 	uint64_t total = m->config.memory_bytes & GUEST_PAGE_MASK;
-	uint64_t low = boot_ram_low_bytes(total), high = boot_ram_high_bytes(total);
+	const bool firmware = m->config.boot.firmware.path;
+	uint64_t low = MIN(boot_ram_low_bytes(total), firmware ? (uint64_t)FIRMWARE_RAM_LOW : total);
+	uint64_t high = total - low;
 	int status = memory_create(&m->memory);
 
 	if (status < 0)
 		return error_set(err, ENOMEM, "no memory for the machine");
-	status = memory_add_ram(m->memory, 0, low, 0, "ram", err);
+	/* Firmware looks for a graphics card where a kernel is told that there is none. */
+	if (firmware) {
+		status = memory_add_ram(m->memory, 0, BOOT_VGA_GPA, 0, "ram-base", err);
+		if (status == 0)
+			status = memory_add_ram(m->memory, BOOT_VGA_END_GPA, low - BOOT_VGA_END_GPA, 0, "ram", err);
+	} else {
+		status = memory_add_ram(m->memory, 0, low, 0, "ram", err);
+	}
 	if (status == 0 && high)
 		status = memory_add_ram(m->memory, BOOT_HOLE_END_GPA, high, 0, "ram-high", err);
 	return status;
@@ -208,9 +218,13 @@ static int build(struct machine *m, struct error *err)
 	if (status < 0)
 		return status;
 	x86_state_reset(&boot_state);
-	status = board_tables(m->board, &m->config.boot, err);
-	if (status == 0)
-		status = boot_load(m->memory, &m->config.boot, &boot_state, err);
+	if (m->config.boot.firmware.path) {
+		status = firmware_load(m->memory, &m->config.boot.firmware, err);
+	} else {
+		status = board_tables(m->board, &m->config.boot, err);
+		if (status == 0)
+			status = boot_load(m->memory, &m->config.boot, &boot_state, err);
+	}
 	if (status == 0)
 		status = set_first_states(m, &boot_state, err);
 	return status;

@@ -37,7 +37,8 @@ struct machine_config {
 	unsigned cpus;
 	uint64_t memory_bytes; /* a multiple of the page size */
 	struct x86_cpu_choice cpu;
-	struct boot_config boot;
+	struct boot_config boot; /* a kernel, or firmware */
+	int firmware_log;	 /* > 0: the descriptor to which firmware's debug output goes */
 	struct machine_virtual_time virtual_time;
 	struct engine_tuning tuning; /* for tests; random_seed is 1 if virtual time is on and it is 0 */
 	/* The first serial port. output: on a vCPU's thread, must not call back. room: input that was

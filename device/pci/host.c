@@ -172,6 +172,8 @@ int pci_host_create(const struct pci_host_config *config, struct pci_host **ret_
 		return -ENOMEM;
 	host->config = *config;
 	host->slot[0] = (struct pci_slot){.ops = &bridge_ops, .function = host};
+	if (config->bridge)
+		host->slot[0] = (struct pci_slot){.ops = config->bridge, .function = config->bridge_opaque};
 	*ret_host = host;
 	return 0;
 }

@@ -38,6 +38,9 @@ struct pci_host_config {
 	 * only note it. May be NULL. */
 	void (*reset)(void *opaque);
 	void *opaque;
+	/* The bridge's own function in place of the plain one, or NULL. */
+	const struct pci_function_ops *bridge;
+	void *bridge_opaque;
 };
 
 struct pci_host_state {
