@@ -26,6 +26,18 @@ struct net_offload {
 	uint16_t buffers;
 };
 
+enum { /* net_offload.flags and .gso_type */
+	NET_NEEDS_CSUM = 1, /* sum up from csum_start to the frame's end, store at csum_start + csum_offset */
+	NET_DATA_VALID = 2, /* its checksums were found right */
+	NET_GSO_NONE = 0,
+	NET_GSO_TCP4 = 1,
+	NET_GSO_TCP6 = 4,
+	NET_GSO_UDP = 5, /* USO: datagrams, not fragments */
+	NET_GSO_ECN = 0x80,
+};
+
+#define NET_HEADER_BYTES 12 /* of struct net_offload on the wire */
+
 enum net_feature { /* what a side can take in the frames that it is given */
 	NET_CSUM = 1,  /* checksums left to do */
 	NET_TSO4 = 2,  /* TCP segments larger than the MTU */
@@ -42,6 +54,15 @@ struct net_peer {
 	void (*link)(void *opaque, bool up); /* may be NULL */
 	void *opaque;
 };
+
+/* Is what is said about a frame of `frame_bytes` within the frame and in itself consistent? Everything that came from
+ * a guest or another process passes here before anything else looks at it. It does not look into the frame. */
+bool net_offload_check(const struct net_offload *offload, uint64_t frame_bytes);
+/* What a receiver must be able to take to be given this (enum net_feature). */
+unsigned net_offload_needs(const struct net_offload *offload);
+/* To and from NET_HEADER_BYTES of little endian. */
+void net_offload_load(struct net_offload *ret_offload, const uint8_t *bytes);
+void net_offload_store(uint8_t *bytes, const struct net_offload *offload);
 
 struct net {
 	const struct net_ops *ops;
