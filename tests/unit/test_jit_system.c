@@ -27,7 +27,7 @@ static void flat_line(struct rig *r, uint64_t host, uint64_t span)
 /* Does this engine read the host's counter? */
 static bool has_lines(void)
 {
-	return jit_ops == &engine_jit_ops && !jit_has_option("count");
+	return rig_ops == &engine_jit_ops && !jit_has_option("count");
 }
 
 static void run_tsc(struct rig *r, struct x86_state *s)
@@ -207,15 +207,15 @@ static void test_returns_to_no_address(void **state)
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
-		JIT_TEST(test_tsc_on_a_line),
-		JIT_TEST(test_tsc_goes_by_the_rate),
-		JIT_TEST(test_tsc_off_the_line),
-		JIT_TEST(test_tsc_adjusted),
-		JIT_TEST(test_tsc_denied),
-		JIT_TEST(test_calls_and_returns),
-		JIT_TEST(test_returns_to_no_address),
+		RIG_TEST(test_tsc_on_a_line),
+		RIG_TEST(test_tsc_goes_by_the_rate),
+		RIG_TEST(test_tsc_off_the_line),
+		RIG_TEST(test_tsc_adjusted),
+		RIG_TEST(test_tsc_denied),
+		RIG_TEST(test_calls_and_returns),
+		RIG_TEST(test_returns_to_no_address),
 	};
-	int status = jit_main(argc, argv);
+	int status = rig_main(argc, argv, "ENGINE");
 
-	return status ? status : cmocka_run_group_tests_name(jit_ops->name, tests, NULL, NULL);
+	return status ? status : cmocka_run_group_tests_name(rig_ops->name, tests, NULL, NULL);
 }
