@@ -342,6 +342,11 @@ void virtio_kick(struct virtio_device *device, unsigned index)
 		eventfd_write(q->eventfd, 1); /* a full counter is a kick that nobody heard yet */
 }
 
+void virtq_kick(struct virtq *q)
+{
+	virtio_kick(q->device, q->index);
+}
+
 static void kicked(void *opaque, uint32_t events)
 {
 	struct virtq *q = opaque;

@@ -135,6 +135,8 @@ void virtq_buffer_free(struct virtq_buffer *buffer);
 void virtq_signal(struct virtq *queue);
 /* Say that no kick is wanted while the device polls, or that one is; true: there is something to pop already. */
 bool virtq_want_kicks(struct virtq *queue, bool want);
+/* Have notify called again, as if the driver had kicked: a device that has done enough for once. */
+void virtq_kick(struct virtq *queue);
 bool virtq_is_enabled(const struct virtq *queue);
 
 /* Copy between a chain and bytes, at an offset from its start. Returns how many: less at the chain's end. */
