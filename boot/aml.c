@@ -263,7 +263,7 @@ void aml_res_gsi(struct aml *aml, uint32_t gsi)
 {
 	put8(aml, RES_EXT_IRQ);
 	put_le(aml, 6, 2);
-	put8(aml, 1); /* a consumer; level, active high, exclusive */
+	put8(aml, 9); /* a consumer; level, active high, shared */
 	put8(aml, 1); /* one interrupt */
 	put_le(aml, gsi, 4);
 }

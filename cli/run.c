@@ -28,7 +28,7 @@ struct run_options {
 	enum boot_protocol protocol;
 	struct x86_cpu_choice cpu;
 	const char *jit;
-	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help;
+	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 };
 
 static const char usage_text[] =
@@ -49,6 +49,7 @@ static const char usage_text[] =
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
 	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (128M), perf; docs/jit.md has more\n"
+	"  --rng on|off        a virtio entropy device (default: on)\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
 	"\n"
@@ -173,6 +174,14 @@ static int set_on_reboot(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_rng(struct run_options *o, const char *value)
+{
+	o->no_rng = strcmp(value, "off") == 0;
+	if (!o->no_rng && strcmp(value, "on"))
+		return refuse("--rng '%s': give on or off", value);
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*set)(struct run_options *options, const char *value);
@@ -190,6 +199,7 @@ static const struct {
 	{ "--jit", set_jit },
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
+	{ "--rng", set_rng },
 };
 
 static bool set_flag(struct run_options *o, const char *name)
@@ -273,6 +283,7 @@ static int run(const struct run_options *o)
 			.memory_bytes = o->memory_bytes,
 			.cpu = o->cpu,
 			.tuning = { .jit = o->jit },
+			.rng = !o->no_rng,
 			.boot = {
 				.kernel = o->kernel,
 				.initrd = o->initrd,

@@ -1,8 +1,9 @@
 /*
  * The board: see board.h. Addresses are the PC's; ACPI tells the guest of them.
  *
- * Lock order: device lock -> I/O APIC -> local APICs -> machine -> vCPU. Interrupt lines are driven with
- * the device lock held.
+ * Lock order: device lock -> the lock of a device of devices.c -> PCI lines -> PIC -> I/O APIC -> local APICs ->
+ * machine -> vCPU. Interrupt lines are driven with the lock of their device held. Whatever the engine, the bus's handlers
+ * run on the thread of the vCPU that made the access.
  */
 #include "machine/board.h"
 #include "base/cleanup.h"
@@ -21,6 +22,7 @@
 #include "device/timer/hpet.h"
 #include "device/timer/pit.h"
 #include "device/timer/rtc.h"
+#include "memory/memory.h"
 #include "machine/firmware.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
@@ -33,8 +35,12 @@
 #define GSI_COM1  4
 #define GSI_RTC	  8
 #define GSI_SCI	  9
-#define GSI_PCI	  16 /* four of them: INTA to INTD */
+#define GSI_PCI	  16 /* four of them */
+#define PCI_LINES 4
 #define HPET_PINS 0x00f00000u /* 20 to 23, which nothing else drives */
+
+#define HIGH_WINDOW_ALIGN GIB(1)
+#define HIGH_WINDOW_BYTES GIB(512)
 
 struct board {
 	struct machine *machine;
@@ -49,6 +55,8 @@ struct board {
 	struct hpet *hpet;
 	bool hpet_legacy; /* the HPET drives the PIT's and the RTC's interrupts; device_lock */
 	struct pci_host *pci;
+	pthread_mutex_t pci_line_lock;
+	unsigned pci_line[PCI_LINES]; /* how many functions raise it */
 	struct uart *uart;
 	struct acpi_pm pm;
 	struct i8042 i8042;
@@ -85,6 +93,42 @@ static void line_set(void *opaque, unsigned gsi, bool level)
 static struct irq_line gsi_line(struct board *board, unsigned gsi)
 {
 	return (struct irq_line){ .set = line_set, .opaque = board, .line = gsi };
+}
+
+/* ---- of PCI functions ---- */
+
+/* Each function says when it raises the line and when it lowers it, once. */
+static void pci_line_set(void *opaque, unsigned line, bool level)
+{
+	struct board *board = opaque;
+
+	AUTO_LOCK(&board->pci_line_lock);
+	const bool before = board->pci_line[line];
+	board->pci_line[line] += level ? 1 : -1u;
+	if (before != !!board->pci_line[line])
+		set_gsi(board, GSI_PCI + line, level);
+}
+
+struct irq_line board_pci_intx(struct board *board, unsigned devfn)
+{
+	return (struct irq_line){ .set = pci_line_set, .opaque = board,
+		.line = (devfn >> 3) % PCI_LINES };
+}
+
+static void send_msi(void *opaque, uint64_t address, uint32_t data)
+{
+	struct board *board = opaque;
+	struct machine *m = board->machine;
+
+	if (board->own_irqchip)
+		lapic_bus_msi(board->lapics, address, data);
+	else
+		m->config.engine->msi(m->vm, address, data);
+}
+
+struct msi_sink board_msi(struct board *board)
+{
+	return (struct msi_sink){ .send = send_msi, .opaque = board };
 }
 
 /* INTR of the PIC goes to the boot processor's LINT0. */
@@ -344,6 +388,23 @@ static int add_timers(struct board *board)
 
 /* ---- PCI: a host bridge and an empty bus ---- */
 
+struct pci_host *board_pci(struct board *board)
+{
+	return board->pci;
+}
+
+/* Above RAM, as far as the processor has addresses. */
+void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *ret_bytes)
+{
+	const struct guest_memory *memory = board->machine->memory;
+	const struct memory_region *last = &memory->region[memory->region_count - 1];
+	const uint64_t end = MAX(last->base + last->size_bytes, (uint64_t)BOOT_HOLE_END_GPA);
+	const uint64_t limit = BIT(board->machine->cpuid.phys_bits);
+
+	*ret_base = ALIGN_UP(end, HIGH_WINDOW_ALIGN);
+	*ret_bytes = *ret_base < limit ? MIN(limit - *ret_base, HIGH_WINDOW_BYTES) : 0;
+}
+
 static int add_pci(struct board *board)
 {
 	struct pci_host_config config = { .lock = &board->device_lock, .reset = request_reset,
@@ -393,13 +454,14 @@ size_t board_console_input(struct board *board, const uint8_t *bytes, size_t cou
 
 /* ---- ACPI ---- */
 
-static void describe_pci(struct acpi_config *config)
+static void describe_pci(struct board *board, struct acpi_config *config)
 {
 	config->pci = true;
 	config->ecam_base = BOOT_ECAM_GPA;
 	config->pci_last_bus = 0;
 	config->pci_window_base = BOOT_PCI_WINDOW_GPA;
 	config->pci_window_bytes = BOOT_PCI_WINDOW_BYTES;
+	board_pci_high_window(board, &config->pci_high_window_base, &config->pci_high_window_bytes);
 	for (unsigned i = 0; i < ARRAY_SIZE(config->pci_gsi); i++)
 		config->pci_gsi[i] = (uint8_t)(GSI_PCI + i);
 }
@@ -425,7 +487,8 @@ void board_describe(struct board *board, struct acpi_config *ret_config)
 	ret_config->hpet_base = BOOT_HPET_GPA;
 	ret_config->pvpanic_port = PVPANIC_PORT;
 	describe_power(ret_config);
-	describe_pci(ret_config);
+	describe_pci(board, ret_config);
+	devices_describe(board->machine->devices, ret_config);
 	if (board->has_firmware)
 		board_firmware_describe(&board->firmware, ret_config);
 }
@@ -467,6 +530,7 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	board->own_irqchip = !(machine->config.engine->caps & ENGINE_CAP_IRQCHIP);
 	pthread_mutex_init(&board->device_lock, NULL);
 	pthread_mutex_init(&board->pic_lock, NULL);
+	pthread_mutex_init(&board->pci_line_lock, NULL);
 	int status = board->own_irqchip ? add_irqchip(board) : 0;
 	if (status == 0)
 		status = add_timers(board);
@@ -505,5 +569,6 @@ void board_free(struct board *board)
 	pic_free(board->pic);
 	pthread_mutex_destroy(&board->device_lock);
 	pthread_mutex_destroy(&board->pic_lock);
+	pthread_mutex_destroy(&board->pci_line_lock);
 	free(board);
 }

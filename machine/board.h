@@ -8,12 +8,15 @@
 
 #include "base/types.h"
 #include "base/util.h"
+#include "device/irq_line.h"
+#include "device/msi.h"
 #include "isa/x86/state.h"
 
 struct board;
 struct boot_config;
 struct error;
 struct machine;
+struct pci_host;
 
 /* The machine's memory, clock, bus, VM and vCPUs exist. Errors: with a line for people. */
 MUST_CHECK int board_create(struct board **ret_board, struct machine *machine, struct error *err);
@@ -34,6 +37,13 @@ bool board_interrupt_pending(struct board *board, unsigned index);
 
 /* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
 int board_pic_ack(struct board *board);
+
+/* For the devices of devices.c: the host bridge; the line of a function's INTA, which functions share; where messages
+ * go; the addresses above RAM for large BARs. */
+struct pci_host *board_pci(struct board *board);
+struct irq_line board_pci_intx(struct board *board, unsigned devfn);
+struct msi_sink board_msi(struct board *board);
+void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *ret_bytes);
 
 /* An edge on a global system interrupt's line (ACPI 6.4, 5.2.13: GSI 0-23). Takes the device lock. */
 void board_pulse_gsi(struct board *board, unsigned gsi);

@@ -215,6 +215,8 @@ static int build(struct machine *m, struct error *err)
 		status = add_vcpus(m, err);
 	if (status == 0)
 		status = board_create(&m->board, m, err);
+	if (status == 0)
+		status = devices_create(&m->devices, m, err);
 	if (status < 0)
 		return status;
 	x86_state_reset(&boot_state);
@@ -290,6 +292,7 @@ void machine_free(struct machine *m)
 	machine_stop(m);
 	machine_wait(m, &ignored);
 	irqfds_free(m->irqfds);
+	devices_free(m->devices);
 	board_free(m->board);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		m->config.engine->vcpu_free(m->vcpu[i].engine);

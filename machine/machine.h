@@ -18,6 +18,7 @@
 #define MACHINE_MEMORY_MIN   MIB(16) /* less holds no kernel */
 #define MACHINE_MEMORY_MAX   GIB(1024)
 
+struct loop;
 struct machine;
 
 /*
@@ -46,6 +47,10 @@ struct machine_config {
 	void (*console_output)(void *opaque, const uint8_t *bytes, size_t count);
 	void (*console_room)(void *opaque);
 	void *console_opaque;
+	/* Devices, on a loop that a thread runs from before machine_create() until after machine_free(). NULL: none. */
+	struct loop *io;
+	uint64_t virtio_features_off; /* device/virtio/virtio.h: for tests */
+	bool rng;		      /* an entropy device */
 };
 
 enum machine_end {

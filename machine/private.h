@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "machine/board.h"
 #include "machine/clock.h"
+#include "machine/devices.h"
 #include "machine/machine.h"
 #include <pthread.h>
 #include <stdatomic.h>
@@ -48,6 +49,7 @@ struct machine {
 	struct machine_clock *clock;
 	struct bus *bus;
 	struct board *board;
+	struct devices *devices; /* NULL: none */
 	struct irqfds *irqfds; /* made when first asked for, under `lock` */
 	struct x86_cpuid_model cpuid;
 	struct engine_vm *vm;

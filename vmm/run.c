@@ -1,12 +1,13 @@
 /*
  * One machine in this process: see run.h.
  *
- * The caller's thread waits for the machine; one waits for signals, which are blocked everywhere else;
- * console.h has its own.
+ * The caller's thread waits for the machine; one waits for signals, which are blocked everywhere else; one
+ * runs the loop of devices and back ends; console.h has its own.
  */
 #include "vmm/run.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/loop.h"
 #include "vmm/console.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -17,6 +18,8 @@
 struct vmm {
 	const struct vmm_config *config;
 	struct console *console;
+	struct loop *io; /* of devices and back ends */
+	pthread_t io_thread;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -62,6 +65,38 @@ static void *signal_thread(void *opaque)
 		ask_to_end(vmm, number);
 	}
 	return NULL;
+}
+
+/* ---- the I/O loop ---- */
+
+static void *io_thread(void *opaque)
+{
+	struct vmm *vmm = opaque;
+
+	pthread_setname_np(pthread_self(), "io");
+	loop_run(vmm->io);
+	return NULL;
+}
+
+static int start_io(struct vmm *vmm, struct error *err)
+{
+	int status = loop_create(&vmm->io);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make the devices' event loop");
+	int code = pthread_create(&vmm->io_thread, NULL, io_thread, vmm);
+	if (code) {
+		loop_free(vmm->io);
+		return error_set_errno(err, code, "can't start a thread for devices");
+	}
+	return 0;
+}
+
+static void end_io(struct vmm *vmm)
+{
+	loop_stop(vmm->io);
+	pthread_join(vmm->io_thread, NULL);
+	loop_free(vmm->io);
 }
 
 /* ---- the machine's lives ---- */
@@ -148,7 +183,7 @@ static int run_lives(struct vmm *vmm, struct machine *machine, const struct mach
 	}
 }
 
-/* The whole story, with the console open. */
+/* With the console open and the I/O loop running. */
 static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error *err)
 {
 	struct machine_config config = vmm->config->machine;
@@ -161,6 +196,7 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 	config.console_output = console_output;
 	config.console_room = console_room;
 	config.console_opaque = vmm->console;
+	config.io = vmm->io;
 	int status = machine_create(&machine, &config, err);
 	if (status == 0)
 		status = run_lives(vmm, machine, &config, ret_result, err);
@@ -168,6 +204,18 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 	console_flush(vmm->console);
 	pthread_kill(signals, SIGUSR2);
 	pthread_join(signals, NULL);
+	return status;
+}
+
+/* The whole story, with the console open. */
+static int tell_all(struct vmm *vmm, struct machine_result *ret_result, struct error *err)
+{
+	int status = start_io(vmm, err);
+
+	if (status < 0)
+		return status;
+	status = tell(vmm, ret_result, err);
+	end_io(vmm);
 	return status;
 }
 
@@ -184,7 +232,7 @@ int vmm_run(const struct vmm_config *config)
 	signal(SIGPIPE, SIG_IGN);
 	if (console_open(&vmm.console, user_quits, &vmm, &err) < 0)
 		return complain(&err);
-	int status = tell(&vmm, &result, &err);
+	int status = tell_all(&vmm, &result, &err);
 	console_close(vmm.console);
 	if (status < 0)
 		return complain(&err);

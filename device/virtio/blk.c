@@ -31,11 +31,11 @@
 #define REQUESTS_MAX 256
 #define TURN_MAX     512 /* requests from one queue before others have their turn on the loop */
 
-#define SECTOR_SHIFT   9
-#define HEADER_BYTES   16
-#define RANGE_BYTES    16
-#define RANGES_MAX     16
-#define RANGE_SECTORS  (1u << 21) /* the largest range that may be discarded at a time: 1 GiB */
+#define SECTOR_SHIFT  9
+#define HEADER_BYTES  16
+#define RANGE_BYTES   16
+#define RANGES_MAX    16
+#define RANGE_SECTORS (1u << 21) /* the largest range that may be discarded at a time: 1 GiB */
 
 /* Feature bits: 5.2.3. */
 #define F_SEG_MAX      (1ull << 2)
@@ -112,8 +112,8 @@ struct virtio_blk {
 	struct request *free;
 	struct request *stalled;
 	unsigned under_way;
-	int stall_status;  /* of the last that was kept; 0: none is kept */
-	int stall_told;	   /* what config.stalled was told */
+	int stall_status;	     /* of the last that was kept; 0: none is kept */
+	int stall_told;		     /* what config.stalled was told */
 	uint32_t to_signal, waiting; /* bits of queues: to be signalled; not emptied yet */
 	bool resetting, freeing;
 	bool here; /* the loop's thread only */
@@ -302,8 +302,8 @@ static void block_done(struct block_request *block, int status)
 /* ---- from a request's parts to the block device's requests ---- */
 
 /* The part [skip, skip + bytes) of a list of buffers, as r->iov. The list holds at least that. */
-static int slice(struct request *r, const struct iovec *from, unsigned count, uint64_t skip,
-	uint64_t bytes)
+static int slice(
+	struct request *r, const struct iovec *from, unsigned count, uint64_t skip, uint64_t bytes)
 {
 	unsigned n = 0;
 
@@ -370,7 +370,8 @@ static void submit_next(struct request *r)
 /* ---- checking what the driver asks for ---- */
 
 /* Is it within the disk, in whole sectors? */
-static int check_range(const struct virtio_blk *blk, uint64_t sector, uint64_t bytes, struct range *ret)
+static int check_range(
+	const struct virtio_blk *blk, uint64_t sector, uint64_t bytes, struct range *ret)
 {
 	const struct block_limits *limits = &blk->limits;
 
@@ -386,8 +387,7 @@ static int check_range(const struct virtio_blk *blk, uint64_t sector, uint64_t b
 static int begin_transfer(struct request *r, enum block_op op, uint64_t sector)
 {
 	bool write = op == BLOCK_WRITE;
-	uint64_t bytes =
-		write ? r->buffer.out_bytes - HEADER_BYTES : r->buffer.in_bytes - 1;
+	uint64_t bytes = write ? r->buffer.out_bytes - HEADER_BYTES : r->buffer.in_bytes - 1;
 	int status = check_range(r->blk, sector, bytes, &r->ranges[0]);
 
 	if (status < 0)
@@ -413,8 +413,8 @@ static int read_range(struct request *r, enum block_op op, unsigned index)
 		return -EOPNOTSUPP;
 	if (sectors > RANGE_SECTORS)
 		return -EINVAL;
-	int status = check_range(
-		r->blk, sector, (uint64_t)sectors << SECTOR_SHIFT, &r->ranges[index]);
+	int status =
+		check_range(r->blk, sector, (uint64_t)sectors << SECTOR_SHIFT, &r->ranges[index]);
 	r->ranges[index].unmap = flags & RANGE_FLAG_UNMAP;
 	return status;
 }
@@ -733,13 +733,13 @@ int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk 
 	init(blk, config);
 	blk->retry = loop_timer_create(config->loop, retry_stalled, blk);
 	int status = blk->retry ? virtio_create(&(struct virtio_config){.ops = &blk_ops,
-						       .device = blk,
-						       .memory = config->memory,
-						       .lock = config->lock,
-						       .loop = config->loop,
-						       .name = config->name},
-					  &blk->device) :
-				  -ENOMEM;
+							.device = blk,
+							.memory = config->memory,
+							.lock = config->lock,
+							.loop = config->loop,
+							.name = config->name},
+					  &blk->device)
+				: -ENOMEM;
 	if (status < 0) {
 		virtio_blk_free(blk);
 		return status;

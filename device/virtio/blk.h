@@ -33,10 +33,11 @@ struct virtio_blk_config {
 	struct guest_memory *memory;
 	struct loop *loop;
 	pthread_mutex_t *lock; /* the device's; outlives it */
-	struct block *block; /* the caller's, opened on that loop, open until after virtio_blk_free() */
-	const char *name;    /* for messages; outlives the device */
-	const char *serial;  /* NULL: none; cut after VIRTIO_BLK_SERIAL_BYTES; copied */
-	unsigned queues;     /* 1 to VIRTIO_BLK_QUEUES_MAX */
+	struct block
+		*block; /* the caller's, opened on that loop, open until after virtio_blk_free() */
+	const char *name;   /* for messages; outlives the device */
+	const char *serial; /* NULL: none; cut after VIRTIO_BLK_SERIAL_BYTES; copied */
+	unsigned queues;    /* 1 to VIRTIO_BLK_QUEUES_MAX */
 	enum virtio_blk_errors errors;
 	/*
 	 * Requests fail with `status` and are kept, or (0) none is any more: hold the machine meanwhile. They are tried
@@ -50,7 +51,8 @@ struct virtio_blk_config {
 #define VIRTIO_BLK_RETRY_NS 1000000000ull
 
 /* Errors: -ENOMEM, -EINVAL (queues), those of virtio_create(). Before the loop runs, or on its thread. */
-MUST_CHECK int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk **ret_blk);
+MUST_CHECK int virtio_blk_create(
+	const struct virtio_blk_config *config, struct virtio_blk **ret_blk);
 /*
  * NULL is allowed. The loop does not run, nor does a vCPU: requests that are under way still are waited for, by
  * running the loop here. Requests that were kept are dropped: nobody was told that they had succeeded.

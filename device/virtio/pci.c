@@ -31,13 +31,13 @@
 #define NOTIFY_STEP 4u
 #define NO_VECTOR   0xffffu
 
-#define VENDOR	      0x1af4
-#define DEVICE_BASE   0x1040
-#define CAP_VENDOR    0x09
-#define CAP_BYTES     16u
-#define ACCESS_DATA   16u /* of the capability for accesses through configuration space */
-#define ACCESS_BYTES  20u
-#define COMMON_BYTES  56u
+#define VENDOR	     0x1af4
+#define DEVICE_BASE  0x1040
+#define CAP_VENDOR   0x09
+#define CAP_BYTES    16u
+#define ACCESS_DATA  16u /* of the capability for accesses through configuration space */
+#define ACCESS_BYTES 20u
+#define COMMON_BYTES 56u
 
 enum cap_type { CAP_COMMON = 1, CAP_NOTIFY = 2, CAP_ISR = 3, CAP_DEVICE = 4, CAP_ACCESS = 5 };
 
@@ -309,10 +309,10 @@ static void bar_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64
 
 	switch (offset & ~(uint64_t)(AREA_BYTES - 1)) {
 	case COMMON_AT: common_write(p, offset, size_bytes, value); break;
-	case DEVICE_AT: virtio_config_write(p->virtio, offset - DEVICE_AT, size_bytes, value); break;
-	case NOTIFY_AT:
-		virtio_kick(p->virtio, (unsigned)(offset - NOTIFY_AT) / NOTIFY_STEP);
+	case DEVICE_AT:
+		virtio_config_write(p->virtio, offset - DEVICE_AT, size_bytes, value);
 		break;
+	case NOTIFY_AT: virtio_kick(p->virtio, (unsigned)(offset - NOTIFY_AT) / NOTIFY_STEP); break;
 	default: break;
 	}
 }
@@ -320,8 +320,8 @@ static void bar_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64
 /* ---- the capability for accesses through configuration space (4.1.4.9) ---- */
 
 /* What the driver asked for, if it may. */
-static bool asked_access(
-	struct virtio_pci *p, unsigned offset, unsigned size_bytes, uint32_t *ret_at, uint32_t *ret_bytes)
+static bool asked_access(struct virtio_pci *p, unsigned offset, unsigned size_bytes,
+	uint32_t *ret_at, uint32_t *ret_bytes)
 {
 	const uint8_t *cap = pci_device_config_space(p->function) + p->access_cap;
 	const uint32_t at = load_le32(cap + 8), bytes = load_le32(cap + 12);
@@ -358,8 +358,8 @@ static void config_written(void *opaque, unsigned offset, unsigned size_bytes)
 		return;
 	const uint32_t value =
 		load_le32(pci_device_config_space(p->function) + p->access_cap + ACCESS_DATA);
-	pci_device_bar_write(p->function, BAR, at, bytes,
-		bytes == 4 ? value : value & ((1u << 8 * bytes) - 1));
+	pci_device_bar_write(
+		p->function, BAR, at, bytes, bytes == 4 ? value : value & ((1u << 8 * bytes) - 1));
 }
 
 /* ---- life ---- */

@@ -263,8 +263,8 @@ void virtq_push(struct virtq *q, struct virtq_buffer *buffer, uint32_t bytes)
 	q->in_flight--;
 }
 
-void virtq_push_all(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *bytes,
-	unsigned count)
+void virtq_push_all(
+	struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *bytes, unsigned count)
 {
 	bool mine = runs(q) && count;
 

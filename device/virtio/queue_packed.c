@@ -89,7 +89,8 @@ static void packed_put_back(struct virtq *q, const struct virtq_buffer *buffer)
 }
 
 /* All but the flags; returns them. */
-static uint16_t fill_used(struct virtq *q, unsigned at, const struct virtq_buffer *buffer, uint32_t written)
+static uint16_t fill_used(
+	struct virtq *q, unsigned at, const struct virtq_buffer *buffer, uint32_t written)
 {
 	uint8_t *d = descriptor(q, at);
 
@@ -100,8 +101,8 @@ static uint16_t fill_used(struct virtq *q, unsigned at, const struct virtq_buffe
 }
 
 /* The first one's flags come last: the driver looks no further than there. */
-static void packed_use(struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *written,
-	unsigned count)
+static void packed_use(struct virtq *q, struct virtq_buffer *const *buffers,
+	const uint32_t *written, unsigned count)
 {
 	const unsigned first = q->next_used;
 	uint16_t first_flags = 0;

@@ -11,7 +11,7 @@
 
 #define QUEUE_SIZE    64
 #define CHUNK_BYTES   4096u /* into one buffer */
-#define BUFFERS_A_RUN 64 /* then others on the loop come first */
+#define BUFFERS_A_RUN 64    /* then others on the loop come first */
 
 struct virtio_rng {
 	struct virtio_device *virtio;

@@ -1,0 +1,241 @@
+/*
+ * See devices.h. Each device has a lock of its own, lives on the machine's I/O loop and has a transport: a PCI function
+ * on bus 0, in the order of the table from 00:01.0 on, or a page of MMIO.
+ */
+#include "machine/devices.h"
+#include "base/loop.h"
+#include "boot/acpi.h"
+#include "boot/layout.h"
+#include "device/bus.h"
+#include "device/virtio/pci.h"
+#include "device/virtio/rng.h"
+#include "device/virtio/transport.h"
+#include "machine/private.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define DEVICES_MAX	30 /* as many as slots on a PCI bus beside the two that a chip set takes */
+#define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
+
+/* A kind of device: how many of them the configuration has, and how to make and free one. `wiring` is all but ops and
+ * device. Both run on the I/O loop's thread. */
+struct device_kind {
+	const char *name;
+	unsigned (*count)(const struct machine_config *config);
+	int (*create)(const struct machine_config *config, unsigned index,
+		const struct virtio_config *wiring, void **ret_device,
+		struct virtio_device **ret_virtio, struct error *err);
+	void (*free)(void *device);
+};
+
+struct machine_device {
+	struct devices *all;
+	const struct device_kind *kind;
+	unsigned index; /* among those of its kind */
+	char name[16];
+	pthread_mutex_t lock;
+	void *device;
+	struct virtio_device *virtio;
+	struct virtio_pci *pci;
+};
+
+struct devices {
+	struct machine *machine;
+	unsigned count;
+	struct machine_device *device[DEVICES_MAX];
+	uint64_t next_low, next_high; /* addresses for BARs */
+	int status;
+	struct error *err;
+};
+
+/* ---- the kinds ---- */
+
+static unsigned rng_count(const struct machine_config *config)
+{
+	return config->rng;
+}
+
+static int rng_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	struct virtio_rng *rng;
+	int status = virtio_rng_create(wiring, &rng);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make the entropy device");
+	*ret_device = rng;
+	*ret_virtio = virtio_rng_virtio(rng);
+	return 0;
+}
+
+static void rng_free(void *device)
+{
+	virtio_rng_free(device);
+}
+
+static const struct device_kind kinds[] = {
+	{ "rng", rng_count, rng_create, rng_free },
+};
+
+/* ---- PCI ---- */
+
+static int set_doorbell(void *opaque, const struct bus_doorbell *bell, bool on)
+{
+	struct machine *m = opaque;
+
+	return m->config.engine->ioeventfd(m->vm, bell, on);
+}
+
+/* Naturally aligned, from the bottom of a window; 0: it is full. */
+static uint64_t take_address(uint64_t *next, uint64_t bytes, uint64_t end)
+{
+	const uint64_t at = ALIGN_UP(*next, bytes);
+
+	if (at > end || bytes > end - at)
+		return 0;
+	*next = at + bytes;
+	return at;
+}
+
+/* As firmware would. What finds no place is left to the guest. */
+static void assign_bars(struct devices *all, struct pci_device *function)
+{
+	uint64_t high_base, high_bytes;
+
+	board_pci_high_window(all->machine->board, &high_base, &high_bytes);
+	for (unsigned i = 0; i < PCI_BARS; i++) {
+		enum pci_bar_kind kind;
+		bool prefetchable;
+		const uint64_t bytes = pci_device_bar_bytes(function, i, &kind, &prefetchable);
+		const bool high = kind == PCI_BAR_MEM64 && bytes >= LARGE_BAR_BYTES;
+
+		if (kind != PCI_BAR_MEM32 && kind != PCI_BAR_MEM64)
+			continue;
+		const uint64_t at =
+			high ? take_address(&all->next_high, bytes, high_base + high_bytes) :
+			       take_address(&all->next_low, bytes,
+				       BOOT_PCI_WINDOW_GPA + BOOT_PCI_WINDOW_BYTES);
+		if (at)
+			pci_device_assign(function, i, at);
+	}
+}
+
+static int plug_into_pci(struct machine_device *d, struct error *err)
+{
+	struct machine *m = d->all->machine;
+	unsigned slot = 1;
+
+	while (d->all->device[slot - 1] != d)
+		slot++;
+	const struct virtio_pci_config config = {
+		.virtio = d->virtio,
+		.bus = m->bus,
+		.intx = board_pci_intx(m->board, PCI_DEVFN(slot, 0)),
+		.msi = board_msi(m->board),
+		.doorbell = set_doorbell,
+		.opaque = m,
+	};
+	int status = virtio_pci_create(&config, &d->pci);
+	if (status == 0)
+		status = pci_device_plug(virtio_pci_function(d->pci), board_pci(m->board),
+			PCI_DEVFN(slot, 0));
+	if (status < 0)
+		return error_set_errno(err, -status, "can't put %s on the PCI bus", d->name);
+	if (!m->config.boot.firmware.path)
+		assign_bars(d->all, virtio_pci_function(d->pci));
+	return 0;
+}
+
+/* ---- life ---- */
+
+static void free_device(struct machine_device *d)
+{
+	virtio_pci_free(d->pci);
+	if (d->device)
+		d->kind->free(d->device);
+	pthread_mutex_destroy(&d->lock);
+	free(d);
+}
+
+static int create_device(struct devices *all, const struct device_kind *kind, unsigned index)
+{
+	struct machine *m = all->machine;
+
+	if (all->count == DEVICES_MAX)
+		return error_set(all->err, ENOSPC, "a machine has at most %d devices", DEVICES_MAX);
+	struct machine_device *d = calloc(1, sizeof(*d));
+	if (!d)
+		return error_set(all->err, ENOMEM, "no memory for devices");
+	d->all = all;
+	d->kind = kind;
+	d->index = index;
+	pthread_mutex_init(&d->lock, NULL);
+	snprintf(d->name, sizeof(d->name), "%s%u", kind->name, index);
+	all->device[all->count++] = d;
+	const struct virtio_config wiring = { .memory = m->memory, .lock = &d->lock,
+		.loop = m->config.io, .name = d->name,
+		.features_off = m->config.virtio_features_off };
+	int status = kind->create(&m->config, index, &wiring, &d->device, &d->virtio, all->err);
+	return status < 0 ? status : plug_into_pci(d, all->err);
+}
+
+static void create_all(void *opaque)
+{
+	struct devices *all = opaque;
+
+	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+		const unsigned count = kinds[k].count(&all->machine->config);
+
+		for (unsigned i = 0; all->status == 0 && i < count; i++)
+			all->status = create_device(all, &kinds[k], i);
+	}
+}
+
+static void free_all(void *opaque)
+{
+	struct devices *all = opaque;
+
+	for (unsigned i = 0; i < all->count; i++)
+		free_device(all->device[i]);
+}
+
+int devices_create(struct devices **ret_devices, struct machine *m, struct error *err)
+{
+	uint64_t high_bytes;
+
+	if (!m->config.io)
+		return 0;
+	struct devices *all = calloc(1, sizeof(*all));
+	if (!all)
+		return error_set(err, ENOMEM, "no memory for devices");
+	all->machine = m;
+	all->err = err;
+	all->next_low = BOOT_PCI_WINDOW_GPA;
+	board_pci_high_window(m->board, &all->next_high, &high_bytes);
+	loop_invoke(m->config.io, create_all, all);
+	if (all->status < 0) {
+		const int status = all->status;
+
+		devices_free(all);
+		return status;
+	}
+	*ret_devices = all;
+	return 0;
+}
+
+void devices_free(struct devices *all)
+{
+	if (!all)
+		return;
+	for (unsigned i = 0; i < all->count; i++)
+		if (all->device[i]->virtio)
+			virtio_quiesce(all->device[i]->virtio);
+	loop_invoke(all->machine->config.io, free_all, all);
+	free(all);
+}
+
+void devices_describe(const struct devices *all, struct acpi_config *acpi)
+{
+}

@@ -1,0 +1,80 @@
+"""Virtio devices of every machine, with the drivers of stock kernels: over PCI with message-signalled
+interrupts and with lines."""
+
+import subprocess
+
+import pytest
+
+from lodge import BOOT_S, PROMPT, dev
+
+# In the order in which they are to be loaded.
+MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
+           "virtio_mmio", "virtio-rng"]
+LOAD = "for m in %s; do insmod /mod/$m.ko || exit 1; done" % " ".join(MODULES)
+
+
+@pytest.fixture(scope="session")
+def virtio_modules():
+    tree = dev("kernel", "cloud", "--modules")
+    done = subprocess.run(["find", tree, "-name", "virtio*.ko"], check=True, capture_output=True, text=True)
+    found = {path.rsplit("/", 1)[1]: path for path in done.stdout.split()}
+    return {"mod/%s.ko" % name: found["%s.ko" % name] for name in MODULES}
+
+
+def interrupts(machine):
+    """How many each device of virtio has had, by the line's text in /proc/interrupts."""
+    counts = {}
+    for line in machine.run("grep virtio /proc/interrupts").splitlines():
+        words = line.split()
+        number = sum(int(word) for word in words[1:] if word.isdigit())
+        counts[" ".join(word for word in words[1:] if not word.isdigit())] = number
+    return counts
+
+
+def check_rng(machine):
+    assert machine.run("cat /sys/class/misc/hw_random/rng_current").strip() == "virtio_rng.0"
+    first, second = (machine.run("head -c 4096 /dev/hwrng | md5sum").split()[0] for _ in range(2))
+    assert first != second
+    assert machine.run("head -c 200000 /dev/hwrng | wc -c").strip() == "200000"
+    # Bytes, not zeros: gzip finds nothing to spare.
+    assert int(machine.run("head -c 20000 /dev/hwrng | gzip -c | wc -c")) > 19000
+    assert any(count > 10 for count in interrupts(machine).values())
+
+
+def start(boot, modules, *options, cmdline=""):
+    machine = boot(*options, files=modules, cmdline=cmdline)
+    machine.expect(PROMPT, BOOT_S)
+    machine.run("stty cols 200 2>/dev/null; " + LOAD, 60)
+    return machine
+
+
+def finish(machine):
+    log = machine.run("dmesg | grep -iE 'virtio|pci 0000.*(fail|conflict|no space|error)'")
+    for word in ("fail", "conflict", "no space", "error"):
+        assert word not in log.lower(), log
+    machine.send("poweroff -f\n")
+    assert machine.wait(30) == 0
+
+
+@pytest.mark.parametrize("engine, cpus", [("jit", 1), ("jit", 4), ("interp", 1)])
+def test_rng(boot, virtio_modules, engine, cpus):
+    machine = start(boot, virtio_modules, "--engine", engine, "--cpus", cpus)
+    assert "MSI" in " ".join(interrupts(machine)), interrupts(machine)
+    check_rng(machine)
+    finish(machine)
+
+
+@pytest.mark.parametrize("cmdline", ["pci=nomsi", "pci=nocrs", "pci=nocrs,nomsi", "pci=conf1"])
+def test_other_ways_to_pci(boot, virtio_modules, cmdline):
+    """Lines in place of messages; without ACPI's word on the windows; without the memory window."""
+    machine = start(boot, virtio_modules, "--engine", "jit", cmdline=cmdline)
+    lines = " ".join(interrupts(machine))
+    assert ("MSI" in lines) == ("nomsi" not in cmdline), lines
+    check_rng(machine)
+    finish(machine)
+
+
+def test_without_rng(boot, virtio_modules):
+    machine = start(boot, virtio_modules, "--engine", "jit", "--rng", "off")
+    assert machine.run("ls /sys/bus/virtio/devices | wc -l").strip() == "0"
+    finish(machine)
