@@ -89,7 +89,7 @@ int memory_file_open(const char *path, enum memory_file_mode mode, uint64_t alig
 	struct memory_file **ret_file, struct error *err)
 {
 	struct memory_file *file = calloc(1, sizeof(*file));
-	uint64_t file_bytes;
+	uint64_t file_bytes = 0;
 
 	if (!file)
 		return error_set(err, ENOMEM, "no memory for %s", path);
