@@ -11,11 +11,6 @@
 #include "base/util.h"
 #include "device/virtio/transport.h"
 
-struct virtq_extent {
-	gpa_t gpa;
-	uint64_t bytes;
-};
-
 /* Both kinds of rings have it, indirect tables too; little-endian as we are. */
 struct virtq_descriptor {
 	uint64_t addr;

@@ -51,6 +51,11 @@ enum virtio_id { /* virtio 1.2, chapter 5 */
 struct virtio_device;
 struct virtq;
 
+struct virtq_extent {
+	gpa_t gpa;
+	uint64_t bytes;
+};
+
 /* A chain of buffers that the driver made available. Valid until it is pushed. */
 struct virtq_buffer {
 	struct iovec *out; /* device-readable, in order; host addresses of guest RAM */
@@ -58,8 +63,8 @@ struct virtq_buffer {
 	struct iovec *in; /* device-writable */
 	unsigned in_count;
 	uint64_t out_bytes, in_bytes;
+	struct virtq_extent *extents; /* where each `in` is in the guest: to tell memory what was written */
 	/* the core's: */
-	struct virtq_extent *extents; /* of each `in`, to tell memory what was written */
 	uint16_t id, descriptors;
 	unsigned capacity;
 	uint32_t life; /* of the queue, from one reset to the next */
