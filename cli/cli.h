@@ -10,9 +10,11 @@
 #define EXIT_USAGE 2
 
 struct engine_ops;
+struct image_build;
 struct x86_cpu_choice;
 
 int verb_run(int argc, char **argv);
+int verb_image(int argc, char **argv);
 int verb_doctor(int argc, char **argv);
 
 /* What --cpu can be, and what each model gives on this host with this engine. Returns an exit status. */
@@ -20,6 +22,9 @@ int cli_cpu_help(const struct engine_ops *engine, bool json);
 
 /* Can this model be given here? 0, or negative after a line on stderr. */
 int cli_cpu_check(const struct engine_ops *engine, const struct x86_cpu_choice *choice);
+
+/* Build an image, say on stderr how it goes, and stop at Ctrl-C. Returns an exit status. */
+int cli_image_build(struct image_build *build);
 
 /* Print text as a JSON string. */
 void cli_print_json_string(const char *text);
