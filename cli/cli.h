@@ -29,6 +29,13 @@ int cli_image_build(struct image_build *build);
 /* Print text as a JSON string. */
 void cli_print_json_string(const char *text);
 
+/* What --virtio says. 0 or -EINVAL. */
+struct virtio_options {
+	bool mmio;
+	uint64_t features_off;
+};
+int cli_parse_virtio(const char *text, struct virtio_options *ret_options);
+
 /* A size such as 512M, 2G, 65536K; a number alone counts MiB. 0 or -EINVAL, -ERANGE. */
 int cli_parse_size(const char *text, uint64_t *ret_bytes);
 /* A whole number from min to max. 0 or -EINVAL, -ERANGE. */

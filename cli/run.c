@@ -29,6 +29,7 @@ struct run_options {
 	struct x86_cpu_choice cpu;
 	const char *jit;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
+	struct virtio_options virtio;
 };
 
 static const char usage_text[] =
@@ -49,6 +50,7 @@ static const char usage_text[] =
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
 	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (128M), perf; docs/jit.md has more\n"
+	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
@@ -174,6 +176,13 @@ static int set_on_reboot(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_virtio(struct run_options *o, const char *value)
+{
+	return cli_parse_virtio(value, &o->virtio) < 0 ?
+		       refuse("--virtio '%s': give mmio, split, noevent or noindirect, with commas", value) :
+		       0;
+}
+
 static int set_rng(struct run_options *o, const char *value)
 {
 	o->no_rng = strcmp(value, "off") == 0;
@@ -200,6 +209,7 @@ static const struct {
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
 	{ "--rng", set_rng },
+	{ "--virtio", set_virtio },
 };
 
 static bool set_flag(struct run_options *o, const char *name)
@@ -284,6 +294,8 @@ static int run(const struct run_options *o)
 			.cpu = o->cpu,
 			.tuning = { .jit = o->jit },
 			.rng = !o->no_rng,
+			.virtio_mmio = o->virtio.mmio,
+			.virtio_features_off = o->virtio.features_off,
 			.boot = {
 				.kernel = o->kernel,
 				.initrd = o->initrd,

@@ -1,7 +1,7 @@
 /*
  * The board: see board.h. Addresses are the PC's; ACPI tells the guest of them.
  *
- * Lock order: device lock -> the lock of a device of devices.c -> PCI lines -> PIC -> I/O APIC -> local APICs ->
+ * Lock order: device lock -> the lock of a device of devices.c -> shared lines -> PIC -> I/O APIC -> local APICs ->
  * machine -> vCPU. Interrupt lines are driven with the lock of their device held. Whatever the engine, the bus's handlers
  * run on the thread of the vCPU that made the access.
  */
@@ -55,8 +55,8 @@ struct board {
 	struct hpet *hpet;
 	bool hpet_legacy; /* the HPET drives the PIT's and the RTC's interrupts; device_lock */
 	struct pci_host *pci;
-	pthread_mutex_t pci_line_lock;
-	unsigned pci_line[PCI_LINES]; /* how many functions raise it */
+	pthread_mutex_t line_lock;
+	unsigned shared_line[PCI_LINES]; /* how many devices raise it */
 	struct uart *uart;
 	struct acpi_pm pm;
 	struct i8042 i8042;
@@ -95,24 +95,24 @@ static struct irq_line gsi_line(struct board *board, unsigned gsi)
 	return (struct irq_line){ .set = line_set, .opaque = board, .line = gsi };
 }
 
-/* ---- of PCI functions ---- */
+/* ---- of the devices of devices.c ---- */
 
-/* Each function says when it raises the line and when it lowers it, once. */
-static void pci_line_set(void *opaque, unsigned line, bool level)
+/* Each device says when it raises the line and when it lowers it, once. */
+static void shared_line_set(void *opaque, unsigned line, bool level)
 {
 	struct board *board = opaque;
 
-	AUTO_LOCK(&board->pci_line_lock);
-	const bool before = board->pci_line[line];
-	board->pci_line[line] += level ? 1 : -1u;
-	if (before != !!board->pci_line[line])
+	AUTO_LOCK(&board->line_lock);
+	const bool before = board->shared_line[line];
+	board->shared_line[line] += level ? 1 : -1u;
+	if (before != !!board->shared_line[line])
 		set_gsi(board, GSI_PCI + line, level);
 }
 
-struct irq_line board_pci_intx(struct board *board, unsigned devfn)
+struct irq_line board_shared_line(struct board *board, unsigned n, unsigned *ret_gsi)
 {
-	return (struct irq_line){ .set = pci_line_set, .opaque = board,
-		.line = (devfn >> 3) % PCI_LINES };
+	*ret_gsi = GSI_PCI + n % PCI_LINES;
+	return (struct irq_line){ .set = shared_line_set, .opaque = board, .line = n % PCI_LINES };
 }
 
 static void send_msi(void *opaque, uint64_t address, uint32_t data)
@@ -487,7 +487,8 @@ void board_describe(struct board *board, struct acpi_config *ret_config)
 	ret_config->hpet_base = BOOT_HPET_GPA;
 	ret_config->pvpanic_port = PVPANIC_PORT;
 	describe_power(ret_config);
-	describe_pci(board, ret_config);
+	if (board->pci)
+		describe_pci(board, ret_config);
 	devices_describe(board->machine->devices, ret_config);
 	if (board->has_firmware)
 		board_firmware_describe(&board->firmware, ret_config);
@@ -530,11 +531,11 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	board->own_irqchip = !(machine->config.engine->caps & ENGINE_CAP_IRQCHIP);
 	pthread_mutex_init(&board->device_lock, NULL);
 	pthread_mutex_init(&board->pic_lock, NULL);
-	pthread_mutex_init(&board->pci_line_lock, NULL);
+	pthread_mutex_init(&board->line_lock, NULL);
 	int status = board->own_irqchip ? add_irqchip(board) : 0;
 	if (status == 0)
 		status = add_timers(board);
-	if (status == 0)
+	if (status == 0 && !machine->config.virtio_mmio)
 		status = add_pci(board);
 	if (status == 0)
 		status = add_power(board);
@@ -569,6 +570,6 @@ void board_free(struct board *board)
 	pic_free(board->pic);
 	pthread_mutex_destroy(&board->device_lock);
 	pthread_mutex_destroy(&board->pic_lock);
-	pthread_mutex_destroy(&board->pci_line_lock);
+	pthread_mutex_destroy(&board->line_lock);
 	free(board);
 }

@@ -38,10 +38,10 @@ bool board_interrupt_pending(struct board *board, unsigned index);
 /* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
 int board_pic_ack(struct board *board);
 
-/* For the devices of devices.c: the host bridge; the line of a function's INTA, which functions share; where messages
- * go; the addresses above RAM for large BARs. */
+/* For the devices of devices.c: the host bridge; the lines that they share, of which a PCI function in slot n has the
+ * n-th; where messages go; the addresses above RAM for large BARs. */
 struct pci_host *board_pci(struct board *board);
-struct irq_line board_pci_intx(struct board *board, unsigned devfn);
+struct irq_line board_shared_line(struct board *board, unsigned n, unsigned *ret_gsi);
 struct msi_sink board_msi(struct board *board);
 void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *ret_bytes);
 

@@ -1,12 +1,13 @@
 /*
  * See devices.h. Each device has a lock of its own, lives on the machine's I/O loop and has a transport: a PCI function
- * on bus 0, in the order of the table from 00:01.0 on, or a page of MMIO.
+ * on bus 0, in the order of the table from 00:01.0 on, or a page of memory from BOOT_VIRTIO_MMIO_GPA on.
  */
 #include "machine/devices.h"
 #include "base/loop.h"
 #include "boot/acpi.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "device/virtio/mmio.h"
 #include "device/virtio/pci.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/transport.h"
@@ -32,12 +33,13 @@ struct device_kind {
 struct machine_device {
 	struct devices *all;
 	const struct device_kind *kind;
-	unsigned index; /* among those of its kind */
 	char name[16];
 	pthread_mutex_t lock;
 	void *device;
 	struct virtio_device *virtio;
-	struct virtio_pci *pci;
+	unsigned gsi;		  /* of its line */
+	struct virtio_pci *pci;	  /* or: */
+	struct virtio_mmio *mmio;
 };
 
 struct devices {
@@ -79,7 +81,12 @@ static const struct device_kind kinds[] = {
 	{ "rng", rng_count, rng_create, rng_free },
 };
 
-/* ---- PCI ---- */
+/* ---- where they are ---- */
+
+static gpa_t mmio_base(unsigned place)
+{
+	return BOOT_VIRTIO_MMIO_GPA + (gpa_t)VIRTIO_MMIO_BYTES * place;
+}
 
 static int set_doorbell(void *opaque, const struct bus_doorbell *bell, bool on)
 {
@@ -122,17 +129,14 @@ static void assign_bars(struct devices *all, struct pci_device *function)
 	}
 }
 
-static int plug_into_pci(struct machine_device *d, struct error *err)
+static int plug_into_pci(struct machine_device *d, unsigned place, struct error *err)
 {
 	struct machine *m = d->all->machine;
-	unsigned slot = 1;
-
-	while (d->all->device[slot - 1] != d)
-		slot++;
+	const unsigned slot = place + 1;
 	const struct virtio_pci_config config = {
 		.virtio = d->virtio,
 		.bus = m->bus,
-		.intx = board_pci_intx(m->board, PCI_DEVFN(slot, 0)),
+		.intx = board_shared_line(m->board, slot, &d->gsi),
 		.msi = board_msi(m->board),
 		.doorbell = set_doorbell,
 		.opaque = m,
@@ -148,11 +152,40 @@ static int plug_into_pci(struct machine_device *d, struct error *err)
 	return 0;
 }
 
+/* ---- MMIO ---- */
+
+static int plug_into_memory(struct machine_device *d, unsigned place, struct error *err)
+{
+	struct machine *m = d->all->machine;
+	const struct virtio_mmio_config config = {
+		.virtio = d->virtio,
+		.bus = m->bus,
+		.base = mmio_base(place),
+		.irq = board_shared_line(m->board, place, &d->gsi),
+		.doorbell = set_doorbell,
+		.opaque = m,
+	};
+	int status = virtio_mmio_create(&config, &d->mmio);
+
+	return status < 0 ? error_set_errno(err, -status, "can't give %s a place in memory", d->name) : 0;
+}
+
+void devices_describe(const struct devices *all, struct acpi_config *acpi)
+{
+	if (!all || !all->machine->config.virtio_mmio)
+		return;
+	acpi->virtio_mmio_count = all->count;
+	for (unsigned i = 0; i < all->count; i++)
+		acpi->virtio_mmio[i] = (struct acpi_virtio_mmio){ .base = (uint32_t)mmio_base(i),
+			.size_bytes = VIRTIO_MMIO_BYTES, .gsi = all->device[i]->gsi };
+}
+
 /* ---- life ---- */
 
 static void free_device(struct machine_device *d)
 {
 	virtio_pci_free(d->pci);
+	virtio_mmio_free(d->mmio);
 	if (d->device)
 		d->kind->free(d->device);
 	pthread_mutex_destroy(&d->lock);
@@ -170,15 +203,18 @@ static int create_device(struct devices *all, const struct device_kind *kind, un
 		return error_set(all->err, ENOMEM, "no memory for devices");
 	d->all = all;
 	d->kind = kind;
-	d->index = index;
 	pthread_mutex_init(&d->lock, NULL);
 	snprintf(d->name, sizeof(d->name), "%s%u", kind->name, index);
-	all->device[all->count++] = d;
+	const unsigned place = all->count++;
+	all->device[place] = d;
 	const struct virtio_config wiring = { .memory = m->memory, .lock = &d->lock,
 		.loop = m->config.io, .name = d->name,
 		.features_off = m->config.virtio_features_off };
 	int status = kind->create(&m->config, index, &wiring, &d->device, &d->virtio, all->err);
-	return status < 0 ? status : plug_into_pci(d, all->err);
+	if (status < 0)
+		return status;
+	return m->config.virtio_mmio ? plug_into_memory(d, place, all->err) :
+				       plug_into_pci(d, place, all->err);
 }
 
 static void create_all(void *opaque)
@@ -234,8 +270,4 @@ void devices_free(struct devices *all)
 			virtio_quiesce(all->device[i]->virtio);
 	loop_invoke(all->machine->config.io, free_all, all);
 	free(all);
-}
-
-void devices_describe(const struct devices *all, struct acpi_config *acpi)
-{
 }

@@ -105,6 +105,8 @@ static int check_config(const struct machine_config *config, struct error *err)
 			"engine %s shows the host's own vendor, family, model and stepping: leave "
 			"them out of the CPU model, or take a software engine",
 			config->engine->name);
+	if (config->virtio_mmio && config->boot.firmware.path)
+		return error_set(err, EINVAL, "firmware needs a PCI bus, which a machine with virtio in memory lacks");
 	return config->virtual_time.on ? virtual_check(config, err) : 0;
 }
 

@@ -49,6 +49,7 @@ struct machine_config {
 	void *console_opaque;
 	/* Devices, on a loop that a thread runs from before machine_create() until after machine_free(). NULL: none. */
 	struct loop *io;
+	bool virtio_mmio;	      /* the devices are in memory, and there is no PCI */
 	uint64_t virtio_features_off; /* device/virtio/virtio.h: for tests */
 	bool rng;		      /* an entropy device */
 };

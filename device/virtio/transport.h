@@ -75,6 +75,9 @@ struct virtq_setup *virtio_queue_setup(struct virtio_device *device, unsigned in
 /* What the driver said is checked here, and ends in virtio_fail() if it is wrong. */
 void virtio_queue_enable(struct virtio_device *device, unsigned index);
 
+/* Takes no more from it, and gives nothing back to it; its setup starts afresh. */
+void virtio_queue_disable(struct virtio_device *device, unsigned index);
+
 /* The queue's doorbell; -1: no such queue. It lives as long as the device. Any thread, without the lock. */
 int virtio_queue_eventfd(const struct virtio_device *device, unsigned index);
 /* Ring it. Any thread. */

@@ -327,6 +327,14 @@ void virtio_queue_enable(struct virtio_device *device, unsigned index)
 		virtio_kick(device, index);
 }
 
+void virtio_queue_disable(struct virtio_device *device, unsigned index)
+{
+	struct virtq *q = queue_at(device, index);
+
+	if (q && q->setup.enabled && !device->resetting)
+		virtq_stop(q);
+}
+
 int virtio_queue_eventfd(const struct virtio_device *device, unsigned index)
 {
 	const struct virtq *q = queue_at(device, index);

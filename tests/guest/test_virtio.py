@@ -74,6 +74,45 @@ def test_other_ways_to_pci(boot, virtio_modules, cmdline):
     finish(machine)
 
 
+QUEUES = ["pci", "split", "split,noevent", "noevent", "noindirect", "split,noevent,noindirect"]
+
+
+@pytest.mark.parametrize("switches", QUEUES)
+def test_queues(boot, virtio_modules, switches):
+    """What the driver took: bit 34 packed, 29 event indexes, 28 indirect tables, 32 version 1."""
+    machine = start(boot, virtio_modules, "--engine", "jit", "--virtio", switches)
+    features = machine.run("cat /sys/bus/virtio/devices/virtio0/features").strip()
+    assert features[32] == "1"
+    assert (features[34] == "1") == ("split" not in switches)
+    assert (features[29] == "1") == ("noevent" not in switches)
+    assert (features[28] == "1") == ("noindirect" not in switches)
+    check_rng(machine)
+    finish(machine)
+
+
+@pytest.mark.parametrize("engine, switches", [("jit", "mmio"), ("jit", "mmio,split"), ("interp", "mmio")])
+def test_mmio(boot, virtio_modules, engine, switches):
+    """A machine without PCI, whose devices ACPI announces."""
+    machine = start(boot, virtio_modules, "--engine", engine, "--virtio", switches)
+    assert machine.run("ls /sys/bus/pci/devices | wc -l").strip() == "0"
+    assert "LNRO0005" in machine.run("ls /sys/bus/acpi/devices")
+    check_rng(machine)
+    finish(machine)
+
+
+def test_reload(boot, virtio_modules):
+    """The drivers come and go: resets, queues in other places."""
+    for switches in ("pci", "mmio"):
+        machine = start(boot, virtio_modules, "--engine", "jit", "--virtio", switches)
+        check_rng(machine)
+        machine.run("for i in $(seq 20); do rmmod virtio_rng virtio_pci && insmod /mod/virtio_pci.ko &&"
+                    " insmod /mod/virtio-rng.ko && head -c 100 /dev/hwrng > /dev/null || echo BAD; done",
+                    60)
+        assert "BAD" not in machine.text.partition("echo BAD")[2]
+        check_rng(machine)
+        finish(machine)
+
+
 def test_without_rng(boot, virtio_modules):
     machine = start(boot, virtio_modules, "--engine", "jit", "--rng", "off")
     assert machine.run("ls /sys/bus/virtio/devices | wc -l").strip() == "0"
