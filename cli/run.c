@@ -6,6 +6,7 @@
 #include "base/util.h"
 #include "boot/firmware.h"
 #include "cli/cli.h"
+#include "cli/opt_net.h"
 #include "engine/jit/options.h"
 #include "vmm/run.h"
 #include <errno.h>
@@ -28,6 +29,7 @@ struct run_options {
 	enum boot_protocol protocol;
 	struct x86_cpu_choice cpu;
 	const char *jit;
+	struct opt_net net;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
 };
@@ -51,6 +53,12 @@ static const char usage_text[] =
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
 	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (128M), perf; docs/jit.md has more\n"
 	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
+	"  --net NETWORK[,mac=MAC,mtu=N,queues=N]\n"
+	"                      a network card on: user (default: NAT, nothing to set up), passt, tap=NAME,\n"
+	"                      bridge=NAME, switch=NAME (your own machines only); none. Several times.\n"
+	"                      user also takes isolated, no-host, no-ipv6 (docs/networks.md)\n"
+	"  --forward [udp:][ADDRESS:]PORT:GUESTPORT\n"
+	"                      a port of this host (127.0.0.1 unless told otherwise) is one of the guest's\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
@@ -191,6 +199,20 @@ static int set_rng(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_net(struct run_options *o, const char *value)
+{
+	struct error err;
+
+	return opt_net_add(&o->net, value, &err) == 0 ? 0 : refuse("%s", err.text);
+}
+
+static int set_forward(struct run_options *o, const char *value)
+{
+	struct error err;
+
+	return opt_net_forward(&o->net, value, &err) == 0 ? 0 : refuse("%s", err.text);
+}
+
 static const struct {
 	const char *name;
 	int (*set)(struct run_options *options, const char *value);
@@ -208,6 +230,8 @@ static const struct {
 	{ "--jit", set_jit },
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
+	{ "--net", set_net },
+	{ "--forward", set_forward },
 	{ "--rng", set_rng },
 	{ "--virtio", set_virtio },
 };
@@ -251,6 +275,8 @@ static int set_option(struct run_options *o, const char *arg, const char *next)
 
 static int parse(struct run_options *o, int argc, char **argv)
 {
+	struct error err;
+
 	for (int i = 1; i < argc;) {
 		int took = set_option(o, argv[i], i + 1 < argc ? argv[i + 1] : NULL);
 		if (took < 0)
@@ -265,6 +291,8 @@ static int parse(struct run_options *o, int argc, char **argv)
 		return refuse("no kernel given: use --kernel FILE, or --firmware bios (lodge run --help)");
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
 		return refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
+	if (opt_net_finish(&o->net, &err) < 0)
+		return refuse("%s", err.text);
 	return 0;
 }
 
@@ -306,6 +334,8 @@ static int run(const struct run_options *o)
 				.firmware = o->firmware,
 			},
 		},
+		.nets = o->net.net,
+		.net_count = o->net.count,
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
 	};

@@ -8,6 +8,7 @@
 #include "boot/layout.h"
 #include "device/bus.h"
 #include "device/virtio/mmio.h"
+#include "device/virtio/net.h"
 #include "device/virtio/pci.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/transport.h"
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define DEVICES_MAX	30 /* as many as slots on a PCI bus beside the two that a chip set takes */
 #define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
@@ -77,7 +79,36 @@ static void rng_free(void *device)
 	virtio_rng_free(device);
 }
 
+static unsigned nic_count(const struct machine_config *config)
+{
+	return config->nic_count;
+}
+
+static int nic_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_nic *nic = &config->nics[index];
+	struct virtio_net_config card_config = {
+		.wiring = wiring, .net = nic->net, .queue_pairs = nic->queue_pairs};
+	struct virtio_net *card;
+
+	memcpy(card_config.mac, nic->mac, sizeof(card_config.mac));
+	int status = virtio_net_create(&card_config, &card);
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make a network card");
+	*ret_device = card;
+	*ret_virtio = virtio_net_device(card);
+	return 0;
+}
+
+static void nic_free(void *device)
+{
+	virtio_net_free(device);
+}
+
 static const struct device_kind kinds[] = {
+	{ "net", nic_count, nic_create, nic_free },
 	{ "rng", rng_count, rng_create, rng_free },
 };
 

@@ -20,6 +20,7 @@
 
 struct loop;
 struct machine;
+struct net;
 
 /*
  * Virtual time: the guest's clocks count the instructions that its processor has completed and not the host's
@@ -30,6 +31,13 @@ struct machine_virtual_time {
 	bool on;
 	uint32_t ns_per_kiloinstruction; /* guest time of 1000 instructions; 0: 1000 */
 	uint64_t start_realtime_ns;	 /* wall clock at the start, since 1970 UTC */
+};
+
+/* A network card; the network stays the caller's. */
+struct machine_nic {
+	struct net *net;
+	uint8_t mac[6];
+	unsigned queue_pairs;
 };
 
 struct machine_config {
@@ -52,6 +60,8 @@ struct machine_config {
 	bool virtio_mmio;	      /* the devices are in memory, and there is no PCI */
 	uint64_t virtio_features_off; /* device/virtio/virtio.h: for tests */
 	bool rng;		      /* an entropy device */
+	const struct machine_nic *nics;
+	unsigned nic_count;
 };
 
 enum machine_end {

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/console.h"
+#include "vmm/nets.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -20,6 +21,7 @@ struct vmm {
 	struct console *console;
 	struct loop *io; /* of devices and back ends */
 	pthread_t io_thread;
+	struct vmm_nets *nets;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -197,6 +199,7 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 	config.console_room = console_room;
 	config.console_opaque = vmm->console;
 	config.io = vmm->io;
+	config.nics = vmm_nets_nics(vmm->nets, &config.nic_count);
 	int status = machine_create(&machine, &config, err);
 	if (status == 0)
 		status = run_lives(vmm, machine, &config, ret_result, err);
@@ -210,11 +213,16 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 /* The whole story, with the console open. */
 static int tell_all(struct vmm *vmm, struct machine_result *ret_result, struct error *err)
 {
+	const struct vmm_config *config = vmm->config;
 	int status = start_io(vmm, err);
 
 	if (status < 0)
 		return status;
-	status = tell(vmm, ret_result, err);
+	status = vmm_nets_open(config->nets, config->net_count, config->machine.cpus, vmm->io,
+		&vmm->nets, err);
+	if (status == 0)
+		status = tell(vmm, ret_result, err);
+	vmm_nets_close(vmm->nets);
 	end_io(vmm);
 	return status;
 }

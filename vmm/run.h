@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 
 struct error;
+struct vmm_net;
 
 /* Exit statuses of `lodge run`, documented in docs/run.md. A guest that writes to the debug exit port
  * chooses its own. */
@@ -23,6 +24,8 @@ enum vmm_exit {
 
 struct vmm_config {
 	struct machine_config machine; /* the console callbacks are set here */
+	const struct vmm_net *nets; /* vmm/nets.h; outlive vmm_run() */
+	unsigned net_count;
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

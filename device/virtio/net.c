@@ -485,9 +485,9 @@ int virtio_net_create(const struct virtio_net_config *config, struct virtio_net 
 	if (!card)
 		return -ENOMEM;
 	card->net = config->net;
-	card->loop = config->loop;
-	card->lock = config->lock;
-	card->name = config->name;
+	card->loop = config->wiring->loop;
+	card->lock = config->wiring->lock;
+	card->name = config->wiring->name;
 	card->mtu = config->mtu ? config->mtu : config->net->ops->mtu(config->net);
 	card->pairs_max = config->queue_pairs;
 	card->offered = offered_features(config->net, config->queue_pairs);
@@ -495,16 +495,10 @@ int virtio_net_create(const struct virtio_net_config *config, struct virtio_net 
 	memcpy(card->first_mac, config->mac, sizeof(card->first_mac));
 	card_reset(card);
 	init_calls(card);
-	int status = virtio_create(
-		&(struct virtio_config){
-			.ops = &net_ops,
-			.device = card,
-			.memory = config->memory,
-			.lock = config->lock,
-			.loop = config->loop,
-			.name = config->name,
-		},
-		&card->device);
+	struct virtio_config virtio = *config->wiring;
+	virtio.ops = &net_ops;
+	virtio.device = card;
+	int status = virtio_create(&virtio, &card->device);
 	if (status < 0) {
 		free(card);
 		return status;

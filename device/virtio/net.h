@@ -15,23 +15,17 @@
 #include "base/types.h"
 #include "base/util.h"
 
-#include <pthread.h>
-
 #define VIRTIO_NET_PAIRS_MAX 16
 #define VIRTIO_NET_MTU_MIN   68
 
-struct guest_memory;
-struct loop;
 struct net;
+struct virtio_config;
 struct virtio_device;
 struct virtio_net;
 
 struct virtio_net_config {
-	struct guest_memory *memory;
-	pthread_mutex_t *lock; /* the device's */
-	struct loop *loop;     /* the network's too */
-	const char *name;      /* for messages; outlives the card */
-	struct net *net;       /* stays the caller's, and outlives the card */
+	const struct virtio_config *wiring; /* all but ops and device; the loop is the network's too */
+	struct net *net;		    /* stays the caller's, and outlives the card */
 	uint8_t mac[6];
 	unsigned queue_pairs; /* 1 to VIRTIO_NET_PAIRS_MAX */
 	uint16_t mtu;	      /* 0: the network's */

@@ -99,11 +99,14 @@ static int setup_pairs(void **state, unsigned pairs)
 	virtio_rig_init(&f->rig);
 	f->net.net.ops = &fake_ops;
 	f->net.features = NET_CSUM | NET_TSO4 | NET_TSO6 | NET_USO;
-	struct virtio_net_config config = {
+	struct virtio_config wiring = {
 		.memory = f->rig.memory,
 		.lock = &f->rig.lock,
 		.loop = f->rig.loop,
 		.name = "net0",
+	};
+	struct virtio_net_config config = {
+		.wiring = &wiring,
 		.net = &f->net.net,
 		.queue_pairs = pairs,
 	};
