@@ -10,7 +10,9 @@
 #define EXIT_USAGE 2
 
 struct engine_ops;
+struct error;
 struct image_build;
+struct vmm_shares;
 struct x86_cpu_choice;
 
 int verb_run(int argc, char **argv);
@@ -28,6 +30,10 @@ int cli_image_build(struct image_build *build);
 
 /* Print text as a JSON string. */
 void cli_print_json_string(const char *text);
+
+/* One more --share. 0, or an error with a line for people. cli_shares_done() frees what they hold. */
+int cli_parse_share(struct vmm_shares *shares, const char *value, struct error *err);
+void cli_shares_done(struct vmm_shares *shares);
 
 /* What --virtio says. 0 or -EINVAL. */
 struct virtio_options {

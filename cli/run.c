@@ -9,6 +9,7 @@
 #include "cli/opt_net.h"
 #include "engine/jit/options.h"
 #include "vmm/run.h"
+#include "vmm/share.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -32,6 +33,7 @@ struct run_options {
 	struct opt_net net;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
+	struct vmm_shares shares;
 };
 
 static const char usage_text[] =
@@ -52,6 +54,9 @@ static const char usage_text[] =
 	"  --keep-packed       let a bzImage unpack itself (slower; with kernel address randomisation)\n"
 	"  --on-reboot WHAT    restart (default) or exit, with status 100\n"
 	"  --jit SWITCH,...    of the translator: cache=SIZE of each vCPU (128M), perf; docs/jit.md has more\n"
+	"  --share DIR[:TARGET][,OPTION...]\n"
+	"                      show the guest a directory: TARGET is where it mounts it (default: /mnt) or a tag;\n"
+	"                      options ro, uid=N, gid=N, ids=host, cache=none|auto|always, tag=NAME (docs/share.md)\n"
 	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
 	"  --net NETWORK[,mac=MAC,mtu=N,queues=N]\n"
 	"                      a network card on: user (default: NAT, nothing to set up), passt, tap=NAME,\n"
@@ -184,6 +189,13 @@ static int set_on_reboot(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_share(struct run_options *o, const char *value)
+{
+	struct error err;
+
+	return cli_parse_share(&o->shares, value, &err) < 0 ? refuse("%s", err.text) : 0;
+}
+
 static int set_virtio(struct run_options *o, const char *value)
 {
 	return cli_parse_virtio(value, &o->virtio) < 0 ?
@@ -233,6 +245,7 @@ static const struct {
 	{ "--net", set_net },
 	{ "--forward", set_forward },
 	{ "--rng", set_rng },
+	{ "--share", set_share },
 	{ "--virtio", set_virtio },
 };
 
@@ -336,6 +349,7 @@ static int run(const struct run_options *o)
 		},
 		.nets = o->net.net,
 		.net_count = o->net.count,
+		.shares = &o->shares,
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
 	};
@@ -364,11 +378,9 @@ int verb_run(int argc, char **argv)
 	struct run_options options = { .engine = "auto", .cpus = 1, .memory_bytes = DEFAULT_MEMORY,
 		.cmdline = DEFAULT_CMDLINE };
 
-	if (parse(&options, argc, argv) < 0)
-		return EXIT_USAGE;
-	if (options.help) {
-		fputs(usage_text, stdout);
-		return 0;
-	}
-	return run(&options);
+	int status = EXIT_USAGE;
+	if (parse(&options, argc, argv) == 0)
+		status = options.help ? (fputs(usage_text, stdout), 0) : run(&options);
+	cli_shares_done(&options.shares);
+	return status;
 }

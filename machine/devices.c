@@ -7,6 +7,7 @@
 #include "boot/acpi.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "device/virtio/fs.h"
 #include "device/virtio/mmio.h"
 #include "device/virtio/net.h"
 #include "device/virtio/pci.h"
@@ -107,9 +108,36 @@ static void nic_free(void *device)
 	virtio_net_free(device);
 }
 
+static unsigned fs_count(const struct machine_config *config)
+{
+	return config->share_count;
+}
+
+static int fs_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_share *share = &config->shares[index];
+	struct virtio_fs *fs;
+	int status = virtio_fs_create(
+		&(struct virtio_fs_config){ .wiring = wiring, .fs = share->fs, .tag = share->tag, .queues = 1 }, &fs);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't share as '%s'", share->tag);
+	*ret_device = fs;
+	*ret_virtio = virtio_fs_device(fs);
+	return 0;
+}
+
+static void fs_free(void *device)
+{
+	virtio_fs_free(device);
+}
+
 static const struct device_kind kinds[] = {
 	{ "net", nic_count, nic_create, nic_free },
 	{ "rng", rng_count, rng_create, rng_free },
+	{ "fs", fs_count, fs_create, fs_free },
 };
 
 /* ---- where they are ---- */

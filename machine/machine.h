@@ -19,6 +19,7 @@
 #define MACHINE_MEMORY_MAX   GIB(1024)
 
 struct loop;
+struct fs;
 struct machine;
 struct net;
 
@@ -38,6 +39,12 @@ struct machine_nic {
 	struct net *net;
 	uint8_t mac[6];
 	unsigned queue_pairs;
+};
+
+/* A directory of the host's, or whatever file system the server has. */
+struct machine_share {
+	struct fs *fs; /* open until after machine_free(); for one machine at a time */
+	const char *tag;
 };
 
 struct machine_config {
@@ -62,6 +69,8 @@ struct machine_config {
 	bool rng;		      /* an entropy device */
 	const struct machine_nic *nics;
 	unsigned nic_count;
+	const struct machine_share *shares;
+	unsigned share_count;
 };
 
 enum machine_end {

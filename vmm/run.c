@@ -10,6 +10,7 @@
 #include "base/loop.h"
 #include "vmm/console.h"
 #include "vmm/nets.h"
+#include "vmm/share.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -22,6 +23,7 @@ struct vmm {
 	struct loop *io; /* of devices and back ends */
 	pthread_t io_thread;
 	struct vmm_nets *nets;
+	struct machine_share *shares;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -99,6 +101,34 @@ static void end_io(struct vmm *vmm)
 	loop_stop(vmm->io);
 	pthread_join(vmm->io_thread, NULL);
 	loop_free(vmm->io);
+}
+
+/* ---- back ends, which are there for all lives of the machine ---- */
+
+/* On an error close_back_ends() is called too. */
+static int open_back_ends(struct vmm *vmm, struct error *err)
+{
+	const struct vmm_config *config = vmm->config;
+	int status = vmm_nets_open(config->nets, config->net_count, config->machine.cpus, vmm->io,
+		&vmm->nets, err);
+
+	if (status == 0)
+		status = vmm_shares_open(config->shares, &vmm->shares, err);
+	return status;
+}
+
+static void give_back_ends(struct vmm *vmm, struct machine_config *config)
+{
+	config->io = vmm->io;
+	config->nics = vmm_nets_nics(vmm->nets, &config->nic_count);
+	config->shares = vmm->shares;
+	config->share_count = vmm->config->shares ? vmm->config->shares->count : 0;
+}
+
+static void close_back_ends(struct vmm *vmm)
+{
+	vmm_shares_close(vmm->config->shares, vmm->shares);
+	vmm_nets_close(vmm->nets);
 }
 
 /* ---- the machine's lives ---- */
@@ -198,8 +228,7 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 	config.console_output = console_output;
 	config.console_room = console_room;
 	config.console_opaque = vmm->console;
-	config.io = vmm->io;
-	config.nics = vmm_nets_nics(vmm->nets, &config.nic_count);
+	give_back_ends(vmm, &config);
 	int status = machine_create(&machine, &config, err);
 	if (status == 0)
 		status = run_lives(vmm, machine, &config, ret_result, err);
@@ -213,16 +242,14 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 /* The whole story, with the console open. */
 static int tell_all(struct vmm *vmm, struct machine_result *ret_result, struct error *err)
 {
-	const struct vmm_config *config = vmm->config;
 	int status = start_io(vmm, err);
 
 	if (status < 0)
 		return status;
-	status = vmm_nets_open(config->nets, config->net_count, config->machine.cpus, vmm->io,
-		&vmm->nets, err);
+	status = open_back_ends(vmm, err);
 	if (status == 0)
 		status = tell(vmm, ret_result, err);
-	vmm_nets_close(vmm->nets);
+	close_back_ends(vmm);
 	end_io(vmm);
 	return status;
 }
@@ -238,6 +265,8 @@ int vmm_run(const struct vmm_config *config)
 	signals_of_interest(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	/* A guest that writes past RLIMIT_FSIZE gets EFBIG. */
+	signal(SIGXFSZ, SIG_IGN);
 	if (console_open(&vmm.console, user_quits, &vmm, &err) < 0)
 		return complain(&err);
 	int status = tell_all(&vmm, &result, &err);

@@ -8,6 +8,7 @@
 
 struct error;
 struct vmm_net;
+struct vmm_shares;
 
 /* Exit statuses of `lodge run`, documented in docs/run.md. A guest that writes to the debug exit port
  * chooses its own. */
@@ -23,9 +24,10 @@ enum vmm_exit {
 };
 
 struct vmm_config {
-	struct machine_config machine; /* the console callbacks are set here */
+	struct machine_config machine; /* the console callbacks and back ends are set here */
 	const struct vmm_net *nets; /* vmm/nets.h; outlive vmm_run() */
 	unsigned net_count;
+	const struct vmm_shares *shares; /* NULL: none */
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

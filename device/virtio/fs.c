@@ -36,7 +36,7 @@ struct request {
 };
 
 struct virtio_fs {
-	struct virtio_fs_config config;
+	unsigned queues;
 	pthread_mutex_t *lock;
 	struct virtio_device *device;
 	struct fs *server;
@@ -148,7 +148,7 @@ static unsigned fs_queue_size(void *device, unsigned index)
 {
 	const struct virtio_fs *fs = device;
 
-	if (index > fs->config.queues)
+	if (index > fs->queues)
 		return 0;
 	return index ? REQUEST_QUEUE_SIZE : PRIORITY_QUEUE_SIZE;
 }
@@ -159,7 +159,7 @@ static void fs_config_read(void *device, unsigned offset, void *bytes, unsigned 
 	uint8_t config[CONFIG_BYTES];
 
 	memcpy(config, fs->tag, sizeof(fs->tag));
-	store_le32(config + CONFIG_QUEUES, fs->config.queues);
+	store_le32(config + CONFIG_QUEUES, fs->queues);
 	memcpy(bytes, config + offset, size);
 }
 
@@ -237,19 +237,15 @@ int virtio_fs_create(const struct virtio_fs_config *config, struct virtio_fs **r
 	struct virtio_fs *fs = calloc(1, sizeof(*fs));
 	if (!fs)
 		return -ENOMEM;
-	fs->config = *config;
-	fs->config.tag = NULL;
-	fs->lock = config->lock;
+	fs->queues = config->queues;
+	fs->lock = config->wiring->lock;
 	fs->server = config->fs;
 	memcpy(fs->tag, config->tag, tag_bytes);
 	pthread_cond_init(&fs->idle, NULL);
-	int status = virtio_create(&(struct virtio_config){.ops = &virtio_fs_ops,
-					   .device = fs,
-					   .memory = config->memory,
-					   .lock = config->lock,
-					   .loop = config->loop,
-					   .name = config->name},
-		&fs->device);
+	struct virtio_config wiring = *config->wiring;
+	wiring.ops = &virtio_fs_ops;
+	wiring.device = fs;
+	int status = virtio_create(&wiring, &fs->device);
 	if (status < 0) {
 		virtio_fs_free(fs);
 		return status;

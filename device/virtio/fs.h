@@ -8,11 +8,8 @@
 
 #include "base/util.h"
 
-#include <pthread.h>
-
 struct fs;
-struct guest_memory;
-struct loop;
+struct virtio_config;
 struct virtio_device;
 struct virtio_fs;
 
@@ -20,13 +17,10 @@ struct virtio_fs;
 #define VIRTIO_FS_QUEUES_MAX 8
 
 struct virtio_fs_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	pthread_mutex_t *lock; /* the device's; outlives it */
-	struct fs *fs;	  /* the caller's, open until after virtio_fs_free(); of this device only */
-	const char *name; /* for messages; outlives the device */
-	const char *tag;  /* what the guest mounts, 1 to VIRTIO_FS_TAG_BYTES bytes; copied */
-	unsigned queues;  /* for requests, 1 to VIRTIO_FS_QUEUES_MAX */
+	const struct virtio_config *wiring; /* all but ops and device */
+	struct fs *fs;	 /* the caller's, open until after virtio_fs_free(); of this device only */
+	const char *tag; /* what the guest mounts, 1 to VIRTIO_FS_TAG_BYTES bytes; copied */
+	unsigned queues; /* for requests, 1 to VIRTIO_FS_QUEUES_MAX */
 };
 
 /* Errors: -ENOMEM, -EINVAL (queues, tag), those of virtio_create(). */

@@ -31,6 +31,7 @@ struct fixture {
 	struct virtio_rig rig;
 	struct fake_fs server;
 	struct virtio_fs *fs;
+	struct virtio_config wiring;
 };
 
 /* Replies with the request's bytes, each one higher. */
@@ -87,13 +88,10 @@ static const struct fs_ops fake_ops = {.submit = fake_submit, .abandon = fake_ab
 
 static struct virtio_fs_config config_of(struct fixture *f)
 {
-	return (struct virtio_fs_config){.memory = f->rig.memory,
-		.loop = f->rig.loop,
-		.lock = &f->rig.lock,
-		.fs = &f->server.fs,
-		.name = "fs0",
-		.tag = "mnt",
-		.queues = 1};
+	f->wiring = (struct virtio_config){
+		.memory = f->rig.memory, .lock = &f->rig.lock, .loop = f->rig.loop, .name = "fs0"};
+	return (struct virtio_fs_config){
+		.wiring = &f->wiring, .fs = &f->server.fs, .tag = "mnt", .queues = 1};
 }
 
 static struct fixture *make(unsigned flavour)

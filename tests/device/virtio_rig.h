@@ -426,6 +426,12 @@ static inline int rig_used_packed(
 	return id;
 }
 
+/* The device may be reading it, on another thread. */
+static inline void rig_tell(struct virtio_rig *rig, gpa_t gpa, int value)
+{
+	__atomic_store_n(rig_u16(rig, gpa), (uint16_t)value, __ATOMIC_RELEASE);
+}
+
 /* Ask for interrupts from the next used chain on, or for none. */
 static inline void virtio_rig_want_interrupts(struct virtio_rig *rig, unsigned queue, bool want)
 {
@@ -433,13 +439,12 @@ static inline void virtio_rig_want_interrupts(struct virtio_rig *rig, unsigned q
 
 	q->no_interrupts = !want;
 	if (!rig->packed) {
-		*rig_u16(rig, q->driver) = !want && !rig->event_index;
-		*rig_u16(rig, q->driver + 4 + 2ull * q->size) =
-			(uint16_t)(q->next_used - (want ? 0 : 1));
+		rig_tell(rig, q->driver, !want && !rig->event_index);
+		rig_tell(rig, q->driver + 4 + 2ull * q->size, q->next_used - (want ? 0 : 1));
 		return;
 	}
-	*rig_u16(rig, q->driver) = (uint16_t)(q->next_used | q->used_wrap << 15);
-	*rig_u16(rig, q->driver + 2) = !want ? 1 : rig->event_index ? 2 : 0;
+	rig_tell(rig, q->driver, q->next_used | q->used_wrap << 15);
+	rig_tell(rig, q->driver + 2, !want ? 1 : rig->event_index ? 2 : 0);
 }
 
 /* The id of the next chain that came back; -1: none. */
