@@ -68,6 +68,7 @@ struct disk_file_options {
 	bool readonly;
 	bool direct; /* open direct_fd too */
 	enum disk_lock lock;
+	bool no_follow; /* a symbolic link is refused */
 	/* Create it (must not be there, or is made empty if `replace`) */
 	bool create, replace;
 };

@@ -113,7 +113,7 @@ struct disk_options {
 	bool direct; /* also open O_DIRECT descriptors */
 	enum disk_lock lock;
 	enum disk_backing_rule backing;
-	bool no_repair; /* leave a dirty image dirty; it is then read-only in effect: -EUCLEAN on writes */
+	bool inspect; /* open a dirty or corrupt image as it is: for checking it; not for writing to the disk */
 	bool keep_discarded; /* do not give discarded space back to the host */
 	uint64_t
 		cache_bytes; /* of metadata in memory, 0: as much as is good for the image's size, at most 32 MiB */
@@ -174,7 +174,10 @@ struct disk {
 	struct disk *backing;	/* owned; read-only */
 	uint64_t size_bytes;
 	uint32_t cluster_bytes;
-	bool readonly, guessed;
+	bool readonly;
+	bool guessed;	      /* the format, by its looks */
+	char *backing_name;   /* as the image says it; NULL: it has none */
+	char *backing_format; /* NULL: the image does not say */
 	bool backing_ignored; /* it has one, which is not open */
 	void *private;	      /* the format's */
 };

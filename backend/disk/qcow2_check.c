@@ -1,0 +1,529 @@
+/*
+ * Checking a qcow2 image: every reference to a cluster is counted, and the counts compared with those of the image.
+ *
+ * Nothing here trusts the image: tables are read one at a time, and memory is bounded (CHUNKS_MAX). Repair makes the
+ * counts what was counted: in their blocks if those are sound, else in a new set of blocks behind everything else.
+ */
+#include "backend/disk/image.h"
+#include "backend/disk/qcow2.h"
+#include "backend/disk/qcow2_snapshot.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define CHUNK_BITS 10u
+#define CHUNKS_MAX 131072u /* of 4 KiB each */
+
+/* The counts of 1024 clusters. */
+struct chunk {
+	struct chunk *next; /* in the hash's bucket */
+	uint64_t index;
+	uint32_t count[BIT(CHUNK_BITS)];
+};
+
+struct checker {
+	struct qcow2 *q;
+	struct image_check *check;
+	struct chunk **bucket;
+	uint32_t buckets, chunks;
+	uint64_t end; /* the first cluster behind all that is referred to */
+	bool rebuild; /* the blocks of counts are not sound */
+	bool flags;   /* some flag is wrong */
+	uint8_t *buf; /* a cluster */
+};
+
+static void report(struct checker *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static void report(struct checker *c, const char *fmt, ...)
+{
+	char text[256];
+	va_list args;
+
+	if (!c->check->report || c->check->reports++ >= IMAGE_CHECK_REPORTS)
+		return;
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	c->check->report(c->check->opaque, text);
+}
+
+static struct chunk **chunk_slot(struct checker *c, uint64_t index)
+{
+	struct chunk **slot = &c->bucket[index * 0x9e3779b97f4a7c15ull >> 40 & (c->buckets - 1)];
+
+	while (*slot && (*slot)->index != index)
+		slot = &(*slot)->next;
+	return slot;
+}
+
+static uint32_t counted(struct checker *c, uint64_t cluster)
+{
+	struct chunk *chunk = *chunk_slot(c, cluster >> CHUNK_BITS);
+
+	return chunk ? chunk->count[cluster & (BIT(CHUNK_BITS) - 1)] : 0;
+}
+
+static int count_clusters(struct checker *c, uint64_t cluster, uint64_t count)
+{
+	for (; count; cluster++, count--) {
+		struct chunk **slot = chunk_slot(c, cluster >> CHUNK_BITS);
+		uint32_t *n;
+
+		if (!*slot) {
+			if (c->chunks >= CHUNKS_MAX)
+				return -ENOMEM;
+			*slot = calloc(1, sizeof(**slot));
+			if (!*slot)
+				return -ENOMEM;
+			(*slot)->index = cluster >> CHUNK_BITS;
+			c->chunks++;
+		}
+		n = &(*slot)->count[cluster & (BIT(CHUNK_BITS) - 1)];
+		*n += *n < UINT32_MAX;
+		c->end = MAX(c->end, cluster + 1);
+	}
+	return 0;
+}
+
+static int count_bytes(struct checker *c, uint64_t offset, uint64_t bytes)
+{
+	return count_clusters(c, offset >> c->q->header.cluster_bits, qcow2_clusters(c->q, bytes));
+}
+
+/* Can a table or cluster be there? */
+static bool place_ok(const struct qcow2 *q, uint64_t offset)
+{
+	return IS_ALIGNED(offset, q->cluster_bytes) && offset && offset < BIT(56);
+}
+
+/* An L2 entry that leads nowhere is an error; repaired, the cluster is unallocated. 1: it was changed. */
+static int count_entry(struct checker *c, uint64_t *entry, bool active, uint64_t offset)
+{
+	struct qcow2 *q = c->q;
+	bool packed = *entry & QCOW2_COMPRESSED;
+	uint64_t first, clusters = qcow2_entry_clusters(q, *entry, &first);
+
+	if (clusters && (packed ? !first || first + clusters > BIT(56 - q->header.cluster_bits)
+				: !place_ok(q, *entry & QCOW2_OFFSET))) {
+		c->check->errors++;
+		report(c, "the disk's bytes at %#llx are at an impossible place (entry %#llx)",
+			(unsigned long long)offset, (unsigned long long)*entry);
+		if (!c->check->repair)
+			return 0;
+		*entry = 0;
+		c->check->errors_mended++;
+		return 1;
+	}
+	if (active && clusters) {
+		c->check->allocated++;
+		c->check->compressed += packed;
+	}
+	return count_clusters(c, first, clusters);
+}
+
+static int count_l2(struct checker *c, uint64_t offset, uint64_t guest, bool active)
+{
+	struct qcow2 *q = c->q;
+	bool changed = false;
+	int r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
+
+	for (uint64_t i = 0; r >= 0 && i < BIT(q->l2_bits); i++) {
+		uint8_t *at = c->buf + i * q->entry_bytes;
+		uint64_t entry = load_be64(at);
+
+		if (!entry)
+			continue;
+		r = count_entry(c, &entry, active, guest + (i << q->header.cluster_bits));
+		if (r == 1) {
+			store_be64(at, entry);
+			changed = true;
+		}
+	}
+	if (r >= 0 && changed)
+		r = disk_file_write(q->file, c->buf, q->cluster_bytes, offset);
+	return MIN(r, 0);
+}
+
+/* l1: big-endian. Entries that are repaired are changed there; *ret_changed then. */
+static int count_tree(
+	struct checker *c, uint64_t *l1, uint32_t entries, bool active, bool *ret_changed)
+{
+	struct qcow2 *q = c->q;
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < entries; i++) {
+		uint64_t entry = be64toh(l1[i]), offset = entry & QCOW2_OFFSET;
+
+		if (!offset)
+			continue;
+		if (!place_ok(q, offset)) {
+			c->check->errors++;
+			report(c, "L1 entry %u is impossible (%#llx)", i,
+				(unsigned long long)entry);
+			if (c->check->repair) {
+				l1[i] = 0;
+				*ret_changed = true;
+				c->check->errors_mended++;
+			}
+			continue;
+		}
+		r = count_bytes(c, offset, q->cluster_bytes);
+		if (r == 0)
+			r = count_l2(c, offset, (uint64_t)i << qcow2_l1_shift(q), active);
+	}
+	return r;
+}
+
+static int count_l1(struct checker *c, uint64_t offset, uint32_t entries, bool active)
+{
+	AUTO_FREE uint64_t *l1 = calloc(MAX(entries, 1u), 8);
+	bool changed = false;
+	int r;
+
+	if (!l1)
+		return -ENOMEM;
+	if (!entries)
+		return 0;
+	r = disk_file_read(c->q->file, l1, entries * 8ull, offset);
+	if (r == 0)
+		r = count_bytes(c, offset, entries * 8ull);
+	if (r == 0)
+		r = count_tree(c, l1, entries, active, &changed);
+	if (r == 0 && changed)
+		r = disk_file_write(c->q->file, l1, entries * 8ull, offset);
+	return r;
+}
+
+static int count_snapshots(struct checker *c, struct error *err)
+{
+	struct qcow2 *q = c->q;
+	struct qcow2_snapshots list = {0};
+	int r = qcow2_snapshots_load(q, &list, err);
+
+	if (r == 0 && list.count)
+		r = count_bytes(c, q->header.snapshots_offset, list.bytes);
+	for (unsigned i = 0; r == 0 && i < list.count; i++)
+		r = count_l1(c, list.record[i].l1_offset, list.record[i].l1_entries, false);
+	qcow2_snapshots_done(&list);
+	return r;
+}
+
+static int count_blocks(struct checker *c)
+{
+	struct qcow2 *q = c->q;
+	int r = count_bytes(c, q->header.reftable_offset,
+		(uint64_t)q->header.reftable_clusters << q->header.cluster_bits);
+
+	for (uint32_t i = 0; r == 0 && i < q->reftable_entries; i++) {
+		uint64_t offset = q->reftable[i];
+
+		if (!offset)
+			continue;
+		if (!place_ok(q, offset)) {
+			c->check->errors++;
+			c->rebuild = true;
+			report(c, "reference count block %u is at an impossible place (%#llx)", i,
+				(unsigned long long)offset);
+			continue;
+		}
+		if (counted(c, offset >> q->header.cluster_bits)) {
+			c->check->errors++;
+			c->rebuild = true;
+			report(c, "reference count block %u is used for something else too", i);
+		}
+		r = count_bytes(c, offset, q->cluster_bytes);
+	}
+	return r;
+}
+
+static int count_all(struct checker *c, struct error *err)
+{
+	const struct qcow2_header *h = &c->q->header;
+	int r = count_clusters(c, 0, 1);
+
+	if (r == 0)
+		r = count_l1(c, h->l1_offset, h->l1_entries, true);
+	if (r == 0)
+		r = count_snapshots(c, err);
+	return r == 0 ? count_blocks(c) : r;
+}
+
+/* Compare one block with what was counted; repaired: make it so. block: NULL if there is none. */
+static int compare_block(struct checker *c, uint64_t index, uint8_t *block, bool *ret_changed)
+{
+	struct qcow2 *q = c->q;
+	uint64_t first = index << q->refblock_bits, max = qcow2_refcount_max(q);
+
+	for (uint64_t i = 0; i < BIT(q->refblock_bits); i++) {
+		uint64_t is = block ? qcow2_refcount_load(block, q->header.refcount_order, i) : 0;
+		uint64_t want = counted(c, first + i);
+		bool leak = is > want;
+
+		if (is == want)
+			continue;
+		*(leak ? &c->check->leaks : &c->check->errors) += 1;
+		report(c, "cluster %llu is used %llu times, but counted as %llu",
+			(unsigned long long)(first + i), (unsigned long long)want,
+			(unsigned long long)is);
+		if (!block) {
+			c->rebuild = true;
+			return 0;
+		}
+		if (!c->check->repair || want > max)
+			continue;
+		qcow2_refcount_store(block, q->header.refcount_order, i, want);
+		*(leak ? &c->check->leaks_mended : &c->check->errors_mended) += 1;
+		*ret_changed = true;
+	}
+	return 0;
+}
+
+static int compare_counts(struct checker *c)
+{
+	struct qcow2 *q = c->q;
+	uint64_t blocks = MAX(q->reftable_entries, (c->end >> q->refblock_bits) + 1);
+	int r = 0;
+
+	for (uint64_t i = 0; r == 0 && i < blocks; i++) {
+		uint64_t offset = i < q->reftable_entries ? q->reftable[i] : 0;
+		bool there = offset && place_ok(q, offset), changed = false;
+
+		if (!there && (i << q->refblock_bits) >= c->end)
+			continue;
+		if (there)
+			r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
+		if (r == 0)
+			r = compare_block(c, i, there ? c->buf : NULL, &changed);
+		if (r == 0 && changed && !c->rebuild)
+			r = disk_file_write(q->file, c->buf, q->cluster_bytes, offset);
+	}
+	return r;
+}
+
+/* The flag that says that a cluster has one user only. *changed: the word is another now. */
+static void check_flag(
+	struct checker *c, uint64_t *word, uint64_t cluster, const char *what, bool *changed)
+{
+	bool alone = counted(c, cluster) == 1;
+
+	if (alone == !!(*word & QCOW2_COPIED))
+		return;
+	c->check->errors++;
+	report(c, "%s at cluster %llu has a wrong 'copied' flag", what,
+		(unsigned long long)cluster);
+	if (!c->check->repair)
+		return;
+	*word ^= QCOW2_COPIED;
+	*changed = true;
+	c->check->errors_mended++;
+}
+
+static int check_l2_flags(struct checker *c, uint64_t offset)
+{
+	struct qcow2 *q = c->q;
+	bool changed = false;
+	int r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
+
+	for (uint64_t i = 0; r == 0 && i < BIT(q->l2_bits); i++) {
+		uint8_t *at = c->buf + i * q->entry_bytes;
+		uint64_t entry = load_be64(at);
+
+		if (entry & QCOW2_COMPRESSED || !place_ok(q, entry & QCOW2_OFFSET))
+			continue;
+		check_flag(c, &entry, (entry & QCOW2_OFFSET) >> q->header.cluster_bits, "data",
+			&changed);
+		store_be64(at, entry);
+	}
+	return r == 0 && changed ? disk_file_write(q->file, c->buf, q->cluster_bytes, offset) : r;
+}
+
+static int check_flags(struct checker *c)
+{
+	const struct qcow2_header *h = &c->q->header;
+	AUTO_FREE uint64_t *l1 = calloc(MAX(h->l1_entries, 1u), 8);
+	bool changed = false;
+	int r;
+
+	if (!l1)
+		return -ENOMEM;
+	r = disk_file_read(c->q->file, l1, h->l1_entries * 8ull, h->l1_offset);
+	for (uint32_t i = 0; r == 0 && i < h->l1_entries; i++) {
+		uint64_t entry = be64toh(l1[i]);
+
+		if (!place_ok(c->q, entry & QCOW2_OFFSET))
+			continue;
+		check_flag(c, &entry, (entry & QCOW2_OFFSET) >> h->cluster_bits, "an L2 table",
+			&changed);
+		l1[i] = htobe64(entry);
+		r = check_l2_flags(c, entry & QCOW2_OFFSET);
+	}
+	return r == 0 && changed
+		       ? disk_file_write(c->q->file, l1, h->l1_entries * 8ull, h->l1_offset)
+		       : r;
+}
+
+/* Take back what the old table and blocks of counts were counted for. */
+static void uncount(struct checker *c, uint64_t offset, uint64_t bytes)
+{
+	uint64_t first = offset >> c->q->header.cluster_bits;
+
+	for (uint64_t i = 0; i < qcow2_clusters(c->q, bytes); i++) {
+		struct chunk *chunk = *chunk_slot(c, (first + i) >> CHUNK_BITS);
+		uint32_t *n = chunk ? &chunk->count[(first + i) & (BIT(CHUNK_BITS) - 1)] : NULL;
+
+		if (n && *n)
+			--*n;
+	}
+}
+
+static int write_new_blocks(struct checker *c, uint64_t start, uint64_t blocks)
+{
+	struct qcow2 *q = c->q;
+	uint64_t max = qcow2_refcount_max(q);
+	int r = 0;
+
+	for (uint64_t i = 0; r == 0 && i < blocks; i++) {
+		memset(c->buf, 0, q->cluster_bytes);
+		for (uint64_t n = 0; n < BIT(q->refblock_bits); n++) {
+			uint64_t want = counted(c, (i << q->refblock_bits) + n);
+
+			qcow2_refcount_store(c->buf, q->header.refcount_order, n, MIN(want, max));
+		}
+		r = disk_file_write(
+			q->file, c->buf, q->cluster_bytes, (start + i) << q->header.cluster_bits);
+	}
+	return r;
+}
+
+/* All blocks and their table anew, behind all that is used; the header's change puts them into force. */
+static int rebuild_counts(struct checker *c)
+{
+	struct qcow2 *q = c->q;
+	uint32_t bits = q->header.cluster_bits;
+	uint64_t file_bytes, start, blocks = 0, clusters = 0, per = BIT(bits) / 8, before;
+	AUTO_FREE uint64_t *table = NULL;
+	int r = q->file->ops->size(q->file, &file_bytes);
+
+	if (r < 0)
+		return r;
+	start = MAX(c->end, qcow2_clusters(q, file_bytes));
+	do {
+		before = blocks;
+		clusters = blocks / per + 1;
+		blocks = ((start + blocks + clusters) >> q->refblock_bits) + 1;
+	} while (blocks != before);
+	if (clusters << bits > QCOW2_REFTABLE_MAX)
+		return -EFBIG;
+	table = calloc(clusters, BIT(bits));
+	if (!table)
+		return -ENOMEM;
+	for (uint64_t i = 0; i < blocks; i++)
+		table[i] = htobe64((start + i) << bits);
+	uncount(c, q->header.reftable_offset, (uint64_t)q->header.reftable_clusters << bits);
+	for (uint32_t i = 0; i < q->reftable_entries; i++) {
+		if (q->reftable[i] && place_ok(q, q->reftable[i]))
+			uncount(c, q->reftable[i], q->cluster_bytes);
+	}
+	r = count_clusters(c, start, blocks + clusters);
+	if (r == 0)
+		r = write_new_blocks(c, start, blocks);
+	if (r == 0)
+		r = disk_file_write(q->file, table, clusters << bits, (start + blocks) << bits);
+	if (r == 0)
+		r = qcow2_barrier(q);
+	if (r < 0)
+		return r;
+	q->header.reftable_offset = (start + blocks) << bits;
+	q->header.reftable_clusters = (uint32_t)clusters;
+	c->check->errors_mended = c->check->errors;
+	c->check->leaks_mended = c->check->leaks;
+	r = qcow2_header_write(q);
+	q->grown_bytes = MAX(q->grown_bytes, (start + blocks + clusters) << bits);
+	return r == 0 ? qcow2_barrier(q) : r;
+}
+
+static int check_all(struct checker *c, struct error *err)
+{
+	struct qcow2 *q = c->q;
+	bool repair = c->check->repair;
+	int r = repair ? qcow2_set_incompatible(q, QCOW2_DIRTY, true) : 0;
+
+	if (r == 0)
+		r = count_all(c, err);
+	if (r == 0)
+		r = compare_counts(c);
+	c->check->end_bytes = c->end << q->header.cluster_bits;
+	if (r == 0 && repair && c->rebuild)
+		r = rebuild_counts(c);
+	if (r == 0)
+		r = check_flags(c);
+	if (r < 0 || !repair)
+		return r;
+	r = qcow2_barrier(q);
+	if (r == 0 && c->check->errors == c->check->errors_mended) {
+		r = qcow2_set_incompatible(q, QCOW2_DIRTY | QCOW2_CORRUPT, false);
+		q->corrupt = q->corrupt && r < 0;
+	}
+	return r == 0 ? qcow2_tables_load(q, err) : r;
+}
+
+static void checker_done(struct checker *c)
+{
+	for (uint32_t i = 0; c->bucket && i < c->buckets; i++) {
+		struct chunk *next;
+
+		for (struct chunk *chunk = c->bucket[i]; chunk; chunk = next) {
+			next = chunk->next;
+			free(chunk);
+		}
+	}
+	free(c->bucket);
+	free(c->buf);
+}
+
+static int check_qcow2(struct qcow2 *q, struct image_check *check, struct error *err)
+{
+	struct checker c = {.q = q, .check = check, .buckets = 1 << 16};
+	int r = 0;
+
+	c.bucket = calloc(c.buckets, sizeof(struct chunk *));
+	c.buf = malloc(q->cluster_bytes);
+	check->clusters = qcow2_clusters(q, q->disk->size_bytes);
+	if (!c.bucket || !c.buf)
+		r = -ENOMEM;
+	if (r == 0)
+		r = check_all(&c, err);
+	checker_done(&c);
+	return r;
+}
+
+int image_check(struct disk *disk, struct image_check *check, struct error *err)
+{
+	struct error why = {0};
+	struct qcow2 *q = qcow2_of(disk);
+	int r;
+
+	if (disk->format != &disk_format_qcow2)
+		return error_set(err, ENOTSUP, "%s: a %s image has nothing that can be checked",
+			disk->file->name, disk->format->name);
+	if (check->repair && disk->readonly)
+		return error_set(err, EROFS, "%s is open for reading only", disk->file->name);
+	AUTO_LOCK(&q->meta);
+	r = qcow2_header_bitmaps(q)
+		    ? error_set(&why, ENOTSUP,
+			      "it has persistent bitmaps, which are not supported here")
+		    : 0;
+	if (r == 0 && !disk->readonly && !q->corrupt) {
+		r = qcow2_flush_meta(q);
+		if (r == 0)
+			r = qcow2_pool_return(q);
+		if (r == 0)
+			r = qcow2_refs_write(q);
+	}
+	if (r == 0)
+		r = check_qcow2(q, check, &why);
+	if (r == 0)
+		return 0;
+	return why.code ? error_set(err, -r, "can't check %s: %s", disk->file->name, why.text)
+			: error_set_errno(err, -r, "can't check %s", disk->file->name);
+}
