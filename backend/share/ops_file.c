@@ -313,8 +313,10 @@ int op_lseek(struct call *call)
 	const struct fuse_lseek_in *in = call->argument;
 	struct fuse_lseek_out *out = call->reply;
 	AUTO_HANDLE struct handle_use use = {0};
+	/* The guest has bytes that the file has not, and takes all for data then. */
+	if (__atomic_load_n(&call->share->writeback, __ATOMIC_RELAXED))
+		return -ENOSYS;
 	int status = use_handle(call, in->fh, &use);
-
 	if (status < 0)
 		return status;
 	if ((in->whence != SEEK_DATA && in->whence != SEEK_HOLE) || in->offset > INT64_MAX)

@@ -11,12 +11,14 @@
 		FUSE_READDIRPLUS_AUTO | FUSE_ASYNC_DIO | FUSE_PARALLEL_DIROPS |          \
 		FUSE_HANDLE_KILLPRIV_V2 | FUSE_MAX_PAGES)
 
+/* Protocol 7.39, for files that bypass the cache: shared mappings of them. */
+#define DIRECT_IO_ALLOW_MMAP (1u << (36 - 32))
+
 static uint32_t wanted_flags(const struct share *share)
 {
 	uint32_t flags = WANTED;
 
-	if (share->cache != SHARE_CACHE_NONE)
-		flags |= FUSE_CACHE_SYMLINKS;
+	flags |= share->cache == SHARE_CACHE_NONE ? FUSE_INIT_EXT : FUSE_CACHE_SYMLINKS;
 	if (share->cache == SHARE_CACHE_AUTO)
 		flags |= FUSE_AUTO_INVAL_DATA;
 	if (share->cache == SHARE_CACHE_ALWAYS && !share->readonly)
@@ -26,7 +28,7 @@ static uint32_t wanted_flags(const struct share *share)
 
 int op_init(struct call *call)
 {
-	const struct fuse_init_in *in = call->argument; /* its first 16 bytes */
+	const struct fuse_init_in *in = call->argument; /* its first 16 bytes, or more */
 	struct fuse_init_out *out = call->reply;
 	struct share *share = call->share;
 
@@ -40,6 +42,8 @@ int op_init(struct call *call)
 	share_end_session(share);
 	out->max_readahead = in->max_readahead;
 	out->flags = in->flags & wanted_flags(share);
+	if (out->flags & FUSE_INIT_EXT && call->argument_bytes >= sizeof(*in))
+		out->flags2 = in->flags2 & DIRECT_IO_ALLOW_MMAP;
 	out->max_background = 128;
 	out->congestion_threshold = 96;
 	out->max_write = out->flags & FUSE_MAX_PAGES ? SHARE_WRITE_MAX : 32 * 4096;
