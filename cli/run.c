@@ -6,6 +6,7 @@
 #include "base/util.h"
 #include "boot/firmware.h"
 #include "cli/cli.h"
+#include "cli/opt_disk.h"
 #include "cli/opt_net.h"
 #include "engine/jit/options.h"
 #include "vmm/run.h"
@@ -30,6 +31,7 @@ struct run_options {
 	enum boot_protocol protocol;
 	struct x86_cpu_choice cpu;
 	const char *jit;
+	struct opt_disk disk;
 	struct opt_net net;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
@@ -58,6 +60,8 @@ static const char usage_text[] =
 	"                      show the guest a directory: TARGET is where it mounts it (default: /mnt) or a tag;\n"
 	"                      options ro, uid=N, gid=N, ids=host, cache=none|auto|always, tag=NAME (docs/share.md)\n"
 	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
+	"  --disk FILE[,format=raw|qcow2,readonly,cache=MODE,serial=TEXT,on-error=WHAT...]\n"
+	"                      a disk: an image, or an export at an nbd:// URI. Several times; docs/disks.md\n"
 	"  --net NETWORK[,mac=MAC,mtu=N,queues=N]\n"
 	"                      a network card on: user (default: NAT, nothing to set up), passt, tap=NAME,\n"
 	"                      bridge=NAME, switch=NAME (your own machines only); none. Several times.\n"
@@ -211,6 +215,13 @@ static int set_rng(struct run_options *o, const char *value)
 	return 0;
 }
 
+static int set_disk(struct run_options *o, const char *value)
+{
+	struct error err;
+
+	return opt_disk_add(&o->disk, value, &err) == 0 ? 0 : refuse("%s", err.text);
+}
+
 static int set_net(struct run_options *o, const char *value)
 {
 	struct error err;
@@ -242,6 +253,7 @@ static const struct {
 	{ "--jit", set_jit },
 	{ "--boot", set_boot },
 	{ "--on-reboot", set_on_reboot },
+	{ "--disk", set_disk },
 	{ "--net", set_net },
 	{ "--forward", set_forward },
 	{ "--rng", set_rng },
@@ -347,6 +359,8 @@ static int run(const struct run_options *o)
 				.firmware = o->firmware,
 			},
 		},
+		.disks = o->disk.disks,
+		.disk_count = o->disk.count,
 		.nets = o->net.net,
 		.net_count = o->net.count,
 		.shares = &o->shares,
@@ -382,5 +396,6 @@ int verb_run(int argc, char **argv)
 	if (parse(&options, argc, argv) == 0)
 		status = options.help ? (fputs(usage_text, stdout), 0) : run(&options);
 	cli_shares_done(&options.shares);
+	opt_disk_done(&options.disk);
 	return status;
 }

@@ -7,6 +7,7 @@
 #include "boot/acpi.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "device/virtio/blk.h"
 #include "device/virtio/fs.h"
 #include "device/virtio/mmio.h"
 #include "device/virtio/net.h"
@@ -134,10 +135,44 @@ static void fs_free(void *device)
 	virtio_fs_free(device);
 }
 
+static unsigned disk_count(const struct machine_config *config)
+{
+	return config->disk_count;
+}
+
+static int disk_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_disk *disk = &config->disks[index];
+	const struct virtio_blk_config blk_config = {
+		.block = disk->block,
+		.serial = disk->serial,
+		.queues = disk->queues,
+		.errors = disk->errors,
+		.stalled = disk->stalled,
+		.opaque = disk->opaque,
+	};
+	struct virtio_blk *blk;
+	int status = virtio_blk_create(wiring, &blk_config, &blk);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make disk %u", index);
+	*ret_device = blk;
+	*ret_virtio = virtio_blk_virtio(blk);
+	return 0;
+}
+
+static void disk_free(void *device)
+{
+	virtio_blk_free(device);
+}
+
 static const struct device_kind kinds[] = {
 	{ "net", nic_count, nic_create, nic_free },
 	{ "rng", rng_count, rng_create, rng_free },
 	{ "fs", fs_count, fs_create, fs_free },
+	{ "disk", disk_count, disk_create, disk_free },
 };
 
 /* ---- where they are ---- */

@@ -12,6 +12,7 @@
 #include "base/types.h"
 #include "base/util.h"
 #include "boot/boot.h"
+#include "device/virtio/blk.h"
 #include "engine/engine.h"
 
 #define MACHINE_CPUS_MAX     64
@@ -47,6 +48,16 @@ struct machine_share {
 	const char *tag;
 };
 
+/* A disk of the guest's, on machine_config.io; virtio_blk_config's namesakes. */
+struct machine_disk {
+	struct block *block;
+	const char *serial;
+	unsigned queues;
+	enum virtio_blk_errors errors;
+	void (*stalled)(void *opaque, int status);
+	void *opaque;
+};
+
 struct machine_config {
 	const char *name; /* for messages */
 	const struct engine_ops *engine;
@@ -67,6 +78,8 @@ struct machine_config {
 	bool virtio_mmio;	      /* the devices are in memory, and there is no PCI */
 	uint64_t virtio_features_off; /* device/virtio/virtio.h: for tests */
 	bool rng;		      /* an entropy device */
+	const struct machine_disk *disks; /* virtio block, in this order */
+	unsigned disk_count;
 	const struct machine_nic *nics;
 	unsigned nic_count;
 	const struct machine_share *shares;

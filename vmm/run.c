@@ -24,6 +24,7 @@ struct vmm {
 	pthread_t io_thread;
 	struct vmm_nets *nets;
 	struct machine_share *shares;
+	struct vmm_disks *disks;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -105,6 +106,34 @@ static void end_io(struct vmm *vmm)
 
 /* ---- back ends, which are there for all lives of the machine ---- */
 
+/* A disk's requests have to wait: the guest waits with them. */
+static void hold_machine(void *opaque, bool hold)
+{
+	struct vmm *vmm = opaque;
+
+	AUTO_LOCK(&vmm->lock);
+	if (!vmm->machine)
+		return;
+	if (hold)
+		machine_pause(vmm->machine);
+	else
+		machine_resume(vmm->machine);
+}
+
+static int open_disks(struct vmm *vmm, struct error *err)
+{
+	const struct vmm_disks_config config = {
+		.io = vmm->io,
+		.disks = vmm->config->disks,
+		.count = vmm->config->disk_count,
+		.cpus = vmm->config->machine.cpus,
+		.hold = hold_machine,
+		.opaque = vmm,
+	};
+
+	return vmm_disks_open(&config, &vmm->disks, err);
+}
+
 /* On an error close_back_ends() is called too. */
 static int open_back_ends(struct vmm *vmm, struct error *err)
 {
@@ -114,6 +143,8 @@ static int open_back_ends(struct vmm *vmm, struct error *err)
 
 	if (status == 0)
 		status = vmm_shares_open(config->shares, &vmm->shares, err);
+	if (status == 0)
+		status = open_disks(vmm, err);
 	return status;
 }
 
@@ -121,12 +152,15 @@ static void give_back_ends(struct vmm *vmm, struct machine_config *config)
 {
 	config->io = vmm->io;
 	config->nics = vmm_nets_nics(vmm->nets, &config->nic_count);
+	config->disks = vmm_disks_list(vmm->disks);
+	config->disk_count = vmm->config->disk_count;
 	config->shares = vmm->shares;
 	config->share_count = vmm->config->shares ? vmm->config->shares->count : 0;
 }
 
 static void close_back_ends(struct vmm *vmm)
 {
+	vmm_disks_close(vmm->disks);
 	vmm_shares_close(vmm->config->shares, vmm->shares);
 	vmm_nets_close(vmm->nets);
 }

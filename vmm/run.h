@@ -5,6 +5,7 @@
 #define LODGE_VMM_RUN_H
 
 #include "machine/machine.h"
+#include "vmm/disks.h"
 
 struct error;
 struct vmm_net;
@@ -28,6 +29,8 @@ struct vmm_config {
 	const struct vmm_net *nets; /* vmm/nets.h; outlive vmm_run() */
 	unsigned net_count;
 	const struct vmm_shares *shares; /* NULL: none */
+	const struct vmm_disk *disks;
+	unsigned disk_count;
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

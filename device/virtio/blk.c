@@ -101,6 +101,7 @@ struct request {
 
 struct virtio_blk {
 	struct virtio_blk_config config;
+	struct loop *loop;
 	pthread_mutex_t *lock;
 	struct virtio_device *device;
 	struct block *block;
@@ -115,7 +116,7 @@ struct virtio_blk {
 	int stall_status;	     /* of the last that was kept; 0: none is kept */
 	int stall_told;		     /* what config.stalled was told */
 	uint32_t to_signal, waiting; /* bits of queues: to be signalled; not emptied yet */
-	bool resetting, freeing;
+	bool resetting;
 	bool here; /* the loop's thread only */
 	bool later_wanted;
 	struct loop_call later;
@@ -132,7 +133,7 @@ static void want_later(struct virtio_blk *blk)
 	if (blk->later_wanted)
 		return;
 	blk->later_wanted = true;
-	loop_post(blk->config.loop, &blk->later);
+	loop_post(blk->loop, &blk->later);
 }
 
 static void enter(struct virtio_blk *blk)
@@ -173,8 +174,6 @@ static void serve_later(void *opaque)
 	blk->later_wanted = false;
 	take_waiting(blk);
 	signal_queues(blk);
-	if (blk->freeing && !blk->under_way)
-		loop_stop(blk->config.loop);
 	int status = blk->stall_status;
 	bool tell = status != blk->stall_told;
 	blk->stall_told = status;
@@ -266,7 +265,7 @@ static void step_ended(struct request *r, int status)
 {
 	struct virtio_blk *blk = r->blk;
 
-	if (blk->resetting || blk->freeing)
+	if (blk->resetting)
 		release(r);
 	else if (status < 0 && is_kept(blk, status))
 		keep(r, status);
@@ -293,8 +292,6 @@ static void block_done(struct block_request *block, int status)
 		blk->resetting = false;
 		virtio_reset_done(blk->device);
 	}
-	if (!blk->under_way && blk->freeing)
-		want_later(blk);
 	if (!was_here)
 		leave(blk);
 }
@@ -663,7 +660,7 @@ static const struct virtio_ops blk_ops = {
 
 /* ---- life ---- */
 
-struct virtio_device *virtio_blk_device(struct virtio_blk *blk)
+struct virtio_device *virtio_blk_virtio(struct virtio_blk *blk)
 {
 	return blk->device;
 }
@@ -675,27 +672,11 @@ void virtio_blk_resized(struct virtio_blk *blk)
 	virtio_config_changed(blk->device);
 }
 
-/* What is under way writes into guest RAM: it must end before that goes. */
-static void drain(struct virtio_blk *blk)
-{
-	pthread_mutex_lock(blk->lock);
-	blk->freeing = true;
-	drop_stalled(blk);
-	blk->waiting = 0;
-	want_later(blk);
-	pthread_mutex_unlock(blk->lock);
-	/* Someone else may stop it too. */
-	do
-		loop_run(blk->config.loop);
-	while (blk->under_way || blk->later_wanted);
-}
-
 void virtio_blk_free(struct virtio_blk *blk)
 {
 	if (!blk)
 		return;
-	if (blk->device)
-		drain(blk);
+	loop_cancel(blk->loop, &blk->later);
 	virtio_free(blk->device);
 	loop_timer_free(blk->retry);
 	for (unsigned i = 0; i < REQUESTS_MAX; i++) {
@@ -705,12 +686,14 @@ void virtio_blk_free(struct virtio_blk *blk)
 	free(blk);
 }
 
-static void init(struct virtio_blk *blk, const struct virtio_blk_config *config)
+static void init(struct virtio_blk *blk, const struct virtio_config *wiring,
+	const struct virtio_blk_config *config)
 {
 	blk->config = *config;
 	blk->config.serial = NULL;
+	blk->loop = wiring->loop;
+	blk->lock = wiring->lock;
 	blk->block = config->block;
-	blk->lock = config->lock;
 	blk->wce = true;
 	blk->later = (struct loop_call){.fn = serve_later, .opaque = blk};
 	block_limits(config->block, &blk->limits);
@@ -723,23 +706,23 @@ static void init(struct virtio_blk *blk, const struct virtio_blk_config *config)
 	}
 }
 
-int virtio_blk_create(const struct virtio_blk_config *config, struct virtio_blk **ret_blk)
+int virtio_blk_create(const struct virtio_config *wiring, const struct virtio_blk_config *config,
+	struct virtio_blk **ret_blk)
 {
+	struct virtio_config whole = *wiring;
+	int status = -ENOMEM;
+
 	if (config->queues < 1 || config->queues > VIRTIO_BLK_QUEUES_MAX)
 		return -EINVAL;
 	struct virtio_blk *blk = calloc(1, sizeof(*blk));
 	if (!blk)
 		return -ENOMEM;
-	init(blk, config);
-	blk->retry = loop_timer_create(config->loop, retry_stalled, blk);
-	int status = blk->retry ? virtio_create(&(struct virtio_config){.ops = &blk_ops,
-							.device = blk,
-							.memory = config->memory,
-							.lock = config->lock,
-							.loop = config->loop,
-							.name = config->name},
-					  &blk->device)
-				: -ENOMEM;
+	init(blk, wiring, config);
+	whole.ops = &blk_ops;
+	whole.device = blk;
+	blk->retry = loop_timer_create(blk->loop, retry_stalled, blk);
+	if (blk->retry)
+		status = virtio_create(&whole, &blk->device);
 	if (status < 0) {
 		virtio_blk_free(blk);
 		return status;

@@ -6,17 +6,10 @@
 #ifndef LODGE_DEVICE_VIRTIO_BLK_H
 #define LODGE_DEVICE_VIRTIO_BLK_H
 
-#include "base/util.h"
-
-#include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
+#include "device/virtio/virtio.h"
 
 struct block;
-struct guest_memory;
-struct loop;
 struct virtio_blk;
-struct virtio_device;
 
 #define VIRTIO_BLK_QUEUES_MAX	16
 #define VIRTIO_BLK_SERIAL_BYTES 20
@@ -30,12 +23,8 @@ enum virtio_blk_errors {
 };
 
 struct virtio_blk_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	pthread_mutex_t *lock; /* the device's; outlives it */
 	struct block
-		*block; /* the caller's, opened on that loop, open until after virtio_blk_free() */
-	const char *name;   /* for messages; outlives the device */
+		*block; /* the caller's, opened on the loop, open until after virtio_blk_free() */
 	const char *serial; /* NULL: none; cut after VIRTIO_BLK_SERIAL_BYTES; copied */
 	unsigned queues;    /* 1 to VIRTIO_BLK_QUEUES_MAX */
 	enum virtio_blk_errors errors;
@@ -50,17 +39,14 @@ struct virtio_blk_config {
 
 #define VIRTIO_BLK_RETRY_NS 1000000000ull
 
-/* Errors: -ENOMEM, -EINVAL (queues), those of virtio_create(). Before the loop runs, or on its thread. */
-MUST_CHECK int virtio_blk_create(
+/* `wiring`: all but ops and device. Errors: -ENOMEM, -EINVAL (queues), those of virtio_create(). Before the loop runs, or
+ * on its thread. */
+MUST_CHECK int virtio_blk_create(const struct virtio_config *wiring,
 	const struct virtio_blk_config *config, struct virtio_blk **ret_blk);
-/*
- * NULL is allowed. The loop does not run, nor does a vCPU: requests that are under way still are waited for, by
- * running the loop here. Requests that were kept are dropped: nobody was told that they had succeeded.
- */
+/* NULL is allowed. As virtio_free(): after virtio_quiesce(), which waits for requests that are under way and drops those
+ * that are kept. */
 void virtio_blk_free(struct virtio_blk *blk);
-
-/* For a transport. */
-struct virtio_device *virtio_blk_device(struct virtio_blk *blk);
+struct virtio_device *virtio_blk_virtio(struct virtio_blk *blk);
 
 /* The block device has another size now: tell the driver. On the loop's thread. */
 void virtio_blk_resized(struct virtio_blk *blk);

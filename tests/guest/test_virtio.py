@@ -9,7 +9,7 @@ from lodge import BOOT_S, PROMPT, dev
 
 # In the order in which they are to be loaded.
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-           "virtio_mmio", "virtio-rng"]
+           "virtio_mmio", "virtio-rng", "virtio_blk"]
 LOAD = "for m in %s; do insmod /mod/$m.ko || exit 1; done" % " ".join(MODULES)
 
 

@@ -1,0 +1,145 @@
+/*
+ * The worker threads of a disk: see workers.h. Threads are started when there are more jobs than threads, and stay.
+ */
+#include "backend/disk/workers.h"
+
+#include "base/cleanup.h"
+#include "base/loop.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+#define THREADS_MAX 64u
+
+struct workers {
+	struct loop *loop;
+	struct loop_call reap;
+	pthread_mutex_t lock; /* what follows */
+	pthread_cond_t work;
+	struct worker_job *jobs, **jobs_end;
+	struct worker_job *ended, **ended_end;
+	bool reap_wanted, stopping;
+	unsigned threads, threads_max, idle, queued;
+	pthread_t thread[THREADS_MAX];
+};
+
+static struct worker_job *take_job(struct workers *workers)
+{
+	struct worker_job *job = workers->jobs;
+
+	workers->jobs = job->next;
+	if (!workers->jobs)
+		workers->jobs_end = &workers->jobs;
+	workers->queued--;
+	return job;
+}
+
+static void put_ended(struct workers *workers, struct worker_job *job)
+{
+	job->next = NULL;
+	*workers->ended_end = job;
+	workers->ended_end = &job->next;
+	if (!workers->reap_wanted) {
+		workers->reap_wanted = true;
+		loop_post(workers->loop, &workers->reap);
+	}
+}
+
+static void *worker_thread(void *opaque)
+{
+	struct workers *workers = opaque;
+
+	AUTO_LOCK(&workers->lock);
+	for (;;) {
+		while (!workers->jobs && !workers->stopping) {
+			workers->idle++;
+			pthread_cond_wait(&workers->work, &workers->lock);
+			workers->idle--;
+		}
+		if (!workers->jobs)
+			return NULL;
+		struct worker_job *job = take_job(workers);
+		pthread_mutex_unlock(&workers->lock);
+		job->work(job);
+		pthread_mutex_lock(&workers->lock);
+		put_ended(workers, job);
+	}
+}
+
+static void reap(void *opaque)
+{
+	struct workers *workers = opaque;
+
+	pthread_mutex_lock(&workers->lock);
+	struct worker_job *job = workers->ended, *next;
+	workers->ended = NULL;
+	workers->ended_end = &workers->ended;
+	workers->reap_wanted = false;
+	pthread_mutex_unlock(&workers->lock);
+	for (; job; job = next) {
+		next = job->next;
+		job->done(job);
+	}
+}
+
+/* With the lock held, or before there is another thread. */
+static int start_thread(struct workers *workers)
+{
+	int code = pthread_create(&workers->thread[workers->threads], NULL, worker_thread, workers);
+
+	if (code)
+		return -code;
+	pthread_setname_np(workers->thread[workers->threads++], "disk");
+	return 0;
+}
+
+void workers_submit(struct workers *workers, struct worker_job *job)
+{
+	AUTO_LOCK(&workers->lock);
+	job->next = NULL;
+	*workers->jobs_end = job;
+	workers->jobs_end = &job->next;
+	workers->queued++;
+	/* Without another thread those that are there do it later. */
+	if (workers->queued > workers->idle && workers->threads < workers->threads_max)
+		(void)start_thread(workers);
+	pthread_cond_signal(&workers->work);
+}
+
+void workers_free(struct workers *workers)
+{
+	if (!workers)
+		return;
+	pthread_mutex_lock(&workers->lock);
+	workers->stopping = true;
+	pthread_cond_broadcast(&workers->work);
+	pthread_mutex_unlock(&workers->lock);
+	for (unsigned i = 0; i < workers->threads; i++)
+		pthread_join(workers->thread[i], NULL);
+	pthread_mutex_destroy(&workers->lock);
+	pthread_cond_destroy(&workers->work);
+	free(workers);
+}
+
+int workers_create(struct loop *loop, unsigned threads_max, struct workers **ret_workers)
+{
+	struct workers *workers = calloc(1, sizeof(*workers));
+
+	if (!workers)
+		return -ENOMEM;
+	workers->loop = loop;
+	workers->reap = (struct loop_call){.fn = reap, .opaque = workers};
+	workers->threads_max = MIN(threads_max, THREADS_MAX);
+	workers->jobs_end = &workers->jobs;
+	workers->ended_end = &workers->ended;
+	pthread_mutex_init(&workers->lock, NULL);
+	pthread_cond_init(&workers->work, NULL);
+	int status = start_thread(workers);
+	if (status < 0) {
+		workers_free(workers);
+		return status;
+	}
+	*ret_workers = workers;
+	return 0;
+}

@@ -1,0 +1,129 @@
+/*
+ * See disks.h.
+ */
+#include "vmm/disks.h"
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/loop.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct open_disk {
+	struct vmm_disks *all;
+	const char *path;
+	bool stalled; /* the loop's thread */
+};
+
+struct vmm_disks {
+	struct vmm_disks_config config;
+	struct open_disk *open;
+	struct machine_disk *list;
+	unsigned count;	  /* that are open */
+	unsigned stalled; /* the loop's thread */
+	int status;	  /* of opening them */
+	struct error *err;
+};
+
+/* ---- full hosts ---- */
+
+static void disk_stalled(void *opaque, int status)
+{
+	struct open_disk *disk = opaque;
+	struct vmm_disks *all = disk->all;
+
+	if (disk->stalled == (status < 0))
+		return;
+	disk->stalled = status < 0;
+	if (disk->stalled) {
+		log_warn("disk", "%s: %s: the machine waits until that is over", disk->path,
+			status == -ENOSPC ? "no room left on the host" : strerror(-status));
+		if (all->stalled++ == 0)
+			all->config.hold(all->config.opaque, true);
+	} else {
+		log_warn("disk", "%s: the machine goes on", disk->path);
+		if (--all->stalled == 0)
+			all->config.hold(all->config.opaque, false);
+	}
+}
+
+/* ---- life; both on the loop's thread ---- */
+
+static int open_one(struct vmm_disks *all, const struct vmm_disk *wanted)
+{
+	struct block *block;
+	int status =
+		disk_block_open(all->config.io, wanted->path, &wanted->options, &block, all->err);
+
+	if (status < 0)
+		return status;
+	struct open_disk *disk = &all->open[all->count];
+	*disk = (struct open_disk){.all = all, .path = wanted->path};
+	all->list[all->count++] = (struct machine_disk){
+		.block = block,
+		.serial = wanted->serial,
+		.queues = wanted->queues ? wanted->queues
+					 : MIN(all->config.cpus, (unsigned)VIRTIO_BLK_QUEUES_MAX),
+		.errors = wanted->errors,
+		.stalled = disk_stalled,
+		.opaque = disk,
+	};
+	return 0;
+}
+
+static void open_all(void *opaque)
+{
+	struct vmm_disks *all = opaque;
+
+	for (unsigned i = 0; i < all->config.count && all->status == 0; i++)
+		all->status = open_one(all, &all->config.disks[i]);
+}
+
+static void close_all(void *opaque)
+{
+	struct vmm_disks *all = opaque;
+
+	for (unsigned i = 0; i < all->count; i++)
+		block_close(all->list[i].block);
+}
+
+int vmm_disks_open(
+	const struct vmm_disks_config *config, struct vmm_disks **ret_disks, struct error *err)
+{
+	struct vmm_disks *all = calloc(1, sizeof(*all));
+
+	if (!all)
+		return error_set(err, ENOMEM, "no memory for disks");
+	all->config = *config;
+	all->err = err;
+	all->open = calloc(config->count + 1, sizeof(*all->open));
+	all->list = calloc(config->count + 1, sizeof(*all->list));
+	all->status = all->open && all->list ? 0 : error_set(err, ENOMEM, "no memory for disks");
+	loop_invoke(config->io, open_all, all);
+	if (all->status < 0) {
+		int status = all->status;
+
+		vmm_disks_close(all);
+		return status;
+	}
+	*ret_disks = all;
+	return 0;
+}
+
+void vmm_disks_close(struct vmm_disks *all)
+{
+	if (!all)
+		return;
+	loop_invoke(all->config.io, close_all, all);
+	free(all->open);
+	free(all->list);
+	free(all);
+}
+
+const struct machine_disk *vmm_disks_list(const struct vmm_disks *all)
+{
+	return all->list;
+}
