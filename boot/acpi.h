@@ -48,6 +48,7 @@ struct acpi_config {
 
 	/* Legacy devices */
 	bool i8042, rtc, vga;
+	bool keyboard; /* and a mouse, at the i8042 */
 	uint16_t pvpanic_port; /* 1 port */
 	unsigned serial_count;
 	struct acpi_serial serial[ACPI_SERIALS_MAX];

@@ -86,6 +86,27 @@ static void write_rtc(struct aml *aml)
 	aml_close(aml, device);
 }
 
+static void write_keyboard(struct aml *aml)
+{
+	unsigned device = aml_device_open(aml, "KBD"), resources;
+
+	write_hid_uid(aml, "PNP0303", 0);
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_io(aml, 0x60, 1);
+	aml_res_io(aml, 0x64, 1);
+	aml_res_irq(aml, 1);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+	device = aml_device_open(aml, "MOU");
+	write_hid_uid(aml, "PNP0F13", 0);
+	aml_name(aml, "_CRS");
+	resources = aml_resources_open(aml);
+	aml_res_irq(aml, 12);
+	aml_resources_close(aml, resources);
+	aml_close(aml, device);
+}
+
 /* QEMU's panic notifier; drivers know it by this ID. */
 static void write_pvpanic(struct aml *aml, const struct acpi_config *config)
 {
@@ -221,6 +242,8 @@ void acpi_dsdt_write(struct aml *aml, const struct acpi_config *config)
 	write_serials(aml, config);
 	if (config->rtc)
 		write_rtc(aml);
+	if (config->keyboard)
+		write_keyboard(aml);
 	if (config->hpet_base)
 		write_hpet(aml, config);
 	if (config->pvpanic_port)

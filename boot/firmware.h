@@ -16,6 +16,9 @@
 #define FIRMWARE_MAP_ENTRY 20u		  /* bytes of an entry of the memory map */
 #define FIRMWARE_SCRIPT_ENTRY 128u
 
+/* Debian's package seabios */
+#define FIRMWARE_VGA_ROM "/usr/share/seabios/vgabios-stdvga.bin"
+
 #define FIRMWARE_FILE_RSDP   "etc/acpi/rsdp"
 #define FIRMWARE_FILE_TABLES "etc/acpi/tables"
 #define FIRMWARE_FILE_SCRIPT "etc/table-loader"

@@ -25,7 +25,7 @@ struct run_options {
 	const char *engine;
 	uint64_t cpus, memory_bytes;
 	struct boot_file kernel, firmware, initrd[BOOT_INITRDS_MAX];
-	const char *firmware_log;
+	const char *firmware_log, *vnc, *screenshot;
 	unsigned initrd_count;
 	const char *cmdline;
 	enum boot_protocol protocol;
@@ -44,6 +44,8 @@ static const char usage_text[] =
 	"  --kernel FILE       bzImage, ELF (PVH or plain) or multiboot kernel\n"
 	"  --firmware NAME     start firmware in place of a kernel: bios (SeaBIOS), uefi (OVMF) or a file\n"
 	"  --firmware-log FILE what the firmware writes to its debug port\n"
+	"  --vnc WHERE         a graphics card, keyboard and mouse, shown at unix:PATH, 127.0.0.1:PORT or :DISPLAY\n"
+	"  --screenshot FILE   a graphics card, and its last picture as a PNG file at the machine's end\n"
 	"  --initrd FILE       initial RAM disk; may be given several times\n"
 	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ")\n"
 	"  --memory SIZE       guest memory, such as 512M (default) or 2G; a number alone is in MiB\n"
@@ -104,6 +106,18 @@ static int set_firmware(struct run_options *o, const char *value)
 		return refuse("--firmware wants bios, uefi or the name of a file");
 	o->firmware.path = firmware_path(value);
 	return 0;
+}
+
+static int set_vnc(struct run_options *o, const char *value)
+{
+	o->vnc = value;
+	return *value ? 0 : refuse("--vnc wants a place: unix:PATH, 127.0.0.1:PORT or a display such as :1");
+}
+
+static int set_screenshot(struct run_options *o, const char *value)
+{
+	o->screenshot = value;
+	return *value ? 0 : refuse("--screenshot wants the name of a file");
 }
 
 static int set_firmware_log(struct run_options *o, const char *value)
@@ -241,6 +255,8 @@ static const struct {
 	int (*set)(struct run_options *options, const char *value);
 } valued_options[] = {
 	{ "--kernel", set_kernel },
+	{ "--vnc", set_vnc },
+	{ "--screenshot", set_screenshot },
 	{ "--firmware-log", set_firmware_log },
 	{ "--firmware", set_firmware },
 	{ "--initrd", set_initrd },
@@ -346,6 +362,7 @@ static int run(const struct run_options *o)
 			.memory_bytes = o->memory_bytes,
 			.cpu = o->cpu,
 			.tuning = { .jit = o->jit },
+			.vga = o->vnc || o->screenshot,
 			.rng = !o->no_rng,
 			.virtio_mmio = o->virtio.mmio,
 			.virtio_features_off = o->virtio.features_off,
@@ -364,6 +381,8 @@ static int run(const struct run_options *o)
 		.nets = o->net.net,
 		.net_count = o->net.count,
 		.shares = &o->shares,
+		.vnc = o->vnc,
+		.screenshot = o->screenshot,
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
 	};

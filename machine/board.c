@@ -15,6 +15,7 @@
 #include "device/char/i8042.h"
 #include "device/char/pvpanic.h"
 #include "device/char/uart16550.h"
+#include "device/display/vga.h"
 #include "device/irq/ioapic.h"
 #include "device/irq/lapic.h"
 #include "device/irq/pic.h"
@@ -32,11 +33,14 @@
 
 #define COM1_PORT 0x3f8
 #define GSI_PIT	  0 /* pin 2 of the I/O APIC */
+#define GSI_KEYBOARD 1
 #define GSI_COM1  4
 #define GSI_RTC	  8
 #define GSI_SCI	  9
+#define GSI_MOUSE 12
 #define GSI_PCI	  16 /* four of them */
 #define PCI_LINES 4
+#define VGA_SLOT  30 /* behind the devices of devices.c */
 #define HPET_PINS 0x00f00000u /* 20 to 23, which nothing else drives */
 
 #define HIGH_WINDOW_ALIGN GIB(1)
@@ -64,6 +68,7 @@ struct board {
 	struct pvpanic pvpanic;
 	bool has_firmware;
 	struct board_firmware firmware;
+	struct vga *vga;
 };
 
 /* ---- interrupts ---- */
@@ -317,8 +322,11 @@ static int add_power(struct board *board)
 		.reset = request_reset,
 		.opaque = board,
 	};
-	board->i8042 = (struct i8042){ .lock = &board->device_lock, .reset = request_reset,
-		.opaque = board };
+	board->i8042 = (struct i8042){ .lock = &board->device_lock,
+		.reset = request_reset,
+		.opaque = board,
+		.irq = { gsi_line(board, GSI_KEYBOARD), gsi_line(board, GSI_MOUSE) },
+		.plugged = board->has_firmware || board->machine->config.vga };
 	board->debug_exit = (struct debug_exit){ .exit = request_exit, .opaque = board };
 	board->pvpanic = (struct pvpanic){ .event = guest_panicked, .opaque = board };
 	int status = acpi_pm_attach(&board->pm, bus, ACPI_PM_PORT);
@@ -427,6 +435,46 @@ static int add_pci(struct board *board)
 	return status;
 }
 
+/* ---- the screen ---- */
+
+static int add_vga(struct board *board)
+{
+	if (!board->machine->config.vga || !board->pci)
+		return 0;
+	int status = vga_create(board->machine->bus, board->pci, PCI_DEVFN(VGA_SLOT, 0), &board->vga);
+	if (status == 0 && !board->has_firmware)
+		vga_assign(board->vga, BOOT_VGA_MEMORY_GPA, BOOT_VGA_REGISTERS_GPA);
+	return status;
+}
+
+static bool draw(void *opaque, struct picture *to)
+{
+	struct board *board = opaque;
+
+	return vga_draw(board->vga, to) == 0;
+}
+
+static void press_key(void *opaque, uint8_t code, bool down)
+{
+	struct board *board = opaque;
+
+	i8042_key(&board->i8042, code, down);
+}
+
+static void move_mouse(void *opaque, int dx, int dy, int dz, uint8_t buttons)
+{
+	struct board *board = opaque;
+
+	i8042_move(&board->i8042, dx, dy, dz, buttons);
+}
+
+bool board_display(struct board *board, struct display *ret_display)
+{
+	*ret_display = (struct display){
+		.draw = draw, .key = press_key, .move = move_mouse, .opaque = board };
+	return board->vga;
+}
+
 /* ---- the serial port ---- */
 
 static int add_console(struct board *board)
@@ -490,6 +538,8 @@ void board_describe(struct board *board, struct acpi_config *ret_config)
 	if (board->pci)
 		describe_pci(board, ret_config);
 	devices_describe(board->machine->devices, ret_config);
+	ret_config->keyboard = board->i8042.plugged;
+	ret_config->vga = board->vga;
 	if (board->has_firmware)
 		board_firmware_describe(&board->firmware, ret_config);
 }
@@ -538,6 +588,8 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	if (status == 0 && !machine->config.virtio_mmio)
 		status = add_pci(board);
 	if (status == 0)
+		status = add_vga(board);
+	if (status == 0)
 		status = add_power(board);
 	if (status == 0)
 		status = add_console(board);
@@ -562,6 +614,7 @@ void board_free(struct board *board)
 		lapic_free(m->vcpu[i].lapic);
 		m->vcpu[i].lapic = NULL;
 	}
+	vga_free(board->vga);
 	pci_host_free(board->pci);
 	board_firmware_done(&board->firmware);
 	uart_free(board->uart);

@@ -8,6 +8,7 @@
 
 #include "base/types.h"
 #include "base/util.h"
+#include "device/display/picture.h"
 #include "device/irq_line.h"
 #include "device/msi.h"
 #include "isa/x86/state.h"
@@ -30,6 +31,8 @@ MUST_CHECK int board_tables(struct board *board, struct boot_config *boot, struc
 void board_lapic_state(struct board *board, unsigned index, struct x86_lapic *ret_lapic);
 
 void board_press_power(struct board *board);
+/* The screen, keyboard and mouse, good until the board is gone; false: it has none. */
+bool board_display(struct board *board, struct display *ret_display);
 size_t board_console_input(struct board *board, const uint8_t *bytes, size_t count);
 
 /* Is there an interrupt that board_pic_ack() or the local APIC of vCPU `index` would give now? */

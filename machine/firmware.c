@@ -108,6 +108,23 @@ static void tell_cmos(const struct board_firmware *firmware, struct rtc *rtc)
 	rtc_set_cmos(rtc, CMOS_BOOT_FIRST, 0x32); /* disk, then CD */
 }
 
+/* SeaBIOS's part of a graphics card; other firmware has its own. Without it there is just no picture. */
+static int add_vga_rom(struct board_firmware *firmware)
+{
+	const struct boot_file file = {.path = FIRMWARE_VGA_ROM};
+	struct boot_image image;
+	struct error err = {0};
+
+	if (boot_image_read(&image, &file, MIB(1), &err) < 0) {
+		log_warn("machine", "%s: no picture under a BIOS: %s", firmware->machine->config.name, err.text);
+		return 0;
+	}
+	int status = fw_cfg_add_file(
+		firmware->fw_cfg, "vgaroms/vgabios-stdvga.bin", image.bytes, (uint32_t)image.size_bytes);
+	boot_image_done(&image);
+	return status;
+}
+
 static int add_files(struct board_firmware *firmware)
 {
 	struct fw_cfg *fw_cfg = firmware->fw_cfg;
@@ -122,9 +139,11 @@ static int add_files(struct board_firmware *firmware)
 		status = fw_cfg_add_file(fw_cfg, FIRMWARE_FILE_TABLES, NULL, TABLES_BYTES);
 	if (status == 0)
 		status = fw_cfg_add_file(fw_cfg, FIRMWARE_FILE_SCRIPT, NULL, FIRMWARE_SCRIPT_BYTES);
-	if (status == 0)
-		status = fw_cfg_add_file(fw_cfg, "etc/sercon-port", &console, sizeof(console));
-	return status;
+	if (status < 0)
+		return status;
+	if (firmware->machine->config.vga)
+		return add_vga_rom(firmware);
+	return fw_cfg_add_file(fw_cfg, "etc/sercon-port", &console, sizeof(console));
 }
 
 static int add_fw_cfg(struct board_firmware *firmware)
@@ -141,7 +160,7 @@ static int add_fw_cfg(struct board_firmware *firmware)
 	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_RAM_SIZE, 8, m->config.memory_bytes);
 	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_CPUS, 2, m->vcpu_count);
 	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_CPUS_MAX, 2, m->vcpu_count);
-	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_NOGRAPHIC, 2, 1);
+	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_NOGRAPHIC, 2, !m->config.vga);
 	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_BOOT_MENU, 2, 0);
 	status = add_files(firmware);
 	return status < 0 ? status : fw_cfg_attach(firmware->fw_cfg, m->bus);

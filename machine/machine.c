@@ -335,6 +335,11 @@ void machine_press_power(struct machine *m)
 	board_press_power(m->board);
 }
 
+bool machine_display(struct machine *m, struct display *ret_display)
+{
+	return board_display(m->board, ret_display);
+}
+
 size_t machine_console_input(struct machine *m, const uint8_t *bytes, size_t count)
 {
 	return board_console_input(m->board, bytes, count);

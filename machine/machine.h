@@ -19,6 +19,7 @@
 #define MACHINE_MEMORY_MIN   MIB(16) /* less holds no kernel */
 #define MACHINE_MEMORY_MAX   GIB(1024)
 
+struct display;
 struct loop;
 struct fs;
 struct machine;
@@ -80,6 +81,7 @@ struct machine_config {
 	bool rng;		      /* an entropy device */
 	const struct machine_disk *disks; /* virtio block, in this order */
 	unsigned disk_count;
+	bool vga;		      /* a graphics card, keyboard and mouse: machine_display() */
 	const struct machine_nic *nics;
 	unsigned nic_count;
 	const struct machine_share *shares;
@@ -126,6 +128,9 @@ MUST_CHECK int machine_irqfd(struct machine *machine, unsigned gsi, int eventfd,
 
 /* Press the power button: a guest that listens shuts down. */
 void machine_press_power(struct machine *machine);
+
+/* What a VNC server shows and uses, good until the machine is freed. false: config.vga was not set. */
+bool machine_display(struct machine *machine, struct display *ret_display);
 
 /* Type into the first serial port; returns how many bytes it took. */
 size_t machine_console_input(struct machine *machine, const uint8_t *bytes, size_t count);

@@ -10,6 +10,7 @@
 #include "base/loop.h"
 #include "vmm/console.h"
 #include "vmm/nets.h"
+#include "vmm/screen.h"
 #include "vmm/share.h"
 #include <errno.h>
 #include <inttypes.h>
@@ -25,6 +26,7 @@ struct vmm {
 	struct vmm_nets *nets;
 	struct machine_share *shares;
 	struct vmm_disks *disks;
+	struct vmm_screen screen;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -145,6 +147,8 @@ static int open_back_ends(struct vmm *vmm, struct error *err)
 		status = vmm_shares_open(config->shares, &vmm->shares, err);
 	if (status == 0)
 		status = open_disks(vmm, err);
+	if (status == 0)
+		status = vmm_screen_open(&vmm->screen, config, vmm->io, err);
 	return status;
 }
 
@@ -161,6 +165,7 @@ static void give_back_ends(struct vmm *vmm, struct machine_config *config)
 static void close_back_ends(struct vmm *vmm)
 {
 	vmm_disks_close(vmm->disks);
+	vmm_screen_close(&vmm->screen);
 	vmm_shares_close(vmm->config->shares, vmm->shares);
 	vmm_nets_close(vmm->nets);
 }
@@ -199,9 +204,11 @@ static int one_life(struct vmm *vmm, struct machine *machine, struct machine_res
 
 	if (status == 0) {
 		publish(vmm, machine);
+		vmm_screen_enter(&vmm->screen, machine);
 		console_attach(vmm->console, machine);
 		machine_wait(machine, ret_result);
 		publish(vmm, NULL);
+		vmm_screen_leave(&vmm->screen, machine);
 		console_detach(vmm->console);
 		console_flush(vmm->console);
 		if (vmm->config->stats)

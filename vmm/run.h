@@ -31,6 +31,8 @@ struct vmm_config {
 	const struct vmm_shares *shares; /* NULL: none */
 	const struct vmm_disk *disks;
 	unsigned disk_count;
+	const char *vnc;	/* where to show the screen (backend/vnc.h), or NULL */
+	const char *screenshot; /* the file that gets the last picture, or NULL */
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

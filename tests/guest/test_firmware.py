@@ -1,10 +1,14 @@
 """Stock firmware of Debian's packages seabios and ovmf starts in place of a kernel."""
 
 import pathlib
+import socket
+import struct
+import time
+import zlib
 
 import pytest
 
-from lodge import PROGRAM, lodge
+from lodge import PATIENCE, PROGRAM, lodge
 
 BIOS = pathlib.Path("/usr/share/seabios/bios-256k.bin")
 UEFI = pathlib.Path("/usr/share/ovmf/OVMF.fd")
@@ -20,7 +24,7 @@ def test_bios_finds_nothing_to_boot(console, engine, tmp_path):
     need(BIOS, "seabios")
     log = tmp_path / "log"
     machine = console(PROGRAM, "run", "--engine", engine, "--firmware", "bios", "--cpus", "2",
-                      "--firmware-log", log)
+                      "--net", "none", "--firmware-log", log)
     machine.expect("SeaBIOS \\(version", 60)
     machine.expect("No bootable device", 60)
     machine.send("\x01x")
@@ -33,7 +37,7 @@ def test_bios_finds_nothing_to_boot(console, engine, tmp_path):
 
 def test_uefi_reaches_its_shell(console):
     need(UEFI, "ovmf")
-    machine = console(PROGRAM, "run", "--engine", "jit", "--firmware", "uefi")
+    machine = console(PROGRAM, "run", "--engine", "jit", "--firmware", "uefi", "--net", "none")
     machine.expect("UEFI Interactive Shell", 120)
     machine.expect("ESC", 30)
     machine.send("\x1b")
@@ -57,3 +61,104 @@ def test_what_is_no_firmware_is_refused(tmp_path):
     done = lodge("run", "--firmware", tmp_path / "none")
     assert done.returncode == 1
     assert "none" in done.stderr
+
+
+class Vnc:
+    """As much of a VNC client as it takes to look and to type."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30 * PATIENCE)
+        self.socket.connect(str(path))
+        assert self.get(12) == b"RFB 003.008\n"
+        self.socket.sendall(b"RFB 003.008\n")
+        assert self.get(2) == b"\1\1"
+        self.socket.sendall(b"\1")
+        assert self.get(4) == bytes(4)
+        self.socket.sendall(b"\1")
+        self.width, self.height = struct.unpack(">HH", self.get(4))
+        self.get(16)
+        self.get(struct.unpack(">I", self.get(4))[0])
+        self.socket.sendall(struct.pack(">BxHii", 2, 2, 0, -223))
+        self.picture = {}
+
+    def get(self, count):
+        data = b""
+        while len(data) < count:
+            more = self.socket.recv(count - len(data))
+            assert more, "the server hung up"
+            data += more
+        return data
+
+    def look(self):
+        """Takes one update of everything; the lines of the picture, 4 bytes a pixel."""
+        self.socket.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, 4096, 4096))
+        lines = [bytearray(4 * self.width) for _ in range(self.height)]
+        _, count = struct.unpack(">HH", self.get(4))
+        for _ in range(count):
+            x, y, width, height, encoding = struct.unpack(">HHHHi", self.get(12))
+            if encoding == -223:
+                self.width, self.height = width, height
+                return self.look()
+            for line in range(y, y + height):
+                lines[line][4 * x:4 * (x + width)] = self.get(4 * width)
+        return [bytes(line) for line in lines]
+
+    def type(self, text):
+        for letter in text:
+            shift = letter in "A?"
+            if shift:
+                self.key(0xffe1, 1)
+            for down in (1, 0):
+                self.key({"\r": 0xff0d}.get(letter, ord(letter)), down)
+            if shift:
+                self.key(0xffe1, 0)
+            time.sleep(0.1)
+
+    def key(self, keysym, down):
+        self.socket.sendall(struct.pack(">BBxxI", 4, down, keysym))
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 30 * PATIENCE
+    while not path.exists():
+        assert time.monotonic() < deadline, "no " + str(path)
+        time.sleep(0.05)
+
+
+def png_lines(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    start = data.index(b"IDAT")
+    size = struct.unpack(">I", data[start - 4:start])[0]
+    raw = zlib.decompress(data[start + 4:start + 4 + size])
+    assert len(raw) == height * (1 + 3 * width)
+    return [raw[1 + line * (1 + 3 * width):(line + 1) * (1 + 3 * width)] for line in range(height)]
+
+
+def test_screen_and_keyboard_by_vnc(console, tmp_path):
+    """OVMF's shell on the graphics card, used by its keyboard; what VNC shows is what the screenshot has."""
+    need(UEFI, "ovmf")
+    vnc, shot = tmp_path / "vnc", tmp_path / "shot.png"
+    machine = console(PROGRAM, "run", "--engine", "jit", "--firmware", "uefi", "--net", "none",
+                      "--vnc", "unix:%s" % vnc, "--screenshot", shot)
+    wait_for(vnc)
+    client = Vnc(vnc)
+    machine.expect("ESC", 120)  # the shell is on both consoles
+    client.type("\r")
+    machine.expect("Shell>", 60)
+    client.type("echo aA?\r")
+    machine.expect("\naA\\?", 60)
+    lines = client.look()
+    assert client.width >= 640 and len(lines) >= 400
+    ink = sum(pixel not in (0, 0xff) for line in lines for pixel in line)
+    assert any(line.count(0) != len(line) for line in lines), ink
+    machine.send("\x01x")
+    assert machine.wait() == 103
+    shown = png_lines(shot)
+    assert len(shown) == len(lines)
+    differ = sum(bytes(line[4 * x + c] for x in range(client.width) for c in (2, 1, 0)) != other
+                 for line, other in zip(lines, shown))
+    assert differ <= 20, "%d lines differ" % differ  # the cursor blinks
+    assert not vnc.exists()

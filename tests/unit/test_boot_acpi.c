@@ -50,6 +50,7 @@ static void full_config(struct acpi_config *config)
 	config->serial_count = 2;
 	config->serial[1] = (struct acpi_serial){0x2f8, 3};
 	config->hpet_base = BOOT_HPET_GPA;
+	config->keyboard = true;
 	config->pvpanic_port = 0x505;
 	config->pci = true;
 	config->ecam_base = BOOT_ECAM_GPA;

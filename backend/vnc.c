@@ -1,0 +1,611 @@
+/*
+ * The VNC server: see vnc.h.
+ */
+#include "backend/vnc.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "backend/vnc_private.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/loop.h"
+
+#define CLIENTS_MAX   8
+#define INPUT_BYTES   1024u /* more than the longest message that is kept whole */
+#define ENCODINGS_MAX 200u  /* of those a client names, how many are read */
+#define PERIOD_NS     33000000ull
+#define PORT_FIRST    5900
+
+enum encoding { ENCODING_RAW = 0, ENCODING_ZRLE = 16, ENCODING_SIZE = -223, ENCODING_KEY = -258 };
+
+enum phase { PHASE_VERSION, PHASE_SECURITY, PHASE_INIT, PHASE_RUNNING };
+
+struct client {
+	struct vnc *vnc;
+	int fd;
+	struct loop_source *source;
+	enum phase phase;
+	uint8_t input[INPUT_BYTES];
+	size_t count;
+	uint64_t skip; /* bytes of the input that nobody wants */
+	struct vnc_output output;
+	struct vnc_format format;
+	bool zrle, can_resize, key_codes, key_codes_told;
+	bool wants, wants_all; /* an update; of all, whether it changed or not */
+	struct picture shown;  /* what it has */
+	z_stream stream;
+	bool has_stream, has_position;
+	unsigned x, y; /* the pointer */
+};
+
+struct vnc {
+	struct loop *loop;
+	char name[64];
+	int fd;
+	char *path; /* of the Unix socket, to be removed */
+	struct loop_source *source;
+	struct loop_timer *timer;
+	bool armed;
+	pthread_mutex_t lock; /* for `display`, held while it is used */
+	bool has_display;
+	struct display display;
+	struct picture picture; /* what the display shows now */
+	struct client *client[CLIENTS_MAX];
+};
+
+static void client_ready(void *opaque, uint32_t events);
+
+/* ---- clients come and go ---- */
+
+static void client_free(struct client *client)
+{
+	if (!client)
+		return;
+	for (unsigned i = 0; i < CLIENTS_MAX; i++)
+		if (client->vnc->client[i] == client)
+			client->vnc->client[i] = NULL;
+	loop_remove(client->source);
+	if (client->fd >= 0)
+		close(client->fd);
+	if (client->has_stream)
+		deflateEnd(&client->stream);
+	picture_done(&client->shown);
+	free(client->output.bytes);
+	free(client);
+}
+
+static struct client *client_new(struct vnc *vnc, int fd)
+{
+	struct client *client = calloc(1, sizeof(*client));
+
+	if (!client)
+		return NULL;
+	*client = (struct client){.vnc = vnc, .fd = -1, .format = vnc_format_own};
+	if (deflateInit(&client->stream, 1) != Z_OK ||
+		loop_add(vnc->loop, fd, EPOLLIN, client_ready, client, &client->source) < 0) {
+		client_free(client);
+		return NULL;
+	}
+	client->has_stream = true;
+	client->fd = fd;
+	return client;
+}
+
+static void accept_client(void *opaque, uint32_t events)
+{
+	struct vnc *vnc = opaque;
+	AUTO_CLOSE int fd = accept4(vnc->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	for (unsigned i = 0; fd >= 0 && i < CLIENTS_MAX; i++) {
+		if (vnc->client[i])
+			continue;
+		vnc->client[i] = client_new(vnc, fd);
+		if (vnc->client[i]) {
+			vnc_put(&vnc->client[i]->output, "RFB 003.008\n", 12);
+			fd = -1;
+			client_ready(vnc->client[i], EPOLLOUT);
+		}
+		return;
+	}
+}
+
+/* ---- pictures ---- */
+
+static bool tile_changed(const struct client *client, const struct picture *now, const struct vnc_tile *tile)
+{
+	for (unsigned y = tile->y; y < tile->y + tile->height; y++) {
+		const uint64_t at = (uint64_t)y * now->width + tile->x;
+
+		if (memcmp(now->pixels + at, client->shown.pixels + at, tile->width * sizeof(uint32_t)))
+			return true;
+	}
+	return false;
+}
+
+static void put_rectangle(
+	struct vnc_output *output, unsigned x, unsigned y, unsigned width, unsigned height, int32_t encoding)
+{
+	vnc_put16(output, (uint16_t)x);
+	vnc_put16(output, (uint16_t)y);
+	vnc_put16(output, (uint16_t)width);
+	vnc_put16(output, (uint16_t)height);
+	vnc_put32(output, (uint32_t)encoding);
+}
+
+static void put_tile(struct client *client, const struct picture *now, const struct vnc_tile *tile)
+{
+	put_rectangle(&client->output, tile->x, tile->y, tile->width, tile->height,
+		client->zrle ? ENCODING_ZRLE : ENCODING_RAW);
+	if (client->zrle)
+		vnc_encode_zrle(&client->output, &client->stream, &client->format, now, tile);
+	else
+		vnc_encode_raw(&client->output, &client->format, now, tile);
+	for (unsigned y = tile->y; y < tile->y + tile->height; y++) {
+		const uint64_t at = (uint64_t)y * now->width + tile->x;
+
+		memcpy(client->shown.pixels + at, now->pixels + at, tile->width * sizeof(uint32_t));
+	}
+}
+
+/* The number of rectangles is filled in afterwards. */
+static size_t open_update(struct client *client)
+{
+	vnc_put16(&client->output, 0); /* type, padding */
+	vnc_put16(&client->output, 0);
+	return client->output.count - 2;
+}
+
+static void close_update(struct client *client, size_t at, unsigned count)
+{
+	client->wants = client->wants_all = false;
+	if (!client->output.failed)
+		store_be16(client->output.bytes + at, (uint16_t)count);
+}
+
+/* A new size is told first, alone; the client then asks anew. One that does not know of sizes is cut off. */
+static bool put_size(struct client *client, const struct picture *now)
+{
+	if (client->shown.width == now->width && client->shown.height == now->height)
+		return false;
+	if (!client->can_resize || picture_resize(&client->shown, now->width, now->height) < 0) {
+		client->output.failed = true;
+		return true;
+	}
+	/* Nothing of the new size has been sent; ~ is no pixel. */
+	memset(client->shown.pixels, 0xff, sizeof(uint32_t) * now->width * now->height);
+	const size_t at = open_update(client);
+	put_rectangle(&client->output, 0, 0, now->width, now->height, ENCODING_SIZE);
+	close_update(client, at, 1);
+	return true;
+}
+
+static unsigned put_tiles(struct client *client, const struct picture *now)
+{
+	unsigned count = 0;
+
+	for (unsigned y = 0; y < now->height; y += VNC_TILE) {
+		for (unsigned x = 0; x < now->width; x += VNC_TILE) {
+			const struct vnc_tile tile = {
+				x, y, MIN(VNC_TILE, now->width - x), MIN(VNC_TILE, now->height - y)};
+
+			if (!client->wants_all && !tile_changed(client, now, &tile))
+				continue;
+			put_tile(client, now, &tile);
+			count++;
+		}
+	}
+	return count;
+}
+
+static void client_update(struct client *client, const struct picture *now)
+{
+	const size_t before = client->output.count;
+
+	if (!now->width || put_size(client, now))
+		return;
+	const size_t at = open_update(client);
+	unsigned count = 0;
+	if (client->key_codes && !client->key_codes_told) {
+		put_rectangle(&client->output, 0, 0, 0, 0, ENCODING_KEY);
+		client->key_codes_told = true;
+		count++;
+	}
+	count += put_tiles(client, now);
+	if (count)
+		close_update(client, at, count);
+	else
+		client->output.count = before;
+}
+
+static void draw(struct vnc *vnc)
+{
+	AUTO_LOCK(&vnc->lock);
+	if (vnc->has_display)
+		(void)!vnc->display.draw(vnc->display.opaque, &vnc->picture);
+}
+
+static void arm(struct vnc *vnc)
+{
+	if (vnc->armed)
+		return;
+	vnc->armed = true;
+	loop_timer_arm(vnc->timer, clock_monotonic_ns() + PERIOD_NS);
+}
+
+static void tick(void *opaque)
+{
+	struct vnc *vnc = opaque;
+	bool drawn = false, waiting = false;
+
+	vnc->armed = false;
+	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+		struct client *client = vnc->client[i];
+
+		if (!client || !client->wants || client->output.count)
+			continue;
+		if (!drawn)
+			draw(vnc);
+		drawn = true;
+		client_update(client, &vnc->picture);
+		waiting |= client->wants;
+		client_ready(client, EPOLLOUT);
+	}
+	if (waiting)
+		arm(vnc);
+}
+
+/* ---- what clients say ---- */
+
+static void press(struct vnc *vnc, uint8_t code, bool down)
+{
+	AUTO_LOCK(&vnc->lock);
+	if (code && vnc->has_display && vnc->display.key)
+		vnc->display.key(vnc->display.opaque, code, down);
+}
+
+static void point(struct client *client, uint8_t mask, unsigned x, unsigned y)
+{
+	struct vnc *vnc = client->vnc;
+	/* Left, middle, right there; left, right, middle here. */
+	const uint8_t buttons = (uint8_t)((mask & 1) | (mask >> 1 & 2) | (mask << 1 & 4));
+	const int wheel = (mask >> 4 & 1) - (mask >> 3 & 1);
+	const int dx = client->has_position ? (int)x - (int)client->x : 0;
+	const int dy = client->has_position ? (int)y - (int)client->y : 0;
+
+	client->x = x;
+	client->y = y;
+	client->has_position = true;
+	AUTO_LOCK(&vnc->lock);
+	if (vnc->has_display && vnc->display.move)
+		vnc->display.move(vnc->display.opaque, dx, dy, wheel, buttons);
+}
+
+static void set_encodings(struct client *client, const uint8_t *bytes, unsigned count)
+{
+	client->zrle = client->can_resize = client->key_codes = false;
+	for (unsigned i = 0; i < count; i++) {
+		const int32_t encoding = (int32_t)load_be32(bytes + 4 * i);
+
+		client->zrle |= encoding == ENCODING_ZRLE;
+		client->can_resize |= encoding == ENCODING_SIZE;
+		client->key_codes |= encoding == ENCODING_KEY;
+	}
+}
+
+static void want_update(struct client *client, bool all)
+{
+	client->wants = true;
+	client->wants_all |= all;
+	arm(client->vnc);
+}
+
+/* Of the message that starts the input: how long it is, 0 if that cannot be said yet, -1 if it is none. */
+static int64_t message_bytes(const uint8_t *in, size_t count)
+{
+	switch (in[0]) {
+	case 0: return 20;
+	case 2: return count < 4 ? 0 : 4 + 4ll * load_be16(in + 2);
+	case 3: return 10;
+	case 4: return 8;
+	case 5: return 6;
+	case 6: return count < 8 ? 0 : 8 + (int64_t)load_be32(in + 4);
+	case 255: return count < 2 ? 0 : in[1] == 0 ? 12 : -1;
+	default: return -1;
+	}
+}
+
+/* XT codes, as QEMU's extension has them: the same as ours. */
+static void key_code(struct vnc *vnc, const uint8_t *in)
+{
+	const uint32_t code = load_be32(in + 8);
+
+	if (code && code < 0x100)
+		press(vnc, (uint8_t)code, load_be16(in + 2));
+	else if (code >> 8 == 0xe0)
+		press(vnc, (uint8_t)(code | 0x80), load_be16(in + 2));
+	else
+		press(vnc, vnc_key(load_be32(in + 4)), load_be16(in + 2));
+}
+
+/* `have` bytes of the message are there, which are all but for long ones. */
+static bool take_message(struct client *client, size_t have)
+{
+	const uint8_t *in = client->input;
+
+	switch (in[0]) {
+	case 0: return vnc_format_parse(&client->format, in + 4);
+	case 2: set_encodings(client, in + 4, (unsigned)(have - 4) / 4); break;
+	case 3: want_update(client, !in[1]); break;
+	case 4: press(client->vnc, vnc_key(load_be32(in + 4)), in[1]); break;
+	case 5: point(client, in[1], load_be16(in + 2), load_be16(in + 4)); break;
+	case 255: key_code(client->vnc, in); break;
+	default: break; /* a clipboard that nobody has */
+	}
+	return true;
+}
+
+static void put_init(struct client *client)
+{
+	struct vnc *vnc = client->vnc;
+
+	if (!vnc->picture.width)
+		draw(vnc);
+	if (!vnc->picture.width)
+		(void)!picture_resize(&vnc->picture, 640, 400);
+	/* A client that cannot resize gets what fits. */
+	(void)!picture_resize(&client->shown, MAX(vnc->picture.width, 1u), MAX(vnc->picture.height, 1u));
+	if (client->shown.pixels)
+		memset(client->shown.pixels, 0xff,
+			sizeof(uint32_t) * client->shown.width * client->shown.height);
+	vnc_put16(&client->output, (uint16_t)client->shown.width);
+	vnc_put16(&client->output, (uint16_t)client->shown.height);
+	vnc_format_put(&client->output, &client->format);
+	vnc_put32(&client->output, (uint32_t)strlen(vnc->name));
+	vnc_put(&client->output, vnc->name, strlen(vnc->name));
+}
+
+/* Returns how many bytes were taken: 0 not enough, -1 not this protocol. */
+static int64_t take_version(struct client *client)
+{
+	unsigned minor;
+
+	if (client->count < 12)
+		return 0;
+	if (memcmp(client->input, "RFB 003.", 8) || client->input[11] != '\n')
+		return -1;
+	minor = client->input[10] - '0';
+	client->phase = minor >= 7 ? PHASE_SECURITY : PHASE_INIT;
+	if (minor >= 8)
+		client->wants_all = true; /* until it runs: a result is wanted, too */
+	if (minor >= 7)
+		vnc_put(&client->output, "\1\1", 2);
+	else
+		vnc_put32(&client->output, 1);
+	return 12;
+}
+
+static int64_t take_step(struct client *client)
+{
+	switch (client->phase) {
+	case PHASE_VERSION: return take_version(client);
+	case PHASE_SECURITY:
+		if (client->input[0] != 1)
+			return -1;
+		if (client->wants_all)
+			vnc_put32(&client->output, 0);
+		client->wants_all = false;
+		client->phase = PHASE_INIT;
+		return 1;
+	case PHASE_INIT:
+		put_init(client);
+		client->phase = PHASE_RUNNING;
+		return 1;
+	default: break;
+	}
+	const int64_t bytes = message_bytes(client->input, client->count);
+	/* Of a long one the start is taken, and the rest passed over. */
+	const size_t have = (size_t)MIN(bytes, (int64_t)(4 + 4 * ENCODINGS_MAX));
+	if (bytes <= 0 || client->count < have)
+		return MIN(bytes, (int64_t)0);
+	return take_message(client, have) ? bytes : -1;
+}
+
+static bool take_input(struct client *client)
+{
+	for (;;) {
+		int64_t took = (int64_t)MIN(client->skip, (uint64_t)client->count);
+
+		client->skip -= (uint64_t)took;
+		if (!took && client->count)
+			took = take_step(client);
+		if (took < 0)
+			return false;
+		if (took == 0)
+			return true;
+		if ((size_t)took > client->count) {
+			client->skip = (uint64_t)took - client->count;
+			took = (int64_t)client->count;
+		}
+		client->count -= (size_t)took;
+		memmove(client->input, client->input + took, client->count);
+	}
+}
+
+/* ---- bytes in and out ---- */
+
+static bool receive(struct client *client)
+{
+	ssize_t got = read(client->fd, client->input + client->count, INPUT_BYTES - client->count);
+
+	if (got < 0)
+		return errno == EAGAIN || errno == EINTR;
+	client->count += (size_t)got;
+	return got > 0 && take_input(client);
+}
+
+static bool transmit(struct client *client)
+{
+	struct vnc_output *output = &client->output;
+
+	while (output->sent < output->count) {
+		ssize_t sent = send(
+			client->fd, output->bytes + output->sent, output->count - output->sent, MSG_NOSIGNAL);
+
+		if (sent < 0)
+			return errno == EAGAIN || errno == EINTR;
+		output->sent += (size_t)sent;
+	}
+	output->count = output->sent = 0;
+	return true;
+}
+
+/* While much waits to be sent nothing more is read: what a client asks for costs memory. */
+static void client_ready(void *opaque, uint32_t events)
+{
+	struct client *client = opaque;
+	bool alive = !(events & (EPOLLERR | EPOLLHUP));
+
+	if (alive && (events & EPOLLIN))
+		alive = receive(client);
+	if (alive && !client->output.failed)
+		alive = transmit(client);
+	if (!alive || client->output.failed) {
+		client_free(client);
+		return;
+	}
+	if (client->wants && !client->output.count)
+		arm(client->vnc);
+	if (loop_change(client->source, client->output.count ? EPOLLOUT : EPOLLIN) < 0)
+		client_free(client);
+}
+
+/* ---- life ---- */
+
+static int listen_unix(struct vnc *vnc, const char *path, struct error *err)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct stat st;
+
+	if (!*path || strlen(path) >= sizeof(address.sun_path))
+		return error_set(err, EINVAL, "'%s' is no name for a socket: give 1 to %zu characters", path,
+			sizeof(address.sun_path) - 1);
+	strcpy(address.sun_path, path);
+	/* One that a killed machine left behind. */
+	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) &&
+		connect(vnc->fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno == ECONNREFUSED)
+		unlink(path);
+	mode_t mask = umask(0077);
+	int status = bind(vnc->fd, (struct sockaddr *)&address, sizeof(address));
+	int saved = errno;
+	umask(mask);
+	if (status < 0)
+		return error_set_errno(err, saved, "can't listen for VNC on %s", path);
+	vnc->path = strdup(path);
+	return vnc->path ? 0 : error_set(err, ENOMEM, "no memory for VNC");
+}
+
+static int listen_tcp(struct vnc *vnc, const char *where, struct error *err)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET};
+	const char *colon = strrchr(where, ':'), *number = colon ? colon + 1 : where;
+	char host[64] = "127.0.0.1", *end;
+	long port = strtol(number, &end, 10);
+	const int on = 1;
+
+	if (colon && colon != where)
+		snprintf(host, sizeof(host), "%.*s", (int)(colon - where), where);
+	else
+		port += PORT_FIRST;
+	if (!*number || *end || port < 1 || port > 65535 || inet_pton(AF_INET, host, &address.sin_addr) != 1)
+		return error_set(err, EINVAL,
+			"'%s' is no place for VNC: give unix:PATH, ADDRESS:PORT or a display number such as :1", where);
+	if (ntohl(address.sin_addr.s_addr) >> 24 != 127)
+		return error_set(err, EPERM,
+			"VNC at %s would be open to everybody on the network, with no password: give 127.0.0.1 or a Unix "
+			"socket, and reach it through ssh", host);
+	address.sin_port = htons((uint16_t)port);
+	setsockopt(vnc->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (bind(vnc->fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		return error_set_errno(err, errno, "can't listen for VNC on %s port %ld", host, port);
+	return 0;
+}
+
+static int open_socket(struct vnc *vnc, const char *where, struct error *err)
+{
+	const bool is_unix = strncmp(where, "unix:", 5) == 0;
+	int status;
+
+	vnc->fd = socket(is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (vnc->fd < 0)
+		return error_set_errno(err, errno, "can't make a socket for VNC");
+	status = is_unix ? listen_unix(vnc, where + 5, err) : listen_tcp(vnc, where, err);
+	if (status == 0 && listen(vnc->fd, CLIENTS_MAX) < 0)
+		status = error_set_errno(err, errno, "can't listen for VNC");
+	if (status == 0) {
+		status = loop_add(vnc->loop, vnc->fd, EPOLLIN, accept_client, vnc, &vnc->source);
+		if (status < 0)
+			error_set_errno(err, -status, "can't wait for VNC clients");
+	}
+	return status;
+}
+
+int vnc_open(struct vnc **ret_vnc, struct loop *loop, const char *where, const char *name,
+	const struct display *display, struct error *err)
+{
+	struct vnc *vnc = calloc(1, sizeof(*vnc));
+	int status;
+
+	if (!vnc)
+		return error_set(err, ENOMEM, "no memory for VNC");
+	*vnc = (struct vnc){.loop = loop, .fd = -1};
+	pthread_mutex_init(&vnc->lock, NULL);
+	snprintf(vnc->name, sizeof(vnc->name), "%s", name);
+	vnc_show(vnc, display);
+	vnc->timer = loop_timer_create(loop, tick, vnc);
+	status = vnc->timer ? open_socket(vnc, where, err) : error_set(err, ENOMEM, "no memory for VNC");
+	if (status < 0) {
+		vnc_close(vnc);
+		return status;
+	}
+	*ret_vnc = vnc;
+	return 0;
+}
+
+void vnc_close(struct vnc *vnc)
+{
+	if (!vnc)
+		return;
+	for (unsigned i = 0; i < CLIENTS_MAX; i++)
+		client_free(vnc->client[i]);
+	loop_remove(vnc->source);
+	loop_timer_free(vnc->timer);
+	if (vnc->fd >= 0)
+		close(vnc->fd);
+	if (vnc->path)
+		unlink(vnc->path);
+	free(vnc->path);
+	picture_done(&vnc->picture);
+	pthread_mutex_destroy(&vnc->lock);
+	free(vnc);
+}
+
+void vnc_show(struct vnc *vnc, const struct display *display)
+{
+	AUTO_LOCK(&vnc->lock);
+	vnc->has_display = display;
+	if (display)
+		vnc->display = *display;
+}
