@@ -4,9 +4,13 @@
 #include "backend/share/internal.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+
+#define CONFIGFS_MAGIC 0x62656570
+#define FUSECTL_MAGIC  0x65735543
 
 #define PROC_FD "/proc/self/fd/"
 
@@ -93,11 +97,39 @@ uint64_t share_valid_seconds(const struct share *share)
 	return 86400;
 }
 
+/* ---- entries ---- */
+
+static bool is_mounted(const struct node *dir, const struct statx *stat)
+{
+	return S_ISDIR(stat->stx_mode) && (stat->stx_dev_major != dir->key.dev_major ||
+						  stat->stx_dev_minor != dir->key.dev_minor);
+}
+
+/* File systems whose files are the kernel's interface: /proc/self/mem is this process. Who shares / doesn't mean them;
+ * their roots are shown, for guests that mount their own there. */
+static bool is_kernels(int dir_fd, const char *name)
+{
+	static const uint32_t magics[] = {PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC,
+		CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, TRACEFS_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC,
+		SMACK_MAGIC, BPF_FS_MAGIC, EFIVARFS_MAGIC, PSTOREFS_MAGIC, NSFS_MAGIC,
+		DEVPTS_SUPER_MAGIC, BINFMTFS_MAGIC, CONFIGFS_MAGIC, FUSECTL_MAGIC};
+	AUTO_CLOSE int fd = openat(dir_fd, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct statfs fs;
+
+	if (fd < 0 || fstatfs(fd, &fs) < 0)
+		return true;
+	for (size_t i = 0; i < ARRAY_SIZE(magics); i++)
+		if ((uint32_t)fs.f_type == magics[i])
+			return true;
+	return false;
+}
+
 int share_enter_stat(struct share *share, struct node_use *dir, const char *name,
 	const struct statx *stat, struct fuse_entry_out *ret_entry, struct node_use *ret_use)
 {
 	AUTO_NODE struct node_use use = {0};
-	int status = node_enter(&share->nodes, dir->node, name, stat, &use);
+	const bool closed = is_mounted(dir->node, stat) && is_kernels(dir->fd, name);
+	int status = node_enter(&share->nodes, dir->node, name, stat, closed, &use);
 
 	if (status < 0)
 		return status;

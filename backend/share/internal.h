@@ -2,7 +2,7 @@
  * The parts of a share, for its own files only.
  *
  * share.c opens it and has its threads; call.c takes a request apart and sends it to one of the op_ functions in
- * ops_*.c; nodes.c knows the files that the guest knows, handles.c those it has open, identity.c whose they are.
+ * ops_*.c; nodes.c and node_fds.c know the files that the guest knows, handles.c those it has open, identity.c whose they are.
  *
  * Locks: nodes.lock and handles.lock guard their tables and are leaves; no system call that may wait is made with
  * one held. The pool's lock is a leaf too.
@@ -58,6 +58,7 @@ struct node {
 	struct node *hash_next;
 	struct node *newer, *older; /* among those with a descriptor and no pin */
 	bool hashed;
+	bool closed; /* what is in this directory is not for guests */
 };
 
 struct node_slot {
@@ -95,7 +96,7 @@ struct node_use {
 	int fd; /* O_PATH; -1 if it was got without */
 };
 
-/* Errors: -ESTALE (no such id, or it isn't where it was), open's. */
+/* Errors: -ESTALE (no such id, or it isn't where it was), -EACCES (closed), open's. */
 MUST_CHECK int node_use(struct nodes *nodes, uint64_t id, struct node_use *ret_use);
 /* As node_use(), without a descriptor. */
 MUST_CHECK int node_find(struct nodes *nodes, uint64_t id, struct node_use *ret_use);
@@ -107,10 +108,10 @@ void node_let_go(struct node_use *use); /* zeroes are allowed */
 /* What it is now. Errors: -ESTALE, statx()'s. */
 MUST_CHECK int node_stat(struct nodes *nodes, uint64_t id, struct statx *ret_stat);
 /* The guest gets to know the file `stat` tells of, which was found in `parent` as `name`: one more lookup.
+ * closed: and nothing of what is in it.
  * Errors: -ENOMEM, -ENFILE (the guest knows too many), -ELOOP (the root itself). */
 MUST_CHECK int node_enter(struct nodes *nodes, struct node *parent, const char *name,
-	const struct statx *stat, struct node_use *ret_use);
-
+	const struct statx *stat, bool closed, struct node_use *ret_use);
 /* Give it this O_PATH descriptor if it has none, and pin it. */
 void node_adopt_fd(struct node_use *use, int fd);
 /* A file was renamed: if the guest knows what is now `name` in `parent`, that is where it is. */

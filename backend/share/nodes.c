@@ -1,82 +1,16 @@
 /*
  * The files that a guest knows: see struct node in internal.h.
  *
- * The guest may know more files than the process may have descriptors, so a node need not have one. It is opened
- * again from its parent by its name, and what is found there counts only if it is the same file (device, inode,
- * mount, type, time of birth); else the node is stale, on which a Linux guest looks the path up anew.
+ * The guest may know more files than the process may have descriptors, so a node need not have one (node_fds.c). What
+ * is found where it was last seen counts only if it is the same file (device, inode, mount, type, time of birth); else
+ * the node is stale, on which a Linux guest looks the path up anew.
  *
- * Invariants: the root always has its descriptor. A node is in the list of newest to oldest if it has a descriptor and
- * no pin. Parents form no cycle. Ids are a slot's index and generation, and none is ever used twice.
+ * Invariants: the root always has its descriptor. Parents form no cycle. Ids are a slot's index and generation, and none
+ * is ever used twice.
  */
-#include "backend/share/internal.h"
+#include "backend/share/nodes_private.h"
 
-#include <fcntl.h>
 #include <string.h>
-
-#define CHAIN_MAX 4096 /* directories that are opened again for one request */
-
-/* ---- the list of descriptors that may be closed ---- */
-
-static void list_remove(struct nodes *nodes, struct node *node)
-{
-	*(node->newer ? &node->newer->older : &nodes->newest) = node->older;
-	*(node->older ? &node->older->newer : &nodes->oldest) = node->newer;
-	node->newer = node->older = NULL;
-}
-
-static void list_add(struct nodes *nodes, struct node *node)
-{
-	node->newer = NULL;
-	node->older = nodes->newest;
-	*(nodes->newest ? &nodes->newest->newer : &nodes->oldest) = node;
-	nodes->newest = node;
-}
-
-static void pin(struct nodes *nodes, struct node *node)
-{
-	if (!node->pins++)
-		list_remove(nodes, node);
-}
-
-static void unpin(struct nodes *nodes, struct node *node)
-{
-	if (!--node->pins)
-		list_add(nodes, node);
-}
-
-/* The oldest descriptor that is not in use, to be closed; -1: there are no more than `most`. */
-static int evict_one(struct nodes *nodes, unsigned most)
-{
-	struct node *node = nodes->oldest;
-
-	if (!node || nodes->fd_count <= most)
-		return -1;
-	list_remove(nodes, node);
-	nodes->fd_count--;
-	return take_fd(&node->fd);
-}
-
-static void evict(struct nodes *nodes, unsigned most)
-{
-	int fd;
-
-	do {
-		pthread_mutex_lock(&nodes->lock);
-		fd = evict_one(nodes, most);
-		pthread_mutex_unlock(&nodes->lock);
-		if (fd >= 0)
-			close(fd);
-	} while (fd >= 0);
-}
-
-/* The process or the system has no descriptors left: give some back. */
-static void evict_some(struct nodes *nodes)
-{
-	pthread_mutex_lock(&nodes->lock);
-	const unsigned most = nodes->fd_count - MIN(nodes->fd_count, 64u);
-	pthread_mutex_unlock(&nodes->lock);
-	evict(nodes, most);
-}
 
 /* ---- the tables; with the lock held ---- */
 
@@ -95,8 +29,7 @@ static bool same_file(const struct node_key *a, const struct node_key *b)
 	       a->dev_minor == b->dev_minor;
 }
 
-/* Also where neither is held open, so that the number may have gone to another file. */
-static bool same_life(const struct node_key *a, const struct node_key *b)
+bool nodes_same_life(const struct node_key *a, const struct node_key *b)
 {
 	return same_file(a, b) && a->type == b->type &&
 	       (!a->born_ns || !b->born_ns || a->born_ns == b->born_ns);
@@ -203,7 +136,7 @@ static void node_die(struct nodes *nodes, struct node *node)
 	hash_remove(nodes, node);
 	slot_give(nodes, node);
 	if (node->fd >= 0) {
-		list_remove(nodes, node);
+		nodes_unlist(nodes, node);
 		nodes->fd_count--;
 	}
 	nodes->count--;
@@ -211,7 +144,7 @@ static void node_die(struct nodes *nodes, struct node *node)
 	nodes->dead = node;
 }
 
-static void put(struct nodes *nodes, struct node *node)
+void nodes_put(struct nodes *nodes, struct node *node)
 {
 	while (node && !--node->refs) {
 		struct node *parent = node->parent;
@@ -228,7 +161,7 @@ static void unlink_from_parent(struct nodes *nodes, struct node *node)
 	free(node->name);
 	node->name = NULL;
 	node->parent = NULL;
-	put(nodes, parent);
+	nodes_put(nodes, parent);
 }
 
 /* Host renames can make what we know of a path stale in a way that bites its own tail: cut it there. */
@@ -264,7 +197,7 @@ static int link_to_parent(
 
 /* ---- creation and end ---- */
 
-static struct node_key key_of(const struct statx *stat)
+struct node_key nodes_key_of(const struct statx *stat)
 {
 	const bool born = stat->stx_mask & STATX_BTIME;
 
@@ -287,7 +220,7 @@ static int node_new(struct nodes *nodes, const struct statx *stat, struct node *
 	AUTO_FREE struct node *node = calloc(1, sizeof(*node));
 	if (!node)
 		return -ENOMEM;
-	node->key = key_of(stat);
+	node->key = nodes_key_of(stat);
 	node->fd = -1;
 	int status = slot_take(nodes, node);
 	if (status < 0)
@@ -350,7 +283,7 @@ void nodes_forget_all(struct nodes *nodes)
 
 		if (node && node->lookups) {
 			node->lookups = 0;
-			put(nodes, node);
+			nodes_put(nodes, node);
 		}
 	}
 }
@@ -364,7 +297,7 @@ void nodes_forget(struct nodes *nodes, uint64_t id, uint64_t lookups)
 		return;
 	node->lookups -= MIN(lookups, node->lookups);
 	if (!node->lookups)
-		put(nodes, node);
+		nodes_put(nodes, node);
 }
 
 bool nodes_have_dead(struct nodes *nodes)
@@ -388,125 +321,6 @@ void nodes_bury(struct nodes *nodes)
 	}
 }
 
-/* ---- descriptors ---- */
-
-/* One with O_PATH, closing others if the process has too many. */
-static int open_path(struct nodes *nodes, int dir_fd, const char *name)
-{
-	const int flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-	int fd = openat(dir_fd, name, flags);
-
-	if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
-		evict_some(nodes);
-		fd = openat(dir_fd, name, flags);
-	}
-	return fd < 0 ? -errno : fd;
-}
-
-/* With the lock held: the fd becomes the node's, pinned, or is one too many (true). */
-static bool install(struct nodes *nodes, struct node *node, int fd)
-{
-	if (node->fd >= 0) {
-		pin(nodes, node);
-		return true;
-	}
-	node->fd = fd;
-	node->pins++;
-	nodes->fd_count++;
-	return false;
-}
-
-/* Open node from its parent, which is pinned and stays so. Errors: -ESTALE, open's. */
-static int open_child(struct nodes *nodes, struct node *parent, struct node *node)
-{
-	char name[SHARE_NAME_MAX + 1];
-	struct statx stat;
-
-	pthread_mutex_lock(&nodes->lock);
-	const bool there = node->parent == parent;
-	if (there)
-		strcpy(name, node->name);
-	pthread_mutex_unlock(&nodes->lock);
-	if (!there)
-		return -ESTALE;
-	AUTO_CLOSE int fd = open_path(nodes, parent->fd, name);
-	if (fd < 0)
-		return fd == -ENOENT || fd == -ENOTDIR ? -ESTALE : fd;
-	int status = share_statx(fd, "", &stat);
-	if (status < 0)
-		return status;
-	const struct node_key key = key_of(&stat);
-	if (!same_life(&key, &node->key))
-		return -ESTALE;
-	pthread_mutex_lock(&nodes->lock);
-	const bool extra = install(nodes, node, fd);
-	pthread_mutex_unlock(&nodes->lock);
-	if (!extra)
-		(void)take_fd(&fd);
-	evict(nodes, nodes->fd_max);
-	return 0;
-}
-
-/* With the lock held: node and what is above it up to the first with a descriptor, which is pinned; a reference for
- * each. Returns how many, or -ESTALE, -ENAMETOOLONG. */
-static int chain_take(struct nodes *nodes, struct node *node, struct node **chain)
-{
-	int count = 0;
-
-	for (struct node *up = node; up; up = up->parent) {
-		if (count == CHAIN_MAX)
-			return -ENAMETOOLONG;
-		chain[count++] = up;
-		if (up->fd >= 0) {
-			for (int i = 0; i < count; i++)
-				chain[i]->refs++;
-			pin(nodes, up);
-			return count;
-		}
-	}
-	return -ESTALE;
-}
-
-/* Open the chain from its far end; leaves only its first pinned. */
-static int chain_open(struct nodes *nodes, struct node **chain, int count)
-{
-	int status = 0;
-	int at = count - 1;
-
-	while (status == 0 && at > 0) {
-		status = open_child(nodes, chain[at], chain[at - 1]);
-		AUTO_LOCK(&nodes->lock);
-		unpin(nodes, chain[at]);
-		if (status == 0)
-			at--;
-	}
-	AUTO_LOCK(&nodes->lock);
-	for (int i = 0; i < count; i++)
-		put(nodes, chain[i]);
-	return status;
-}
-
-/* Pin the node's descriptor, after opening it if need be. The caller has a reference. */
-static int pin_fd(struct nodes *nodes, struct node *node)
-{
-	AUTO_FREE struct node **chain = NULL;
-
-	pthread_mutex_lock(&nodes->lock);
-	if (node->fd >= 0) {
-		pin(nodes, node);
-		pthread_mutex_unlock(&nodes->lock);
-		return 0;
-	}
-	pthread_mutex_unlock(&nodes->lock);
-	chain = malloc(CHAIN_MAX * sizeof(struct node *));
-	if (!chain)
-		return -ENOMEM;
-	pthread_mutex_lock(&nodes->lock);
-	int count = chain_take(nodes, node, chain);
-	pthread_mutex_unlock(&nodes->lock);
-	return count < 0 ? count : chain_open(nodes, chain, count);
-}
-
 int node_find(struct nodes *nodes, uint64_t id, struct node_use *ret_use)
 {
 	AUTO_LOCK(&nodes->lock);
@@ -517,43 +331,6 @@ int node_find(struct nodes *nodes, uint64_t id, struct node_use *ret_use)
 	node->refs++;
 	*ret_use = (struct node_use){.nodes = nodes, .node = node, .fd = -1};
 	return 0;
-}
-
-int node_use(struct nodes *nodes, uint64_t id, struct node_use *ret_use)
-{
-	AUTO_NODE struct node_use use = {0};
-	int status = node_find(nodes, id, &use);
-
-	if (status == 0)
-		status = pin_fd(nodes, use.node);
-	if (status < 0)
-		return status;
-	use.fd = use.node->fd;
-	*ret_use = use;
-	use.node = NULL;
-	return 0;
-}
-
-void node_let_go(struct node_use *use)
-{
-	if (!use->node)
-		return;
-	AUTO_LOCK(&use->nodes->lock);
-	if (use->fd >= 0)
-		unpin(use->nodes, use->node);
-	put(use->nodes, use->node);
-	use->node = NULL;
-}
-
-void node_adopt_fd(struct node_use *use, int fd)
-{
-	pthread_mutex_lock(&use->nodes->lock);
-	const bool extra = install(use->nodes, use->node, fd);
-	use->fd = use->node->fd;
-	pthread_mutex_unlock(&use->nodes->lock);
-	if (extra)
-		close(fd);
-	evict(use->nodes, use->nodes->fd_max);
 }
 
 /* ---- what is known of files ---- */
@@ -579,15 +356,15 @@ static int stat_by_name(struct nodes *nodes, struct node *node, struct statx *re
 	int status = parent_of(nodes, node, &parent.node, name);
 
 	if (status == 0)
-		status = pin_fd(nodes, parent.node);
+		status = nodes_pin_fd(nodes, parent.node);
 	if (status < 0)
 		return status;
 	parent.fd = parent.node->fd;
 	status = share_statx(parent.fd, name, ret_stat);
 	if (status < 0)
 		return status == -ENOENT || status == -ENOTDIR ? -ESTALE : status;
-	const struct node_key key = key_of(ret_stat);
-	return same_life(&key, &node->key) ? 0 : -ESTALE;
+	const struct node_key key = nodes_key_of(ret_stat);
+	return nodes_same_life(&key, &node->key) ? 0 : -ESTALE;
 }
 
 int node_stat(struct nodes *nodes, uint64_t id, struct statx *ret_stat)
@@ -599,7 +376,7 @@ int node_stat(struct nodes *nodes, uint64_t id, struct statx *ret_stat)
 		return status;
 	pthread_mutex_lock(&nodes->lock);
 	if (use.node->fd >= 0) {
-		pin(nodes, use.node);
+		nodes_pin(nodes, use.node);
 		use.fd = use.node->fd;
 	}
 	pthread_mutex_unlock(&nodes->lock);
@@ -610,11 +387,11 @@ int node_stat(struct nodes *nodes, uint64_t id, struct statx *ret_stat)
 /* With the lock held: the node of this file, which may be new. */
 static int find_or_new(struct nodes *nodes, const struct statx *stat, struct node **ret_node)
 {
-	const struct node_key key = key_of(stat);
+	const struct node_key key = nodes_key_of(stat);
 	struct node *node = hash_find(nodes, &key);
 
 	/* While it is held open nobody else has its number. Else it may be a new file: the old node is gone. */
-	if (node && node->fd < 0 && !same_life(&node->key, &key)) {
+	if (node && node->fd < 0 && !nodes_same_life(&node->key, &key)) {
 		hash_remove(nodes, node);
 		node = NULL;
 	}
@@ -623,7 +400,7 @@ static int find_or_new(struct nodes *nodes, const struct statx *stat, struct nod
 }
 
 int node_enter(struct nodes *nodes, struct node *parent, const char *name, const struct statx *stat,
-	struct node_use *ret_use)
+	bool closed, struct node_use *ret_use)
 {
 	struct node *node;
 
@@ -634,11 +411,12 @@ int node_enter(struct nodes *nodes, struct node *parent, const char *name, const
 	node->refs++;
 	status = node == nodes->root ? -ELOOP : link_to_parent(nodes, node, parent, name);
 	if (status < 0) {
-		put(nodes, node);
+		nodes_put(nodes, node);
 		return status;
 	}
 	if (!node->lookups++)
 		node->refs++;
+	node->closed |= closed;
 	*ret_use = (struct node_use){.nodes = nodes, .node = node, .fd = -1};
 	return 0;
 }
@@ -646,7 +424,7 @@ int node_enter(struct nodes *nodes, struct node *parent, const char *name, const
 void node_moved(
 	struct nodes *nodes, struct node *parent, const char *name, const struct statx *stat)
 {
-	const struct node_key key = key_of(stat);
+	const struct node_key key = nodes_key_of(stat);
 
 	AUTO_LOCK(&nodes->lock);
 	struct node *node = hash_find(nodes, &key);

@@ -15,7 +15,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "device/fs.h"
-#include "device/virtio/virtio.h"
+#include "device/virtio/transport.h"
 
 #include <errno.h>
 #include <string.h>
@@ -23,6 +23,8 @@
 #define PRIORITY_QUEUE_SIZE 128u
 /* A Linux guest makes its requests as large as fit the queue, up to 256 pages. */
 #define REQUEST_QUEUE_SIZE 1024u
+
+#define TURN_MAX 512 /* requests from one queue before others have their turn on the loop */
 
 #define CONFIG_QUEUES VIRTIO_FS_TAG_BYTES
 #define CONFIG_BYTES  (CONFIG_QUEUES + 4)
@@ -170,8 +172,12 @@ static void fs_notify(void *device, unsigned queue)
 
 	if (fs->resetting)
 		return;
-	while (take_request(fs, queue) == 1)
-		;
+	unsigned turn = 0;
+	while (turn < TURN_MAX && take_request(fs, queue) == 1)
+		turn++;
+	/* Others on the loop have their turn first. */
+	if (turn == TURN_MAX)
+		virtio_kick(fs->device, queue);
 	/* Some have ended at once. */
 	virtq_signal(q);
 }

@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 
 #include "tests/unit/share_rig.h"
@@ -261,6 +262,37 @@ static void test_special_files(void **state)
 	} else {
 		print_message("NOT CHECKED: a device in the directory (not root)\n");
 	}
+	unmake(rig);
+}
+
+/* Who shares / shares no way into this very process. */
+static void test_kernels_files(void **state)
+{
+	struct share_rig *rig = make((struct share_config){0});
+	struct share *share = rig->share;
+	struct error err;
+	struct statfs fs;
+
+	if (statfs("/proc", &fs) < 0 || fs.f_type != 0x9fa0)
+		fail_msg("no /proc");
+	assert_int_equal(share_create(&rig->share,
+				 &(struct share_config){.path = "/", .readonly = true}, &err),
+		0);
+	assert_int_equal(share_rig_init_session(rig), 0);
+	const uint64_t proc = share_rig_lookup(rig, ROOT, "proc");
+	assert_int_not_equal(proc, 0);
+	assert_int_equal(share_rig_getattr(rig, proc)->mode & S_IFMT, S_IFDIR);
+	assert_int_equal(share_rig_lookup(rig, proc, "self"), 0);
+	assert_int_equal(rig->error, -EACCES);
+	assert_int_equal(share_rig_lookup(rig, proc, "version"), 0);
+	assert_int_equal(rig->error, -EACCES);
+	assert_int_equal(share_rig_open(rig, FUSE_OPENDIR, proc, 0), 0);
+	assert_int_equal(rig->error, -EACCES);
+	/* What else is mounted is part of it. */
+	const uint64_t dev = share_rig_lookup(rig, ROOT, "dev");
+	assert_int_not_equal(share_rig_lookup(rig, dev, "null"), 0);
+	share_free(rig->share);
+	rig->share = share;
 	unmake(rig);
 }
 
@@ -550,6 +582,7 @@ int main(void)
 		cmocka_unit_test(test_links_to_directories),
 		cmocka_unit_test(test_create_over_links),
 		cmocka_unit_test(test_special_files),
+		cmocka_unit_test(test_kernels_files),
 		cmocka_unit_test(test_swapped_directory),
 		cmocka_unit_test(test_races),
 		cmocka_unit_test(test_circle),
