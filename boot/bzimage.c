@@ -107,8 +107,8 @@ static int header_check_sizes(struct bzimage *bz, struct error *err)
 		return bad(err, bz->image, "it ends within its setup code (cut short?)");
 	bz->kernel_bytes = bz->image->size_bytes - bz->kernel_offset;
 	bz->payload_bytes = load_le32(b + HDR_PAYLOAD_LENGTH);
-	/* A signature may follow what syssize counts. */
-	if (16 * (uint64_t)load_le32(b + HDR_SYSSIZE) > bz->kernel_bytes ||
+	/* A signature may follow what syssize counts, whose last 16 bytes need not be full (memtest86+). */
+	if (16 * (uint64_t)load_le32(b + HDR_SYSSIZE) > ALIGN_UP(bz->kernel_bytes, 16ull) ||
 		payload_offset > bz->kernel_bytes ||
 		bz->payload_bytes > bz->kernel_bytes - payload_offset)
 		return bad(err, bz->image, "it is shorter than its header says (cut short?)");
