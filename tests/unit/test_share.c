@@ -839,6 +839,157 @@ static void test_threads(void **state)
 	unmake(rig);
 }
 
+/* ---- many guests' threads at once, on few names and few descriptors ---- */
+
+#define STRESS_THREADS 4
+
+struct stress {
+	struct share_rig rig; /* its own replies; the share is common */
+	uint64_t dice;
+	pthread_t thread;
+};
+
+static unsigned roll(struct stress *s, unsigned below)
+{
+	s->dice ^= s->dice << 13;
+	s->dice ^= s->dice >> 7;
+	s->dice ^= s->dice << 17;
+	return (unsigned)(s->dice >> 20) % below;
+}
+
+static const char *any_name(struct stress *s)
+{
+	static const char *const names[] = {"a", "b", "c", "d", "e", "f", "g", "h"};
+
+	return names[roll(s, ARRAY_SIZE(names))];
+}
+
+/* One of a few directories, in one another; with a lookup to be taken back for each but the root. */
+static uint64_t descend(struct stress *s, uint64_t path[4], unsigned *ret_depth)
+{
+	uint64_t at = ROOT;
+	unsigned depth = 0;
+
+	while (depth < 4 && roll(s, 3)) {
+		const uint64_t next = share_rig_lookup(&s->rig, at, any_name(s));
+
+		if (!next)
+			break;
+		path[depth++] = at = next;
+	}
+	*ret_depth = depth;
+	return at;
+}
+
+static void stress_file(struct stress *s, uint64_t dir)
+{
+	struct share_rig *rig = &s->rig;
+	uint64_t node;
+	const uint64_t handle = share_rig_create(rig, dir, any_name(s), O_RDWR, 0644, &node);
+
+	if (!handle)
+		return;
+	share_rig_pwrite(rig, node, handle, roll(s, 1000), "some bytes", 0);
+	share_rig_pread(rig, node, handle, 0, 1000);
+	share_rig_getattr(rig, node);
+	share_rig_release(rig, FUSE_RELEASE, node, handle);
+	share_rig_forget(rig, node, 1);
+}
+
+static void stress_list(struct stress *s, uint64_t dir)
+{
+	struct share_rig *rig = &s->rig;
+	struct fuse_read_in in = {.fh = share_rig_open(rig, FUSE_OPENDIR, dir, 0), .size = 4096};
+
+	if (!in.fh)
+		return;
+	if (share_rig_call(rig, FUSE_READDIRPLUS, dir, &in, NULL) == 0) {
+		uint64_t nodes[64];
+		unsigned count = 0;
+
+		for (uint32_t at = 0; at < rig->bytes;) {
+			const struct fuse_direntplus *entry = (void *)(rig->reply + at);
+			nodes[count++] = entry->entry_out.nodeid;
+			at += FUSE_DIRENTPLUS_SIZE(entry);
+		}
+		while (count)
+			share_rig_forget(rig, nodes[--count], 1);
+	}
+	share_rig_release(rig, FUSE_RELEASEDIR, dir, in.fh);
+}
+
+static void stress_once(struct stress *s)
+{
+	struct share_rig *rig = &s->rig;
+	struct fuse_mkdir_in mkdir_in = {.mode = 0755};
+	struct fuse_rename2_in rename_in = {.flags = roll(s, 2) ? 0 : RENAME_EXCHANGE};
+	uint64_t path[4], other[4];
+	unsigned depth, other_depth;
+	const uint64_t dir = descend(s, path, &depth);
+	char names[4] = "x\0y";
+
+	switch (roll(s, 8)) {
+	case 0:
+	case 1: stress_file(s, dir); break;
+	case 2: stress_list(s, dir); break;
+	case 3:
+		if (share_rig_call(rig, FUSE_MKDIR, dir, &mkdir_in, any_name(s)) == 0)
+			share_rig_forget(rig, ((struct fuse_entry_out *)rig->reply)->nodeid, 1);
+		break;
+	case 4: share_rig_named(rig, FUSE_UNLINK, dir, any_name(s)); break;
+	case 5: share_rig_named(rig, FUSE_RMDIR, dir, any_name(s)); break;
+	case 6:
+		rename_in.newdir = descend(s, other, &other_depth);
+		names[0] = any_name(s)[0];
+		names[2] = any_name(s)[0];
+		share_rig_send(rig, FUSE_RENAME2, dir, &rename_in, sizeof(rename_in), names, 4);
+		while (other_depth)
+			share_rig_forget(rig, other[--other_depth], 1);
+		break;
+	/* The host's hand, of which the server doesn't hear. */
+	case 7:
+		renameat2(rig->dir, any_name(s), rig->dir, any_name(s),
+			roll(s, 2) ? 0 : RENAME_EXCHANGE);
+		break;
+	}
+	while (depth)
+		share_rig_forget(rig, path[--depth], 1);
+}
+
+static void *stress_main(void *opaque)
+{
+	struct stress *s = opaque;
+
+	for (int i = 0; i < 4000; i++)
+		stress_once(s);
+	return NULL;
+}
+
+static void test_stress(void **state)
+{
+	struct share_rig *rig = make((struct share_config){.max_descriptors = 64});
+	struct stress *all = calloc(STRESS_THREADS, sizeof(*all));
+	const unsigned before = descriptors_open();
+
+	assert_non_null(all);
+	for (unsigned i = 0; i < STRESS_THREADS; i++) {
+		all[i].rig.share = rig->share;
+		all[i].rig.dir = rig->dir;
+		all[i].dice = 88172645463325252ull + i;
+		assert_int_equal(pthread_create(&all[i].thread, NULL, stress_main, &all[i]), 0);
+	}
+	for (unsigned i = 0; i < STRESS_THREADS; i++)
+		pthread_join(all[i].thread, NULL);
+	/* All was taken back. */
+	nodes_bury(&rig->share->nodes);
+	assert_int_equal(rig->share->nodes.count, 1);
+	assert_int_equal(rig->share->nodes.fd_count, 1);
+	assert_int_equal(rig->share->handles.count, 0);
+	assert_int_equal(descriptors_open(), before);
+	free(all);
+	unmake(rig);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -861,6 +1012,7 @@ int main(void)
 		cmocka_unit_test(test_process_has_no_descriptors),
 		cmocka_unit_test(test_keep_cache),
 		cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_stress),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
