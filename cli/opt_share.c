@@ -34,15 +34,6 @@ static int tag_of(struct vmm_share *share, const char *mount_point, struct error
 	return used ? 0 : error_set(err, EINVAL, "a directory can't be mounted on the guest's /");
 }
 
-static int set_tag(struct vmm_share *share, const char *tag, struct error *err)
-{
-	if (!*tag || strlen(tag) > VIRTIO_FS_TAG_BYTES || strchr(tag, '/'))
-		return error_set(
-			err, EINVAL, "a tag has 1 to %d bytes and no /", VIRTIO_FS_TAG_BYTES);
-	strcpy(share->tag, tag);
-	return 0;
-}
-
 /* It goes into lines of fstab and the kernel's command line. */
 static bool is_plain(const char *text)
 {
@@ -50,6 +41,15 @@ static bool is_plain(const char *text)
 		if (!isgraph((unsigned char)*text) || strchr("\"'\\:", *text))
 			return false;
 	return true;
+}
+
+static int set_tag(struct vmm_share *share, const char *tag, struct error *err)
+{
+	if (!*tag || strlen(tag) > VIRTIO_FS_TAG_BYTES || strchr(tag, '/') || !is_plain(tag))
+		return error_set(err, EINVAL, "a tag has 1 to %d bytes, and no / or space",
+			VIRTIO_FS_TAG_BYTES);
+	strcpy(share->tag, tag);
+	return 0;
 }
 
 static int set_target(struct vmm_share *share, const char *target, struct error *err)

@@ -3,14 +3,17 @@ than the first guest has, it shares the host's root read-only and runs the host'
 
 import hashlib
 import os
+import pathlib
 import random
+import shutil
 import stat
 import subprocess
+import tempfile
 import time
 
 import pytest
 
-from lodge import BOOT_S, PROMPT, ROOT, dev, lodge
+from lodge import BOOT_S, PROGRAM, PROMPT, ROOT, dev, lodge
 
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mmio",
            "fuse", "virtiofs"]
@@ -119,6 +122,33 @@ def test_readonly(run, share):
     assert (share / "file").read_text() == "as it was"
     assert (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
     assert os.listdir(share) == ["file"]
+
+
+def test_without_root(console, kernel, modules, initrd):
+    """All of it by a user who has no privileges, where root runs the tests."""
+    need_host_python()
+    place = pathlib.Path(tempfile.mkdtemp(prefix="lodge-share-"))
+    prefix = []
+    try:
+        command = (LOAD + "mount -t virtiofs mnt /mnt && " + HOST + "chroot /host /usr/bin/python3 -B /tmp/program /mnt")
+        files = {**modules, "lodge/program": ROOT / "tests" / "guest" / "programs" / "share"}
+        (place / "in").mkdir()
+        for name, path in (("kernel", kernel()), ("initrd", initrd(command, files)), ("lodge", PROGRAM)):
+            shutil.copy(path, place / name)
+        if os.geteuid() == 0:
+            prefix = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"]
+            place.chmod(0o755)
+            os.chown(place / "in", 65533, 65533)
+        guest = console(*prefix, place / "lodge", "run", "--kernel", place / "kernel", "--initrd", place / "initrd",
+                        "--cmdline", "console=ttyS0 panic=-1 quiet", "--share", "%s:/mnt" % (place / "in"), "--share",
+                        "/:/host,ro", "--engine", "jit", "--memory", "1G", "--cpus", 2)
+        assert guest.wait(BOOT_S + 300) == 0, guest.text
+        assert guest.text.count("ok ") == 17, guest.text
+        owners = {os.lstat(os.path.join(folder, name)).st_uid for folder, names, more in os.walk(place / "in")
+                  for name in names + more}
+        assert owners == {65533 if prefix else os.geteuid()}
+    finally:
+        shutil.rmtree(place)
 
 
 # ---- trees ----
@@ -321,8 +351,8 @@ def test_cannot_be_shared(value, says, kernel):
 
 @pytest.mark.parametrize("values, says", [
     (["/tmp:/"], "--share '/tmp:/': a directory can't be mounted on the guest's /"),
-    (["/tmp:a/b"], "--share '/tmp:a/b': a tag has 1 to 36 bytes and no /"),
-    (["/tmp:"], "--share '/tmp:': a tag has 1 to 36 bytes and no /"),
+    (["/tmp:a/b"], "--share '/tmp:a/b': a tag has 1 to 36 bytes, and no / or space"),
+    (["/tmp:"], "--share '/tmp:': a tag has 1 to 36 bytes, and no / or space"),
     ([":/mnt"], "--share ':/mnt': it names no directory"),
     (["/tmp:/a b"], "--share '/tmp:/a b': '/a b' is no mount point and no tag: it has a space, a quote or the like"),
     (["/tmp:/" + 37 * "x"], "--share '/tmp:/%s': '/%s' makes a tag of more than 36 bytes: give another with tag=NAME"
