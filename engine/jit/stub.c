@@ -72,14 +72,27 @@ static void load_all(struct emit *e)
 
 /* ---- vectors: called, so that the context is 8 bytes above RSP ---- */
 
-static void vec_moves(struct emit *e, unsigned op)
+enum { VEC_STORE = 0x11, VEC_LOAD = 0x10, VEC_YMM = 4 /* VEX.L */ };
+
+static void vec_moves(struct emit *e, unsigned op, unsigned length)
 {
 	for (unsigned i = 0; i < 16; i++) {
 		emit8(e, 0xc5);
-		emit8(e, i < 8 ? 0xfc : 0x7c);
+		emit8(e, (i < 8 ? 0xf8 : 0x78) | length);
 		emit8(e, op);
 		emit_address(e, i, HR_SP, HR_NONE, 0, (int32_t)CTX_VEC(i) + 8);
 	}
+}
+
+/* ZF: all upper halves are zero. Clobbers XMM0. */
+static void test_upper_halves(struct emit *e)
+{
+	EMIT_LITERAL(e, "\xc5\xf9\xef\xc0"); /* vpxor xmm0, xmm0, xmm0 */
+	for (unsigned i = 0; i < 16; i++) {
+		EMIT_LITERAL(e, "\xc5\xf9\xeb"); /* vpor xmm0, xmm0, [context] */
+		emit_address(e, 0, HR_SP, HR_NONE, 0, (int32_t)CTX_VEC(i) + 16 + 8);
+	}
+	EMIT_LITERAL(e, "\xc4\xe2\x79\x17\xc0"); /* vptest xmm0, xmm0 */
 }
 
 static void mxcsr(struct emit *e, unsigned digit, size_t offset)
@@ -91,7 +104,7 @@ static uint8_t *make_vec_save(struct engine_vcpu *v, struct emit *e)
 {
 	uint8_t *start = e->p;
 
-	vec_moves(e, 0x11);
+	vec_moves(e, VEC_STORE, VEC_YMM);
 	mxcsr(e, 3, CTX(soft.cpu.s.fpu.mxcsr));
 	EMIT_LITERAL(e, "\xc5\xf8\x77"); /* vzeroupper */
 	emit_ctx(e, 0xc7, 0, CTX(scratch) + 8);
@@ -101,12 +114,31 @@ static uint8_t *make_vec_save(struct engine_vcpu *v, struct emit *e)
 	return start;
 }
 
+/*
+ * Upper halves that are zero must be so in a way that the processor knows of: else each SSE instruction of the guest
+ * would wait for its destination's old value, and a loop run at a third of its speed.
+ */
+static void vec_fill(struct emit *e)
+{
+	emit_ctx(e, MOV_STORE, HR_AX, CTX(scratch) + 8);
+	EMIT_LITERAL(e, "\x9f\x0f\x90\xc0"); /* lahf; seto al */
+	test_upper_halves(e);
+	uint8_t *used = emit_jump(e, EM_JCC(CC_NE), NULL);
+	vec_moves(e, VEC_LOAD, 0);
+	uint8_t *done = emit_jump(e, EM_JMP, NULL);
+	emit_patch(used, e->p);
+	vec_moves(e, VEC_LOAD, VEC_YMM);
+	emit_patch(done, e->p);
+	EMIT_LITERAL(e, "\x04\x7f\x9e"); /* add al, 0x7f; sahf */
+	emit_ctx(e, MOV_LOAD, HR_AX, CTX(scratch) + 8);
+}
+
 static void make_vec_load(struct engine_vcpu *v, struct emit *e)
 {
 	v->stub.vec_ready = jit_rx(v, e->p);
 	emit8(e, 0xc3);
 	v->stub.vec_load = jit_rx(v, e->p);
-	vec_moves(e, 0x10);
+	vec_fill(e);
 	mxcsr(e, 2, CTX(soft.cpu.s.fpu.mxcsr));
 	emit_ctx(e, 0xc6, 0, CTX(vec_live) + 8);
 	emit8(e, 1);
