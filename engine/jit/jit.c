@@ -228,11 +228,12 @@ static struct jit_block *find_block(struct engine_vcpu *v)
 	gpa_t gpa = cpu->tlb_now->entry[X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)].gpa +
 		    in_page;
 	v->rip_page = cpu->s.reg[X86_RIP] - in_page;
-	struct jit_block *block = jit_cache_find(v, jit_key(gpa, v->mode));
+	const unsigned mode = v->mode | (v->pending && v->pending->plain ? JIT_MODE_PLAIN : 0);
+	struct jit_block *block = jit_cache_find(v, jit_key(gpa, mode));
 	if (likely(block))
 		return block;
 	evict_randomly(v);
-	return jit_translate(v, gpa, host - in_page, v->mode);
+	return jit_translate(v, gpa, host - in_page, mode);
 }
 
 /* Another page: the guest has mapped it where the first was, which was still running by what the branch cache knew. */

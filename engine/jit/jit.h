@@ -33,6 +33,7 @@
 
 #define JIT_SEGMENTS	4   /* parts of the cache; the oldest is evicted as a whole */
 #define JIT_STACK_BYTES 65536
+#define JIT_SPAN_SLOTS	8
 
 /* ---- what is known of a row (row.c) ---- */
 
@@ -67,6 +68,14 @@ enum jit_kind {
 	JIT_BIT, /* BT and its kin with the number in a register */
 };
 
+/* The general registers that an instruction that is copied may write. */
+enum jit_writes {
+	JIT_WRITES_FIRST = 1, /* its first operand */
+	JIT_WRITES_SECOND = 2,
+	JIT_WRITES_AX_DX = 4,
+	JIT_WRITES_ALL = 8, /* who knows */
+};
+
 struct jit_row {
 	uint8_t kind;	      /* enum jit_kind */
 	uint16_t flags_in;    /* arithmetic flags read */
@@ -76,6 +85,7 @@ struct jit_row {
 	bool vector;	      /* uses XMM or YMM registers natively */
 	bool leaves;	      /* what blocks are keyed by may change: go back to the dispatcher */
 	bool modrm, plus_reg; /* has a ModRM byte; a register in the opcode */
+	uint8_t writes;	      /* enum jit_writes */
 	uint8_t prefix;	      /* mandatory F2 or F3, else 0 */
 	uint8_t where[X86_OPERANDS_MAX], rm_where[X86_OPERANDS_MAX]; /* enum x86_where */
 };
@@ -99,7 +109,8 @@ static inline bool jit_cuts_rip(const struct x86_insn *insn, const struct jit_ro
 
 struct jit_operands {
 	uint8_t reg[X86_OPERANDS_MAX]; /* host register of each general-purpose operand */
-	uint8_t base, index;	       /* host registers of the memory operand: [base + index] */
+	uint8_t base, index;	       /* host registers of the memory operand: [base + index + disp] */
+	int32_t disp;
 };
 
 /*
@@ -143,6 +154,7 @@ struct jit_exit {
 	uint8_t *rel;	      /* the jump's rel32, writable mapping */
 	uint8_t *stub;	      /* where it leads when not linked, writable mapping */
 	bool vec;	      /* vectors are live when it is taken */
+	bool plain;	      /* leads to a block without spans */
 	uint16_t target;      /* page offset */
 	uint16_t done;	      /* instructions of the block before it is taken */
 };
@@ -207,6 +219,7 @@ enum jit_mode {
 	JIT_MODE_AVX = 4,
 	JIT_MODE_MASKED = 8, /* all SIMD exceptions are masked */
 	JIT_MODE_USER = 16,  /* CPL is 3: the second of the context's two tables */
+	JIT_MODE_PLAIN = 32, /* without spans (span.c) */
 	JIT_MODE_ANY = 128,  /* always set: no key is 0 */
 };
 
@@ -229,6 +242,7 @@ struct engine_vcpu {
 	uint64_t host_rsp;
 	uint64_t return_to;  /* of a stub's caller, while it has no stack */
 	uint64_t scratch;
+	uint64_t span[JIT_SPAN_SLOTS]; /* host addresses of spans (span.c) */
 	uint16_t flags_kept; /* AH as LAHF makes it, and OF in AL */
 	uint32_t branch_site; /* of the branch out of a page that is being taken, or JIT_NO_SITE */
 	uint64_t branch_mask; /* for PEXT */

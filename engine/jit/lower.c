@@ -82,7 +82,7 @@ struct slow *jit_slow_begin(struct translation *t, unsigned i)
 		return &nowhere;
 	}
 	struct slow *slow = &t->slow[t->slow_count++];
-	*slow = (struct slow){ .site = jit_make_site(t, i) };
+	*slow = (struct slow){ .site = jit_make_site(t, i), .i = i };
 	return slow;
 }
 
@@ -98,18 +98,27 @@ void jit_slow_jump(struct translation *t, struct slow *slow, unsigned condition)
 	t->failed = true;
 }
 
+/* NULL: there is no slow path. */
 void jit_slow_end(struct translation *t, struct slow *slow)
 {
+	if (!slow)
+		return;
 	slow->resume = t->e.p;
+	slow->out = jit_span_resume(t, slow->i);
+}
+
+void jit_emit_count_to(struct translation *t, struct emit *e, unsigned done)
+{
+	if (!t->v->options.count)
+		return;
+	emit_ctx(e, MOV_LOAD, HR_10, CTX(soft.cpu.instructions));
+	emit_lea(e, HR_10, HR_10, (int32_t)done);
+	emit_ctx(e, MOV_STORE, HR_10, CTX(soft.cpu.instructions));
 }
 
 void jit_emit_count(struct translation *t, unsigned done)
 {
-	if (!t->v->options.count)
-		return;
-	emit_ctx(&t->e, MOV_LOAD, HR_10, CTX(soft.cpu.instructions));
-	emit_lea(&t->e, HR_10, HR_10, (int32_t)done);
-	emit_ctx(&t->e, MOV_STORE, HR_10, CTX(soft.cpu.instructions));
+	jit_emit_count_to(t, &t->e, done);
 }
 
 static void lower_helper(struct translation *t, unsigned i)
@@ -125,19 +134,13 @@ static void lower_helper(struct translation *t, unsigned i)
 
 /* ---- all of them ---- */
 
-/* RDRAND and RDSEED: from the host, or from a sequence that their semantic functions know. */
-static bool may_be_native(const struct translation *t, unsigned i)
-{
-	return !(t->insn[i].row->attr & X86_A_NOTEST) || !t->v->soft.cpu.random;
-}
-
 /* Returns false if it has to be a call of its semantic function. */
 static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 {
 	if (jit_cuts_rip(&t->insn[i], row_of(t, i)))
 		return false;
 	switch (row_of(t, i)->kind) {
-	case JIT_NATIVE: return may_be_native(t, i) && jit_lower_native(t, i);
+	case JIT_NATIVE: return jit_lower_native(t, i);
 	case JIT_NOP: return true;
 	case JIT_RAW: emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len); return true;
 	case JIT_RAW_VECTOR:
@@ -186,8 +189,10 @@ bool jit_lower(struct translation *t, unsigned i)
 {
 	bool ended = false;
 
-	if (lower_specially(t, i, &ended))
-		return ended;
-	lower_helper(t, i);
-	return row_of(t, i)->leaves;
+	if (!lower_specially(t, i, &ended)) {
+		lower_helper(t, i);
+		ended = row_of(t, i)->leaves;
+	}
+	jit_span_behind(t, i);
+	return ended;
 }

@@ -59,6 +59,7 @@ void jit_slow_jump(struct translation *t, struct slow *slow, unsigned condition)
 void jit_slow_end(struct translation *t, struct slow *slow);
 /* `done` instructions of the block were executed, where they are counted. Uses R10. */
 void jit_emit_count(struct translation *t, unsigned done);
+void jit_emit_count_to(struct translation *t, struct emit *e, unsigned done);
 
 /* ---- memory (lower_memory.c) ---- */
 
@@ -75,7 +76,27 @@ void jit_emit_index(struct emit *e);
 void jit_emit_lookup(struct translation *t, struct slow *slow, unsigned size, enum x86_access access,
 	unsigned align);
 
+/* Where the table for this access is, from where GS is based. */
+int32_t jit_table(const struct translation *t, enum x86_access access);
+
+/* ---- spans (span.c) ---- */
+
+void jit_plan_spans(struct translation *t);
+/* The place of instruction i's access, if it is in a span: R11 is its base. May clobber flags and R10. */
+bool jit_span_place(struct translation *t, unsigned i, struct place *ret_place);
+/* Instruction i was lowered. */
+void jit_span_behind(struct translation *t, unsigned i);
+/* Where a slow path of instruction i goes on, if not behind it. */
+struct leaving *jit_span_resume(struct translation *t, unsigned i);
+
 /* ---- copies (lower_copy.c) ---- */
+
+/* The number of its memory operand; -1: none. What is said of that operand. */
+int jit_memory_operand(const struct x86_insn *insn);
+bool jit_writes_memory(const struct x86_insn *insn, int k);
+unsigned jit_required_alignment(const struct x86_insn *insn, unsigned size);
+/* Will jit_lower_native() say true? */
+bool jit_native_fits(struct translation *t, unsigned i);
 
 bool jit_native_now(const struct translation *t, unsigned i);
 void jit_make_vec_ready(struct translation *t);
@@ -85,12 +106,18 @@ bool jit_lower_native(struct translation *t, unsigned i);
 
 /* ---- stack (lower_stack.c) ---- */
 
+/* Will jit_lower_lea(); those of PUSH, POP, LEAVE, CALL, RET? */
+bool jit_lea_fits(const struct x86_insn *insn);
+bool jit_stack_fits(const struct translation *t, unsigned i);
 bool jit_lower_lea(struct translation *t, unsigned i);
-/* R11 + R10 = the slot, checked; jit_push_end() and jit_pop_end() move RSP. */
-struct slow *jit_push_begin(struct translation *t, unsigned i);
+/* The slot, checked; NULL: of a span, which has no slow path. jit_push_end() and jit_pop_end() move RSP. */
+struct slow *jit_push_begin(struct translation *t, unsigned i, struct place *ret_place);
 void jit_push_end(struct translation *t);
-void jit_push_scratch(struct translation *t);
-struct slow *jit_pop_begin(struct translation *t, unsigned i, unsigned from);
+void jit_push_scratch(struct translation *t, struct place *place);
+struct slow *jit_pop_begin(struct translation *t, unsigned i, unsigned from, struct place *ret_place);
+/* op reg, [place]; make R10 free that is its index. */
+void jit_emit_place(struct translation *t, unsigned op, unsigned reg, const struct place *place);
+void jit_free_r10(struct translation *t, struct place *place);
 void jit_pop_end(struct translation *t, unsigned more);
 bool jit_lower_push(struct translation *t, unsigned i);
 bool jit_lower_pop(struct translation *t, unsigned i);
@@ -105,6 +132,8 @@ bool jit_lower_ret(struct translation *t, unsigned i);
 bool jit_lower_jmp_rm(struct translation *t, unsigned i);
 bool jit_lower_call_rm(struct translation *t, unsigned i);
 void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool jumps);
+/* A way out to a block without spans. */
+struct leaving *jit_leave_plainly(struct translation *t, int64_t target, unsigned done);
 
 /* ---- system (lower_system.c) ---- */
 

@@ -35,6 +35,16 @@ static struct jit_exit *make_exit(struct translation *t, int64_t target, unsigne
 	return exit;
 }
 
+struct leaving *jit_leave_plainly(struct translation *t, int64_t target, unsigned done)
+{
+	struct leaving *l = leaving(t, target, done);
+
+	l->plain = true;
+	l->exit = make_exit(t, target, done);
+	l->exit->plain = true;
+	return l;
+}
+
 /* R10 = RIP of a place outside the page; to be followed by take_branch(). */
 static void emit_far_target(struct emit *e, const struct translation *t, int64_t target)
 {
@@ -80,6 +90,15 @@ static void emit_poll(struct translation *t, struct leaving *l)
 	l->poll_rel[1] = emit_jump(&t->e, EM_JCC(CC_AE), NULL);
 }
 
+/* A jump back to where no flags are live, with the poll: one jump less. */
+static void lower_loop(struct translation *t, struct leaving *l)
+{
+	emit_ctx(&t->e, 0x83, 7, CTX(soft.attention));
+	emit8(&t->e, 0);
+	l->exit->rel = emit_jump(&t->e, EM_JCC(CC_E), NULL);
+	l->poll_rel[0] = emit_jump(&t->e, EM_JMP, NULL);
+}
+
 /*
  * Flags are native in the blocks of a page, so that is how they leave, and kept across pages. A poll
  * needs them out of the way.
@@ -100,6 +119,10 @@ void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool j
 	if (target <= t->offset[done ? done - 1 : 0] ||
 		(t->v->options.count && t->v->options.insns_max == 1)) {
 		jit_clobber_flags(t, live);
+		if (!live && !t->v->options.count) {
+			lower_loop(t, l);
+			return;
+		}
 		emit_poll(t, l);
 	}
 	if (live && t->kept)
@@ -180,11 +203,12 @@ void jit_lower_jrcxz(struct translation *t, unsigned i)
 /* Push the address of what follows. */
 static struct slow *push_return(struct translation *t, unsigned i)
 {
-	struct slow *slow = jit_push_begin(t, i);
+	struct place place;
+	struct slow *slow = jit_push_begin(t, i, &place);
 
-	emit_rm(&t->e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
+	jit_free_r10(t, &place);
 	emit_far_target(&t->e, t, t->offset[i + 1]);
-	emit_rm(&t->e, 0x89 | wide(t), HR_10, HR_11, HR_NONE, 0, 0);
+	jit_emit_place(t, 0x89 | wide(t), HR_10, &place);
 	jit_push_end(t);
 	return slow;
 }
@@ -193,7 +217,7 @@ bool jit_lower_call(struct translation *t, unsigned i)
 {
 	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
 
-	if (t->insn[i].osize != stack_bytes(t) || target != (int32_t)target)
+	if (!jit_stack_fits(t, i))
 		return false;
 	struct slow *slow = push_return(t, i);
 	jit_slow_end(t, slow);
@@ -204,11 +228,13 @@ bool jit_lower_call(struct translation *t, unsigned i)
 bool jit_lower_ret(struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
+	struct place place;
 
-	if (insn->osize != stack_bytes(t))
+	if (!jit_stack_fits(t, i))
 		return false;
-	struct slow *slow = jit_pop_begin(t, i, HR_9);
-	emit_rm(&t->e, 0x8b | wide(t), HR_10, HR_11, HR_10, 0, 0);
+	struct slow *slow = jit_pop_begin(t, i, HR_9, &place);
+	jit_clobber_flags(t, jit_live_before(t, i)); /* in a span they may be native still */
+	jit_emit_place(t, 0x8b | wide(t), HR_10, &place);
 	jit_pop_end(t, insn->operand_count ? (uint16_t)insn->imm : 0);
 	jit_slow_end(t, slow);
 	if (t->v->options.count) {
@@ -216,7 +242,7 @@ bool jit_lower_ret(struct translation *t, unsigned i)
 		jit_emit_count(t, i + 1);
 		emit_mov_rr(&t->e, HR_10, HR_11);
 	}
-	note_branch(t, &t->e, slow->site);
+	note_branch(t, &t->e, slow ? slow->site : jit_make_site(t, i));
 	take_branch(t, &t->e);
 	return true;
 }
@@ -309,7 +335,24 @@ static void emit_slow_stub(struct translation *t, struct emit *e, const struct s
 			emit_patch(slow->rel[k], e->p);
 	emit_mov_imm32(e, HR_10, jit_cache_name(t->v, slow->site));
 	emit_jump(e, EM_CALL, t->v->stub.slow_kept);
-	emit_jump(e, EM_JMP, slow->resume);
+	if (slow->out) {
+		jit_emit_count_to(t, e, slow->out->done);
+		slow->out->exit->rel = emit_jump(e, EM_JMP, NULL);
+	} else {
+		emit_jump(e, EM_JMP, slow->resume);
+	}
+}
+
+/* From a span's look-up that failed. */
+static void emit_plain_stub(struct translation *t, struct emit *e, const struct leaving *l)
+{
+	for (unsigned k = 0; k < ARRAY_SIZE(l->plain_rel); k++)
+		if (l->plain_rel[k])
+			emit_patch(l->plain_rel[k], e->p);
+	if (l->live)
+		jit_flags_restore(e);
+	jit_emit_count_to(t, e, l->done);
+	l->exit->rel = emit_jump(e, EM_JMP, NULL);
 }
 
 static void emit_leaving_stub(struct translation *t, struct emit *e, const struct leaving *l)
@@ -335,6 +378,10 @@ static void emit_leaving_stub(struct translation *t, struct emit *e, const struc
 		emit_mov_imm32(e, HR_10, jit_cache_name(t->v, l->exit));
 		emit_jump(e, EM_JMP, t->v->stub.exit_poll);
 	}
+	if (l->plain_rel[0])
+		emit_plain_stub(t, e, l);
+	else if (l->plain && !l->exit->rel)
+		return; /* there was no slow path */
 	l->exit->stub = e->p;
 	emit_patch(l->exit->rel, e->p);
 	emit_mov_imm32(e, HR_10, jit_cache_name(t->v, l->exit));
@@ -346,7 +393,7 @@ void jit_lower_cold(struct translation *t)
 {
 	struct jit_segment *segment = &t->v->cache.segment[t->v->cache.now];
 	/* What a slow path, and a way out, may take at most. */
-	size_t room = t->slow_count * 16u + t->leaving_count * 80u;
+	size_t room = t->slow_count * (t->v->options.count ? 48u : 16u) + t->leaving_count * 80u;
 
 	if (t->e.full || t->failed || (size_t)(segment->cold - t->e.p) < room) {
 		t->failed = true;

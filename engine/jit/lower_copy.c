@@ -8,7 +8,7 @@
 
 /* ---- copies ---- */
 
-static int memory_operand(const struct x86_insn *insn)
+int jit_memory_operand(const struct x86_insn *insn)
 {
 	for (unsigned k = 0; k < insn->operand_count; k++)
 		if (insn->op[k].kind == X86_O_MEM)
@@ -16,7 +16,7 @@ static int memory_operand(const struct x86_insn *insn)
 	return -1;
 }
 
-static bool writes_memory(const struct x86_insn *insn, int k)
+bool jit_writes_memory(const struct x86_insn *insn, int k)
 {
 	return k == 0 && (insn->row->attr & (X86_A_RMW | X86_A_WRITES_MEM));
 }
@@ -80,7 +80,7 @@ static bool only_reads(const struct x86_insn *insn)
 	       (insn->op[0].kind == X86_O_MEM && fn != x86_sem_xchg && fn != x86_sem_xadd);
 }
 
-static unsigned required_alignment(const struct x86_insn *insn, unsigned size)
+unsigned jit_required_alignment(const struct x86_insn *insn, unsigned size)
 {
 	/* CMPXCHG16B asks for it by itself; SHA on some processors. */
 	if (insn->fn == x86_sem_cmpxchg16b || insn->row->feature == X86_F_SHA)
@@ -115,12 +115,30 @@ bool jit_copy_fits(const struct translation *t, unsigned i)
 	uint8_t space[32];
 	struct temps temps;
 	struct jit_operands operands = { .base = HR_11, .index = HR_10 };
-	int k = memory_operand(insn);
+	int k = jit_memory_operand(insn);
 
 	if (!assign(insn, k >= 0, &operands, &temps))
 		return false;
 	probe = (struct emit){ .p = space, .end = space + sizeof(space) };
 	return jit_rewrite(&probe, row_of(t, i), insn, bytes, &operands);
+}
+
+/* The address is looked up already. */
+static void copy_in_span(struct translation *t, unsigned i, const struct place *place)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	struct jit_operands operands = { .base = place->base, .index = place->index, .disp = place->disp };
+	struct temps temps;
+
+	assign(insn, true, &operands, &temps);
+	if (jit_needs_flags(t, i))
+		jit_want_flags(t);
+	temps_load(t, &temps);
+	jit_rewrite(&t->e, row_of(t, i), insn, t->bytes + t->offset[i], &operands);
+	if (!only_reads(insn))
+		temps_store(t, &temps);
+	if (jit_written_of(t, i))
+		t->kept = false;
 }
 
 static void copy_with_memory(struct translation *t, unsigned i, int k)
@@ -130,15 +148,20 @@ static void copy_with_memory(struct translation *t, unsigned i, int k)
 	struct jit_operands operands = { .base = HR_11, .index = HR_10 };
 	struct temps temps;
 	bool flags = jit_needs_flags(t, i);
+	struct place place;
 
-	assign(insn, true, &operands, &temps);
 	if (row_of(t, i)->vector)
 		jit_make_vec_ready(t);
+	if (jit_span_place(t, i, &place)) {
+		copy_in_span(t, i, &place);
+		return;
+	}
+	assign(insn, true, &operands, &temps);
 	jit_clobber_flags(t, jit_live_before(t, i));
 	struct slow *slow = jit_slow_begin(t, i);
 	jit_emit_linear(t, i, slow);
-	jit_emit_lookup(t, slow, size, writes_memory(insn, k) ? X86_WRITE : X86_READ,
-		required_alignment(insn, size));
+	jit_emit_lookup(t, slow, size, jit_writes_memory(insn, k) ? X86_WRITE : X86_READ,
+		jit_required_alignment(insn, size));
 	if (temps.count) {
 		emit_rm(&t->e, 0x8d | EM_W, HR_11, HR_11, HR_10, 0, 0);
 		operands.index = HR_NONE;
@@ -185,23 +208,43 @@ static void lower_short_inc(struct translation *t, unsigned i)
 	t->kept = false;
 }
 
+/* RDRAND and RDSEED: from the host, or from a sequence that their semantic functions know. */
+static bool may_be_native(const struct translation *t, unsigned i)
+{
+	return !(t->insn[i].row->attr & X86_A_NOTEST) || !t->v->soft.cpu.random;
+}
+
+static bool native_fits(const struct translation *t, unsigned i)
+{
+	const struct x86_insn *insn = &t->insn[i];
+	const int k = jit_memory_operand(insn);
+
+	if (!may_be_native(t, i) || !jit_native_now(t, i) || !jit_copy_fits(t, i))
+		return false;
+	return k < 0 || (jit_simple_address(t, i) && insn->op[k].size && insn->op[k].size <= 64);
+}
+
+bool jit_native_fits(struct translation *t, unsigned i)
+{
+	if (!t->fits[i])
+		t->fits[i] = native_fits(t, i) ? 1 : 2;
+	return t->fits[i] == 1;
+}
+
 bool jit_lower_native(struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
-	int k = memory_operand(insn);
+	int k = jit_memory_operand(insn);
 
 	if ((insn->row->attr & X86_A_NO64) && row_of(t, i)->plus_reg) {
 		lower_short_inc(t, i);
 		return true;
 	}
-	if (!jit_native_now(t, i) || !jit_copy_fits(t, i))
+	if (!jit_native_fits(t, i))
 		return false;
-	if (k < 0) {
+	if (k < 0)
 		jit_copy_with_registers(t, i);
-		return true;
-	}
-	if (!jit_simple_address(t, i) || !insn->op[k].size || insn->op[k].size > 64)
-		return false;
-	copy_with_memory(t, i, k);
+	else
+		copy_with_memory(t, i, k);
 	return true;
 }

@@ -49,7 +49,10 @@ void jit_emit_ea(struct translation *t, unsigned i, unsigned to)
 	}
 	if (insn->index != X86_ZERO)
 		index = jit_loaded(t, insn->index, HR_11);
-	emit_rm(&t->e, 0x8d | size, to, base, index, insn->scale, disp);
+	if (base == HR_NONE || index != HR_NONE || disp)
+		emit_rm(&t->e, 0x8d | size, to, base, index, insn->scale, disp);
+	else if (base != to || size != EM_W)
+		emit_rr(&t->e, 0x89 | size, base, to);
 }
 
 /* Outside 64-bit mode FS and GS have limits and types; go on only where those forbid nothing. */
@@ -94,27 +97,34 @@ void jit_emit_index(struct emit *e)
 	emit32(e, (X86_TLB_SIZE - 1) << ENTRY_SHIFT);
 }
 
+int32_t jit_table(const struct translation *t, enum x86_access access)
+{
+	return jit_tables(t->mode) + (int32_t)(offsetof(struct x86_tlb, entry) +
+					       access * sizeof(((struct x86_tlb *)NULL)->entry[0]));
+}
+
 /* R10 = linear address -> R11 = host address of its page, R10 = offset in it; or the slow path. */
 void jit_emit_lookup(struct translation *t, struct slow *slow, unsigned size, enum x86_access access,
 	unsigned align)
 {
-	const size_t table = (size_t)jit_tables(t->mode) + offsetof(struct x86_tlb, entry) +
-			     access * sizeof(((struct x86_tlb *)NULL)->entry[0]);
+	const int32_t table = jit_table(t, access);
 	struct emit *e = &t->e;
 
 	jit_emit_index(e);
 	emit_rm(e, 0x2b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
-		(int32_t)(table + offsetof(struct x86_tlb_entry, page)));
-	emit_rr(e, 0x81 | EM_W, 7, HR_10); /* cmp r10 */
-	emit32(e, (uint32_t)GUEST_PAGE_SIZE - size);
-	jit_slow_jump(t, slow, CC_A);
-	if (align > 1) {
-		emit_rr(e, 0xf6 | EM_BYTE, 0, HR_10); /* test r10b */
-		emit8(e, align - 1);
+		table + (int32_t)offsetof(struct x86_tlb_entry, page));
+	if (align > 1 && align == size) {
+		/* Within the page and aligned at once. */
+		emit_rr(e, 0xf7 | EM_W, 0, HR_10); /* test r10 */
+		emit32(e, (uint32_t)GUEST_PAGE_MASK | (align - 1));
 		jit_slow_jump(t, slow, CC_NE);
+	} else {
+		emit_rr(e, 0x81 | EM_W, 7, HR_10); /* cmp r10 */
+		emit32(e, (uint32_t)GUEST_PAGE_SIZE - size);
+		jit_slow_jump(t, slow, CC_A);
 	}
 	if (t->v->options.slow)
 		jit_slow_jump(t, slow, CC_BE); /* both ways: never further */
 	emit_rm(e, MOV_LOAD | EM_GS, HR_11, HR_11, HR_NONE, 0,
-		(int32_t)(table + offsetof(struct x86_tlb_entry, host)));
+		table + (int32_t)offsetof(struct x86_tlb_entry, host));
 }

@@ -85,8 +85,9 @@ bool jit_lower_pushf(struct translation *t, unsigned i)
 	emit32(e, ~(uint32_t)(X86_FLAGS_ARITH | X86_RF | X86_VM));
 	emit_rr(e, 0x09, HR_11, HR_10);
 	emit_ctx(e, MOV_STORE, HR_10, CTX(scratch));
-	struct slow *slow = jit_push_begin(t, i);
-	jit_push_scratch(t);
+	struct place place;
+	struct slow *slow = jit_push_begin(t, i, &place);
+	jit_push_scratch(t, &place);
 	jit_slow_end(t, slow);
 	return true;
 }

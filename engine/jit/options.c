@@ -19,6 +19,7 @@ static const struct jit_options defaults = {
 	.insns_max = JIT_BLOCK_INSNS,
 	.chain = true,
 	.branches = true,
+	.spans = true,
 };
 
 static bool take_number(const char *word, const char *name, uint64_t *ret_value)
@@ -51,6 +52,8 @@ static int take_word(struct jit_options *options, const char *word, struct error
 		options->chain = false;
 	} else if (!strcmp(word, "nobranch")) {
 		options->branches = false;
+	} else if (!strcmp(word, "nospan")) {
+		options->spans = false;
 	} else if (!strcmp(word, "precise")) {
 		options->precise = true;
 	} else if (!strcmp(word, "count")) {
@@ -62,7 +65,7 @@ static int take_word(struct jit_options *options, const char *word, struct error
 	} else {
 		return error_set(err, EINVAL,
 			"\"%s\" is no option of the translator; there are cache=SIZE (512K to 512M), "
-			"insns=1..64, evict=N, nochain, nobranch, precise, count, slow, perf", word);
+			"insns=1..64, evict=N, nochain, nobranch, nospan, precise, count, slow, perf", word);
 	}
 	return 0;
 }

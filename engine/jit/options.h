@@ -16,6 +16,7 @@ struct jit_options {
 	unsigned insns_max;	       /* in one block, 1 to JIT_BLOCK_INSNS */
 	bool chain;		       /* jump from block to block within a page */
 	bool branches;		       /* use the branch cache */
+	bool spans;		       /* look neighbouring accesses up together */
 	bool precise;		       /* keep even flags that nobody can see */
 	bool count;		       /* cpu.instructions is exact at block boundaries */
 	bool slow;		       /* every memory access takes the slow path */

@@ -1,6 +1,6 @@
 /*
  * Copies of guest instructions with other operands: see jit.h. The copy has the original's opcode and
- * immediates; prefixes that do nothing in it are dropped, addresses become [base + index], and VEX prefixes
+ * immediates; prefixes that do nothing in it are dropped, addresses become [base + index + disp], and VEX prefixes
  * take their three-byte form.
  */
 #include "engine/jit/jit.h"
@@ -135,7 +135,7 @@ static void fields_of(struct fields *f, struct parts *p, const struct jit_row *r
 static void emit_modrm(struct emit *e, const struct fields *f, const struct jit_operands *operands)
 {
 	if (f->memory)
-		emit_address(e, f->reg, operands->base, operands->index, 0, 0);
+		emit_address(e, f->reg, operands->base, operands->index, 0, operands->disp);
 	else
 		emit8(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
 }

@@ -98,6 +98,85 @@ static uint8_t kind_of(const struct x86_row *row)
 	return JIT_NATIVE;
 }
 
+/* What copies write; all others: who knows. */
+static const struct {
+	x86_semantic *fn;
+	uint8_t writes;
+} writers[] = {
+	{ x86_sem_cmp, 0 },
+	{ x86_sem_test, 0 },
+	{ x86_sem_bt, 0 },
+	{ x86_sem_stc, 0 },
+	{ x86_sem_clc, 0 },
+	{ x86_sem_cmc, 0 },
+	{ x86_sem_sahf, 0 },
+	{ x86_sem_mov, JIT_WRITES_FIRST },
+	{ x86_sem_movsx, JIT_WRITES_FIRST },
+	{ x86_sem_movbe, JIT_WRITES_FIRST },
+	{ x86_sem_setcc, JIT_WRITES_FIRST },
+	{ x86_sem_cmov, JIT_WRITES_FIRST },
+	{ x86_sem_add, JIT_WRITES_FIRST },
+	{ x86_sem_adc, JIT_WRITES_FIRST },
+	{ x86_sem_adcx, JIT_WRITES_FIRST },
+	{ x86_sem_adox, JIT_WRITES_FIRST },
+	{ x86_sem_sub, JIT_WRITES_FIRST },
+	{ x86_sem_sbb, JIT_WRITES_FIRST },
+	{ x86_sem_and, JIT_WRITES_FIRST },
+	{ x86_sem_andn, JIT_WRITES_FIRST },
+	{ x86_sem_or, JIT_WRITES_FIRST },
+	{ x86_sem_xor, JIT_WRITES_FIRST },
+	{ x86_sem_not, JIT_WRITES_FIRST },
+	{ x86_sem_neg, JIT_WRITES_FIRST },
+	{ x86_sem_inc, JIT_WRITES_FIRST },
+	{ x86_sem_dec, JIT_WRITES_FIRST },
+	{ x86_sem_imul2, JIT_WRITES_FIRST },
+	{ x86_sem_imul3, JIT_WRITES_FIRST },
+	{ x86_sem_shl, JIT_WRITES_FIRST },
+	{ x86_sem_shr, JIT_WRITES_FIRST },
+	{ x86_sem_sar, JIT_WRITES_FIRST },
+	{ x86_sem_rol, JIT_WRITES_FIRST },
+	{ x86_sem_ror, JIT_WRITES_FIRST },
+	{ x86_sem_rcl, JIT_WRITES_FIRST },
+	{ x86_sem_rcr, JIT_WRITES_FIRST },
+	{ x86_sem_shld, JIT_WRITES_FIRST },
+	{ x86_sem_shrd, JIT_WRITES_FIRST },
+	{ x86_sem_shlx, JIT_WRITES_FIRST },
+	{ x86_sem_shrx, JIT_WRITES_FIRST },
+	{ x86_sem_sarx, JIT_WRITES_FIRST },
+	{ x86_sem_rorx, JIT_WRITES_FIRST },
+	{ x86_sem_bts, JIT_WRITES_FIRST },
+	{ x86_sem_btr, JIT_WRITES_FIRST },
+	{ x86_sem_btc, JIT_WRITES_FIRST },
+	{ x86_sem_bsf, JIT_WRITES_FIRST },
+	{ x86_sem_bsr, JIT_WRITES_FIRST },
+	{ x86_sem_tzcnt, JIT_WRITES_FIRST },
+	{ x86_sem_lzcnt, JIT_WRITES_FIRST },
+	{ x86_sem_popcnt, JIT_WRITES_FIRST },
+	{ x86_sem_bswap, JIT_WRITES_FIRST },
+	{ x86_sem_bextr, JIT_WRITES_FIRST },
+	{ x86_sem_bzhi, JIT_WRITES_FIRST },
+	{ x86_sem_pext, JIT_WRITES_FIRST },
+	{ x86_sem_pdep, JIT_WRITES_FIRST },
+	{ x86_sem_xchg, JIT_WRITES_FIRST | JIT_WRITES_SECOND },
+	{ x86_sem_xadd, JIT_WRITES_FIRST | JIT_WRITES_SECOND },
+	{ x86_sem_mulx, JIT_WRITES_FIRST | JIT_WRITES_SECOND },
+	{ x86_sem_cmpxchg, JIT_WRITES_FIRST | JIT_WRITES_AX_DX },
+	{ x86_sem_mul, JIT_WRITES_AX_DX },
+	{ x86_sem_imul1, JIT_WRITES_AX_DX },
+	{ x86_sem_cbw, JIT_WRITES_AX_DX },
+	{ x86_sem_cwd, JIT_WRITES_AX_DX },
+	{ x86_sem_lahf, JIT_WRITES_AX_DX },
+};
+
+static uint8_t writes_of(const struct x86_row *row)
+{
+	for (unsigned i = 0; i < ARRAY_SIZE(writers); i++)
+		if (row->fn == writers[i].fn)
+			return writers[i].writes;
+	/* Vector instructions that are copied write a general register only as their first operand. */
+	return row->attr & (X86_A_SSE | X86_A_AVX) && row->attr & X86_A_NATIVE ? JIT_WRITES_FIRST : JIT_WRITES_ALL;
+}
+
 static void row_init(struct jit_row *r, const struct x86_row *row, const struct x86_form *form)
 {
 	const unsigned allowed = PREFIXES & ~form->deny;
@@ -111,6 +190,7 @@ static void row_init(struct jit_row *r, const struct x86_row *row, const struct 
 		.checked = row->attr & CHECKED,
 		.vector = row->attr & (X86_A_SSE | X86_A_AVX),
 		.leaves = (row->attr & X86_A_END) || changes_mode(row),
+		.writes = writes_of(row),
 		.modrm = form->flags & X86_FORM_MODRM,
 		.plus_reg = form->opcode_count == 8,
 		.prefix = allowed == X86_C_F3 ? 0xf3 : allowed == X86_C_F2 ? 0xf2 : 0,

@@ -372,6 +372,8 @@ struct jit_block *jit_translate(struct engine_vcpu *v, gpa_t gpa, const uint8_t 
 	if (!t->count)
 		return NULL;
 	find_live(t);
+	memset(t->fits, 0, t->count);
+	jit_plan_spans(t);
 	if (!make_block(t) || !mark_seen(t))
 		return NULL;
 	jit_cache_add(v, t->block);

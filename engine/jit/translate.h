@@ -12,12 +12,14 @@
 #define MOV_LOAD    (0x8b | EM_W)
 
 #define JIT_SLOWS_MAX (JIT_BLOCK_INSNS * 2)
-#define JIT_EXITS_MAX (JIT_BLOCK_INSNS + 2)
+#define JIT_EXITS_MAX (JIT_BLOCK_INSNS * 2 + 2)
 
 /* A jump to the slow path of an instruction, whose stub is made when the block's code is done. */
 struct slow {
 	uint8_t *rel[5]; /* the jumps' rel32; NULL: none */
 	uint8_t *resume; /* behind the instruction */
+	struct leaving *out; /* where to go on instead; NULL: there */
+	unsigned i; /* the instruction */
 	struct jit_site *site;
 };
 
@@ -30,6 +32,27 @@ struct leaving {
 	uint16_t done;
 	uint8_t *step_rel[2]; /* the rel32 of jumps to a stub that steps over the instruction at `target` */
 	bool keep_flags;      /* they are native and somebody may want them */
+	bool plain;	      /* to a block without spans, */
+	uint8_t *plain_rel[2]; /* by jumps with these rel32, flags kept, if not from a slow path, */
+	uint16_t live;	      /* and these flags live */
+};
+
+/* Accesses that are looked up together: span.c. Places count from where the value `base` would lead. */
+struct span {
+	uint32_t base, index; /* numbers of the values that addresses are made of */
+	uint8_t scale, slot;  /* index of engine_vcpu.span, or JIT_NO_SLOT */
+	uint8_t align, align_left; /* a place p is to be aligned if p % align == align_left */
+	bool write;
+	uint16_t members, first, last; /* accesses; instructions */
+	unsigned branches;    /* conditional ones before it in the block */
+	int64_t low, high, leader; /* places: first byte, behind the last; the first access */
+};
+#define JIT_NO_SLOT 255
+
+/* A memory operand in the host: [base + index + disp]. */
+struct place {
+	uint8_t base, index;
+	int32_t disp;
 };
 
 struct translation {
@@ -52,6 +75,13 @@ struct translation {
 	uint16_t offset[JIT_BLOCK_INSNS + 1]; /* in the page; that behind the last */
 	uint16_t live_after[JIT_BLOCK_INSNS]; /* arithmetic flags that somebody may read */
 	unsigned count;
+
+	struct span span[JIT_BLOCK_INSNS];
+	unsigned span_count, span_first; /* may still grow from span_first on */
+	int8_t span_of[JIT_BLOCK_INSNS]; /* of each instruction; -1: none */
+	int64_t span_place[JIT_BLOCK_INSNS]; /* where in it */
+	int8_t r11_span; /* whose address R11 holds; -1: nobody's */
+	uint8_t fits[JIT_BLOCK_INSNS]; /* jit_native_fits(): 0 not asked yet, 1 yes, 2 no */
 
 	bool kept;      /* the flags that are live are in flags_kept, the host's are junk */
 	bool vec_ready; /* vectors are live */
