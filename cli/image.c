@@ -185,7 +185,7 @@ static void print_size(char text[static 16], uint64_t bytes)
 		snprintf(text, 16, "%" PRIu64 " MiB", bytes >> 20);
 }
 
-static void print_json(const struct image_info *info)
+static void print_json(const struct image_record *info)
 {
 	const char *const fields[][2] = { { "name", info->name }, { "kind", info->kind }, { "source", info->source },
 		{ "created", info->created }, { "root", info->root } };
@@ -201,7 +201,7 @@ static void print_json(const struct image_info *info)
 	printf(",\"size_bytes\":%" PRIu64 ",\"used_bytes\":%" PRIu64 "}", info->size_bytes, info->used_bytes);
 }
 
-static void print_row(const struct image_info *info)
+static void print_row(const struct image_record *info)
 {
 	char size[16], used[16];
 
@@ -214,7 +214,7 @@ static void print_row(const struct image_info *info)
 
 static int list(const struct image_options *o)
 {
-	AUTO_FREE struct image_info *all = NULL;
+	AUTO_FREE struct image_record *all = NULL;
 	struct error err;
 	unsigned count;
 
@@ -242,7 +242,7 @@ static int list(const struct image_options *o)
 static int show_one(const char *name, bool json)
 {
 	AUTO_FREE char *path = NULL;
-	struct image_info info;
+	struct image_record info;
 	struct error err;
 	char size[16], used[16];
 

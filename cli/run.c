@@ -7,6 +7,7 @@
 #include "boot/firmware.h"
 #include "cli/cli.h"
 #include "cli/opt_disk.h"
+#include "cli/opt_machine.h"
 #include "cli/opt_net.h"
 #include "engine/jit/options.h"
 #include "vmm/run.h"
@@ -16,9 +17,11 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define DEFAULT_MEMORY	MIB(512)
+#define DISK_MEMORY	GIB(1) /* of a machine that boots from a disk */
 #define DEFAULT_CMDLINE "console=ttyS0"
 
 struct run_options {
@@ -33,22 +36,35 @@ struct run_options {
 	const char *jit;
 	struct opt_disk disk;
 	struct opt_net net;
+	struct opt_machine machine;
+	const char *append;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
 	struct vmm_shares shares;
 };
 
 static const char usage_text[] =
-	"usage: lodge run --kernel FILE [OPTION...]\n"
+	"usage: lodge run IMAGE|FILE [OPTION...]\n"
+	"       lodge run --kernel FILE [OPTION...]\n"
 	"\n"
+	"IMAGE is one of `lodge image list`, such as debian, of which the machine gets a copy-on-write clone;\n"
+	"FILE, with a slash in it, is a disk image. Its kernel is read from inside it.\n"
+	"\n"
+	"  --name NAME         keep the clone as the machine NAME (without: it goes when the machine ends)\n"
+	"  --cloud-init FILE   user-data for cloud-init in the guest\n"
+	"  --meta-data FILE    for cloud-init (default: with the machine's name)\n"
+	"  --network-config FILE\n"
+	"                      for cloud-init (default: DHCP)\n"
 	"  --kernel FILE       bzImage, ELF (PVH or plain) or multiboot kernel\n"
 	"  --firmware NAME     start firmware in place of a kernel: bios (SeaBIOS), uefi (OVMF) or a file\n"
 	"  --firmware-log FILE what the firmware writes to its debug port\n"
 	"  --vnc WHERE         a graphics card, keyboard and mouse, shown at unix:PATH, 127.0.0.1:PORT or :DISPLAY\n"
 	"  --screenshot FILE   a graphics card, and its last picture as a PNG file at the machine's end\n"
 	"  --initrd FILE       initial RAM disk; may be given several times\n"
-	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ")\n"
-	"  --memory SIZE       guest memory, such as 512M (default) or 2G; a number alone is in MiB\n"
+	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ", or the disk's own)\n"
+	"  --append TEXT       more of it, behind the default or --cmdline\n"
+	"  --memory SIZE       guest memory, such as 512M (default; 1G with a disk) or 2G; a number\n"
+	"                      alone is in MiB\n"
 	"  --cpus N            vCPUs, 1 (default) to 64\n"
 	"  --cpu MODEL[,+FLAG,-FLAG...]\n"
 	"                      max (default), host, x86-64-v1, x86-64-v2 or x86-64-v3; `--cpu help` says what\n"
@@ -140,6 +156,36 @@ static int set_cmdline(struct run_options *o, const char *value)
 {
 	o->cmdline = value;
 	return 0;
+}
+
+static int set_append(struct run_options *o, const char *value)
+{
+	o->append = value;
+	return 0;
+}
+
+static int set_name(struct run_options *o, const char *value)
+{
+	o->machine.name = value;
+	return *value ? 0 : refuse("--name wants a name");
+}
+
+static int set_cloud_init(struct run_options *o, const char *value)
+{
+	o->machine.cloud_init = value;
+	return *value ? 0 : refuse("--cloud-init wants the name of a file");
+}
+
+static int set_meta_data(struct run_options *o, const char *value)
+{
+	o->machine.meta_data = value;
+	return *value ? 0 : refuse("--meta-data wants the name of a file");
+}
+
+static int set_network_config(struct run_options *o, const char *value)
+{
+	o->machine.network_config = value;
+	return *value ? 0 : refuse("--network-config wants the name of a file");
 }
 
 static int set_memory(struct run_options *o, const char *value)
@@ -261,7 +307,11 @@ static const struct {
 	{ "--firmware", set_firmware },
 	{ "--initrd", set_initrd },
 	{ "--cmdline", set_cmdline },
-	{ "--append", set_cmdline },
+	{ "--append", set_append },
+	{ "--name", set_name },
+	{ "--cloud-init", set_cloud_init },
+	{ "--meta-data", set_meta_data },
+	{ "--network-config", set_network_config },
 	{ "--memory", set_memory },
 	{ "--cpus", set_cpus },
 	{ "--cpu", set_cpu },
@@ -311,7 +361,10 @@ static int set_option(struct run_options *o, const char *arg, const char *next)
 		return 1;
 	if (arg[0] == '-')
 		return refuse("no option '%s' (lodge run --help lists them)", arg);
-	return refuse("'%s' is no option; name the kernel with --kernel (lodge run --help)", arg);
+	if (o->machine.what)
+		return refuse("'%s' and '%s': one image at a time (lodge run --help)", o->machine.what, arg);
+	o->machine.what = arg;
+	return *arg ? 1 : refuse("an image has a name (lodge run --help)");
 }
 
 static int parse(struct run_options *o, int argc, char **argv)
@@ -328,8 +381,11 @@ static int parse(struct run_options *o, int argc, char **argv)
 		return refuse("--json goes with --cpu help");
 	if (o->help || o->cpu_help)
 		return 0;
-	if (!o->kernel.path && !o->firmware.path)
-		return refuse("no kernel given: use --kernel FILE, or --firmware bios (lodge run --help)");
+	if (!o->kernel.path && !o->firmware.path && !opt_machine_named(&o->machine) && !o->disk.count)
+		return refuse("nothing to boot: name an image (lodge run debian), or --kernel FILE, or --firmware bios "
+			      "(lodge run --help)");
+	if (opt_machine_check(&o->machine, &err) < 0)
+		return refuse("%s", err.text);
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
 		return refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
 	if (opt_net_finish(&o->net, &err) < 0)
@@ -351,12 +407,91 @@ static const struct engine_ops *choose_engine(const char *name, struct error *er
 	return NULL;
 }
 
-static int run(const struct run_options *o)
+/* A disk before those that --disk names. */
+static int add_first_disk(struct run_options *o, const char *path, const char *format, enum disk_backing_rule backing)
+{
+	struct opt_disk *d = &o->disk;
+
+	if (d->count == OPT_DISKS_MAX)
+		return refuse("more than %d disks", OPT_DISKS_MAX);
+	char *copy = strdup(path);
+	if (!copy)
+		return refuse("no memory");
+	memmove(d->disks + 1, d->disks, d->count++ * sizeof(*d->disks));
+	d->disks[0] = (struct vmm_disk){ .path = copy, .options = { .format = format, .backing = backing } };
+	return 0;
+}
+
+/* The image's or machine's disk, and cloud-init's seed behind all others. */
+static int add_machine_disks(struct run_options *o)
+{
+	const struct opt_machine *m = &o->machine;
+	int status = 0;
+
+	if (m->disk && m->disk == m->clone.disk) /* no other file of the host can be named in it */
+		status = add_first_disk(o, m->disk, "qcow2", DISK_BACKING_BESIDE);
+	else if (m->disk)
+		status = add_first_disk(o, m->disk, NULL, DISK_BACKING_ANY);
+	if (status < 0 || !m->seed)
+		return status;
+	if (o->disk.count == OPT_DISKS_MAX)
+		return refuse("more than %d disks", OPT_DISKS_MAX);
+	char *copy = strdup(m->seed);
+	if (!copy)
+		return refuse("no memory");
+	o->disk.disks[o->disk.count++] = (struct vmm_disk){ .path = copy, .options = { .format = "raw", .readonly = true } };
+	return 0;
+}
+
+/* The image that lodge built mounts them by itself. */
+static int append_shares(struct run_options *o)
+{
+	for (unsigned i = 0; i < o->shares.count; i++) {
+		const struct vmm_share *share = &o->shares.share[i];
+		AUTO_FREE char *word = NULL;
+
+		if (!share->mount_point)
+			continue;
+		if (asprintf(&word, "lodge.share=%s:%s%s", share->tag, share->mount_point,
+			    share->config.readonly ? ":ro" : "") < 0) {
+			word = NULL;
+			return -ENOMEM;
+		}
+		if (opt_machine_append(&o->machine, word) < 0)
+			return -ENOMEM;
+	}
+	return 0;
+}
+
+/* What is behind the command line, whoever's it is. */
+static int append_all(struct run_options *o, bool from_disk)
+{
+	if (from_disk && append_shares(o) < 0)
+		return refuse("no memory");
+	if (o->append && opt_machine_append(&o->machine, o->append) < 0)
+		return refuse("no memory");
+	return 0;
+}
+
+/* The command line of a kernel that was named. Caller frees. */
+static int compose_cmdline(const struct run_options *o, char **ret_line)
+{
+	const char *more = o->machine.append;
+
+	if (asprintf(ret_line, "%s%s%s", o->cmdline ? o->cmdline : DEFAULT_CMDLINE, more ? " " : "", more ? more : "") >= 0)
+		return 0;
+	*ret_line = NULL;
+	return refuse("no memory");
+}
+
+static int run(struct run_options *o)
 {
 	struct error err = { 0 };
+	AUTO_FREE char *cmdline = NULL;
+	const bool named = o->kernel.path || o->firmware.path;
 	struct vmm_config config = {
 		.machine = {
-			.name = "machine",
+			.name = o->machine.name ? o->machine.name : "machine",
 			.engine = choose_engine(o->engine, &err),
 			.cpus = (unsigned)o->cpus,
 			.memory_bytes = o->memory_bytes,
@@ -370,14 +505,11 @@ static int run(const struct run_options *o)
 				.kernel = o->kernel,
 				.initrd = o->initrd,
 				.initrd_count = o->initrd_count,
-				.cmdline = o->cmdline,
 				.protocol = o->protocol,
 				.keep_packed = o->keep_packed,
 				.firmware = o->firmware,
 			},
 		},
-		.disks = o->disk.disks,
-		.disk_count = o->disk.count,
 		.nets = o->net.net,
 		.net_count = o->net.count,
 		.shares = &o->shares,
@@ -403,17 +535,28 @@ static int run(const struct run_options *o)
 		return cli_cpu_help(config.machine.engine, o->json);
 	if (cli_cpu_check(config.machine.engine, &o->cpu) < 0)
 		return VMM_EXIT_FAILURE;
+	int status = opt_machine_open(&o->machine);
+	if (status)
+		return status;
+	if (add_machine_disks(o) < 0 || append_all(o, !named) < 0 || compose_cmdline(o, &cmdline) < 0)
+		return VMM_EXIT_FAILURE;
+	config.disks = o->disk.disks;
+	config.disk_count = o->disk.count;
+	config.machine.boot.cmdline = cmdline;
+	config.disk_boot = (struct vmm_disk_boot){ .on = !named, .cmdline = o->cmdline, .append = o->machine.append };
+	if (!o->memory_bytes)
+		config.machine.memory_bytes = o->disk.count ? DISK_MEMORY : DEFAULT_MEMORY;
 	return vmm_run(&config);
 }
 
 int verb_run(int argc, char **argv)
 {
-	struct run_options options = { .engine = "auto", .cpus = 1, .memory_bytes = DEFAULT_MEMORY,
-		.cmdline = DEFAULT_CMDLINE };
+	struct run_options options = { .engine = "auto", .cpus = 1 };
 
 	int status = EXIT_USAGE;
 	if (parse(&options, argc, argv) == 0)
 		status = options.help ? (fputs(usage_text, stdout), 0) : run(&options);
+	opt_machine_close(&options.machine);
 	cli_shares_done(&options.shares);
 	opt_disk_done(&options.disk);
 	return status;

@@ -18,9 +18,9 @@
 
 struct error;
 
-#define IMAGE_NAME_MAX 63
+#define IMAGE_NAME_MAX 63 /* host/names.h */
 
-struct image_info {
+struct image_record {
 	char name[IMAGE_NAME_MAX + 1];
 	char kind[32];	  /* debian, tar, oci, import */
 	char source[256]; /* suite, file ... */
@@ -49,16 +49,13 @@ struct image_build {
 
 #define IMAGE_SIZE_DEFAULT GIB(8)
 
-/* Letters, digits, '.', '_' and '-', the first a letter or digit. */
-bool image_name_ok(const char *name);
-
 /* Files of an image, whether or not it is there. Caller frees. */
 MUST_CHECK int image_disk_path(char **ret_path, const char *name, struct error *err);
 
 /* Errors: -ENOENT (no such image), -EINVAL (what is there is none), with a line for people. */
-MUST_CHECK int image_find(struct image_info *ret_info, const char *name, struct error *err);
+MUST_CHECK int image_find(struct image_record *ret_info, const char *name, struct error *err);
 /* All there are, by name. Caller frees the array. */
-MUST_CHECK int image_list(struct image_info **ret_list, unsigned *ret_count, struct error *err);
+MUST_CHECK int image_list(struct image_record **ret_list, unsigned *ret_count, struct error *err);
 MUST_CHECK int image_remove(const char *name, struct error *err);
 
 /* Build from nothing. 0 also if it is there already and not to be replaced: *ret_built says. */

@@ -172,13 +172,13 @@ static int make(struct maker *m, struct error *err)
 	return status;
 }
 
-static void describe(const struct maker *m, struct image_info *ret_info)
+static void describe(const struct maker *m, struct image_record *ret_info)
 {
 	const struct image_build *b = m->build;
 	const char *kind = b->debian_suite ? "debian" : b->tar ? "tar" : "oci";
 	const char *source = b->debian_suite ? b->debian_suite : b->tar ? b->tar : b->oci;
 
-	*ret_info = (struct image_info){ .size_bytes = m->disk.size_bytes };
+	*ret_info = (struct image_record){ .size_bytes = m->disk.size_bytes };
 	snprintf(ret_info->kind, sizeof(ret_info->kind), "%s", kind);
 	snprintf(ret_info->source, sizeof(ret_info->source), "%s", source);
 	snprintf(ret_info->root, sizeof(ret_info->root), "PARTUUID=%s", m->disk.root_guid);
@@ -189,7 +189,7 @@ static int build_in(struct image_draft *draft, const struct image_build *build, 
 	struct maker m = { .build = build, .draft = draft,
 		.limits = { .bytes = build->size_bytes * UNPACKED_FACTOR, .entries = ENTRIES_MAX, .stop = build->stop,
 			.opaque = build->opaque } };
-	struct image_info info;
+	struct image_record info;
 
 	*ret_built = build->replace || image_find(&info, build->name, NULL) < 0;
 	if (!*ret_built)
@@ -262,7 +262,7 @@ static int open_import(int *ret_fd, uint64_t *ret_size, const char *path, struct
 
 static int import_in(struct image_draft *draft, const char *path, bool replace, struct error *err)
 {
-	struct image_info info;
+	struct image_record info;
 	AUTO_CLOSE int from = -1;
 	uint64_t size = 0;
 
@@ -273,7 +273,7 @@ static int import_in(struct image_draft *draft, const char *path, bool replace, 
 		status = copy_file(draft->disk, from, size, err);
 	if (status < 0)
 		return status;
-	info = (struct image_info){ .kind = "import", .size_bytes = size };
+	info = (struct image_record){ .kind = "import", .size_bytes = size };
 	snprintf(info.source, sizeof(info.source), "%s", path);
 	return image_draft_commit(draft, &info, err);
 }

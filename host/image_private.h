@@ -23,7 +23,7 @@ struct image_draft {
 MUST_CHECK int image_draft_begin(struct image_draft *draft, const char *name,
 	void (*say)(void *opaque, const char *line), void *opaque, struct error *err);
 /* Put the record beside the disk, make both lasting, and give them their name. */
-MUST_CHECK int image_draft_commit(struct image_draft *draft, const struct image_info *info, struct error *err);
+MUST_CHECK int image_draft_commit(struct image_draft *draft, const struct image_record *info, struct error *err);
 /* Removes what was not committed, and lets the lock go. */
 void image_draft_done(struct image_draft *draft);
 

@@ -8,9 +8,9 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "host/image_private.h"
+#include "host/names.h"
 #include "host/paths.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -24,21 +24,9 @@
 
 #define RECORD_MAX KIB(64)
 
-bool image_name_ok(const char *name)
-{
-	const size_t length = strlen(name);
-
-	if (!length || length > IMAGE_NAME_MAX || !isalnum((unsigned char)name[0]))
-		return false;
-	for (const char *c = name; *c; c++)
-		if (!isalnum((unsigned char)*c) && !strchr("._-", *c))
-			return false;
-	return true;
-}
-
 static int check_name(const char *name, struct error *err)
 {
-	if (image_name_ok(name))
+	if (name_ok(name))
 		return 0;
 	return error_set(err, EINVAL,
 		"'%s' is no name of an image: letters, digits, '.', '_' and '-', the first a letter or digit", name);
@@ -76,7 +64,7 @@ static void take_text(json_t *record, const char *key, char *to, size_t size)
 		snprintf(to, size, "%s", text);
 }
 
-static int write_record(const char *folder, const struct image_info *info, struct error *err)
+static int write_record(const char *folder, const struct image_record *info, struct error *err)
 {
 	AUTO_FREE char *path = NULL;
 	json_t *record = json_pack("{s:i, s:s, s:s, s:s, s:s, s:I}", "version", 1, "kind", info->kind, "source",
@@ -94,7 +82,7 @@ static int write_record(const char *folder, const struct image_info *info, struc
 	return status;
 }
 
-static int read_record(struct image_info *info, const char *path, struct error *err)
+static int read_record(struct image_record *info, const char *path, struct error *err)
 {
 	char text[RECORD_MAX];
 	json_error_t why;
@@ -116,13 +104,13 @@ static int read_record(struct image_info *info, const char *path, struct error *
 	return 0;
 }
 
-int image_find(struct image_info *ret_info, const char *name, struct error *err)
+int image_find(struct image_record *ret_info, const char *name, struct error *err)
 {
 	AUTO_FREE char *disk = NULL, *record = NULL;
 	struct stat st;
 	int status = path_of(&disk, name, "disk.img", err);
 
-	*ret_info = (struct image_info){ 0 };
+	*ret_info = (struct image_record){ 0 };
 	if (status == 0)
 		status = path_of(&record, name, "image.json", err);
 	if (status < 0)
@@ -138,13 +126,13 @@ int image_find(struct image_info *ret_info, const char *name, struct error *err)
 
 static int compare_names(const void *a, const void *b)
 {
-	return strcmp(((const struct image_info *)a)->name, ((const struct image_info *)b)->name);
+	return strcmp(((const struct image_record *)a)->name, ((const struct image_record *)b)->name);
 }
 
-int image_list(struct image_info **ret_list, unsigned *ret_count, struct error *err)
+int image_list(struct image_record **ret_list, unsigned *ret_count, struct error *err)
 {
 	AUTO_FREE char *folder = NULL;
-	AUTO_FREE struct image_info *list = NULL;
+	AUTO_FREE struct image_record *list = NULL;
 	unsigned count = 0;
 	struct dirent *entry;
 	int status = paths_data(&folder, "images", false, err);
@@ -157,10 +145,10 @@ int image_list(struct image_info **ret_list, unsigned *ret_count, struct error *
 	if (!dir)
 		return errno == ENOENT ? 0 : error_set_errno(err, errno, "can't read %s", folder);
 	while ((entry = readdir(dir))) {
-		struct image_info info;
-		if (!image_name_ok(entry->d_name) || image_find(&info, entry->d_name, NULL) < 0)
+		struct image_record info;
+		if (!name_ok(entry->d_name) || image_find(&info, entry->d_name, NULL) < 0)
 			continue;
-		struct image_info *more = reallocarray(list, count + 1, sizeof(*list));
+		struct image_record *more = reallocarray(list, count + 1, sizeof(*list));
 		if (!more)
 			return error_set(err, ENOMEM, "no memory");
 		list = more;
@@ -272,9 +260,9 @@ static int give_name(struct image_draft *draft, struct error *err)
 	return status;
 }
 
-int image_draft_commit(struct image_draft *draft, const struct image_info *info, struct error *err)
+int image_draft_commit(struct image_draft *draft, const struct image_record *info, struct error *err)
 {
-	struct image_info full = *info;
+	struct image_record full = *info;
 	struct tm now;
 	const time_t seconds = time(NULL);
 
@@ -304,10 +292,10 @@ int image_remove(const char *name, struct error *err)
 {
 	AUTO_FREE char *folder = NULL, *path = NULL;
 	AUTO_CLOSE int lock = -1;
-	struct image_info info;
+	struct image_record info;
 	int status = image_find(&info, name, err);
 
-	if (status == -EINVAL && image_name_ok(name)) /* of another version: it may go */
+	if (status == -EINVAL && name_ok(name)) /* of another version: it may go */
 		status = 0;
 	if (status == 0)
 		status = paths_data(&folder, "images", false, err);

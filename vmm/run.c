@@ -242,6 +242,32 @@ static int complain(struct error *err)
 	return VMM_EXIT_FAILURE;
 }
 
+/* A machine for one life. A disk that it boots from is looked at anew: the guest may have a new kernel by now. */
+static int make_machine(struct vmm *vmm, struct machine **ret_machine, const struct machine_config *base,
+	struct error *err)
+{
+	const struct vmm_disk_boot *boot = &vmm->config->disk_boot;
+	struct machine_config config = *base;
+	struct vmm_disk_booted booted = {0};
+	struct boot_file initrd;
+	int status;
+
+	if (!boot->on)
+		return machine_create(ret_machine, base, err);
+	status = vmm_disk_boot(boot, vmm->io, config.disks[0].block, &booted, err);
+	if (status < 0)
+		return status;
+	initrd = (struct boot_file){.path = "the disk's initial RAM disk", .fd = booted.found.initrd};
+	config.boot.kernel = (struct boot_file){.path = "the disk's kernel", .fd = booted.found.kernel};
+	config.boot.initrd = &initrd;
+	config.boot.initrd_count = booted.found.initrd > 0;
+	config.boot.cmdline = booted.cmdline;
+	/* All of it is read here; nothing points to it afterwards. */
+	status = machine_create(ret_machine, &config, err);
+	vmm_disk_booted_done(&booted);
+	return status;
+}
+
 /* Takes `machine`, the first, over. */
 static int run_lives(struct vmm *vmm, struct machine *machine, const struct machine_config *config,
 	struct machine_result *ret_result, struct error *err)
@@ -250,7 +276,7 @@ static int run_lives(struct vmm *vmm, struct machine *machine, const struct mach
 		int status = one_life(vmm, machine, ret_result, err);
 		if (status < 0 || ret_result->end != MACHINE_RESET || vmm->config->exit_on_reboot)
 			return status;
-		status = machine_create(&machine, config, err);
+		status = make_machine(vmm, &machine, config, err);
 		if (status < 0)
 			return status;
 	}
@@ -270,7 +296,7 @@ static int tell(struct vmm *vmm, struct machine_result *ret_result, struct error
 	config.console_room = console_room;
 	config.console_opaque = vmm->console;
 	give_back_ends(vmm, &config);
-	int status = machine_create(&machine, &config, err);
+	int status = make_machine(vmm, &machine, &config, err);
 	if (status == 0)
 		status = run_lives(vmm, machine, &config, ret_result, err);
 	/* A reader that takes nothing can be given up by a signal until here. */

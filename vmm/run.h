@@ -5,6 +5,7 @@
 #define LODGE_VMM_RUN_H
 
 #include "machine/machine.h"
+#include "vmm/disk_boot.h"
 #include "vmm/disks.h"
 
 struct error;
@@ -33,6 +34,7 @@ struct vmm_config {
 	unsigned disk_count;
 	const char *vnc;	/* where to show the screen (backend/vnc.h), or NULL */
 	const char *screenshot; /* the file that gets the last picture, or NULL */
+	struct vmm_disk_boot disk_boot; /* from inside the first disk */
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

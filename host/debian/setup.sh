@@ -109,6 +109,9 @@ if [ "$cloud_init" = yes ]; then
 	cat >/etc/cloud/cloud.cfg.d/90_lodge.cfg <<-'END'
 		datasource_list: [ NoCloud, ConfigDrive, None ]
 		ssh_genkeytypes: [ ed25519, ecdsa ]
+		ssh: { emit_keys_to_console: false }
+		no_ssh_fingerprints: true
+		locale: C.UTF-8
 	END
 	printf 'policy: search,found=all,maybe=none,notfound=disabled\n' >/etc/cloud/ds-identify.cfg
 fi
