@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+import test_share
 from lodge import BOOT_S, PROGRAM, PROMPT, dev
 
 pytestmark = pytest.mark.slow
@@ -66,6 +67,21 @@ def test_stock_kernel_under_kvm(kvm_host, kernel, base_initrd, variant, cpus):
     assert "KVM" in host.run("dmesg | grep -i 'hypervisor detected'", 60)
     host.send("exit\n")
     assert host.expect(r"lodge-status=(\d+)", 60)[1] == "0"
+
+
+def test_share_under_kvm(kvm_host, kernel, initrd):
+    """A directory of that host in a guest: doorbells and message-signalled interrupts by way of KVM."""
+    command = test_share.LOAD + ("mount -t virtiofs mnt /mnt && head -c 5000000 /dev/urandom > /mnt/data && sync && "
+                                 "cd /mnt && md5sum data > sums && ls -la && mkdir d && mv sums d && poweroff -f")
+    host = kvm_host({"guest/kernel": kernel(), "guest/initrd": initrd(command, test_share.find_modules())})
+    host.send("mkdir /shared; lodge run --engine kvm --memory 256M --share /shared:/mnt --kernel /guest/kernel "
+              "--initrd /guest/initrd --cmdline 'console=ttyS0 panic=-1 quiet'; echo lodge-status=$?\n")
+    host.expect("lodge-status=.*\n")  # the echo of that line
+    assert host.expect(r"lodge-status=(\d+)", 3 * BOOT_S)[1] == "0"
+    host.expect(HOST_PROMPT)
+    host.send("cd /shared && md5sum -c d/sums; echo sums-status=$?\n")
+    host.expect("sums-status=.*\n")
+    assert host.expect(r"sums-status=(\d+)")[1] == "0"
 
 
 def test_engine_units(kvm_host):

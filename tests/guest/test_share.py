@@ -22,13 +22,17 @@ HOST = ("mount -t virtiofs host /host && mount --bind /mnt /host/mnt && mount --
         "mount --bind /dev /host/dev && mount -t tmpfs tmp /host/tmp && cp /lodge/program /host/tmp/ && ")
 
 
-@pytest.fixture(scope="session")
-def modules():
+def find_modules():
     tree = dev("kernel", "cloud", "--modules")
     found = {}
     for folder, _, names in os.walk(tree):
         found.update({name: os.path.join(folder, name) for name in names})
     return {"mod/%s.ko" % name: found["%s.ko" % name] for name in MODULES}
+
+
+@pytest.fixture(scope="session")
+def modules():
+    return find_modules()
 
 
 @pytest.fixture
