@@ -48,7 +48,7 @@ enum net_feature { /* what a side can take in the frames that it is given */
 /* The card's side. */
 struct net_peer {
 	/* A frame for the guest. false: no buffers now; then `ready` is called on the network when there are some, and
-	 * the frame is the network's to give again or drop. */
+	 * the frame is the network's to give again or drop. The bytes are not guest RAM. */
 	bool (*receive)(void *opaque, const struct net_offload *offload, const struct iovec *iov,
 		unsigned iov_count);
 	void (*link)(void *opaque, bool up); /* may be NULL */
