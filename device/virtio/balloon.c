@@ -52,7 +52,7 @@ enum config_offset { /* 5.5.4 */
 enum hint_command { HINT_STOP = 0, HINT_DONE = 1, HINT_FIRST = 2 /* and all above */ };
 
 struct virtio_balloon {
-	pthread_mutex_t lock;
+	pthread_mutex_t *lock;
 	struct guest_memory *memory;
 	struct loop *loop;
 	struct virtio_device *device;
@@ -173,7 +173,7 @@ static void serve_hint(struct virtio_balloon *balloon)
 
 int virtio_balloon_hint(struct virtio_balloon *balloon, const struct balloon_hints *hints)
 {
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 	if (balloon->hinting)
 		return -EBUSY;
 	if (!virtio_live(balloon->device) || !(virtio_features(balloon->device) & F_HINTS) ||
@@ -190,7 +190,7 @@ int virtio_balloon_hint(struct virtio_balloon *balloon, const struct balloon_hin
 
 void virtio_balloon_hint_done(struct virtio_balloon *balloon)
 {
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 	hints_end(balloon, -ECANCELED);
 	balloon->hint_command = HINT_DONE;
 	if (virtio_live(balloon->device))
@@ -251,7 +251,7 @@ static bool serve_stats(struct virtio_balloon *balloon)
 static void timer_fired(void *opaque)
 {
 	struct virtio_balloon *balloon = opaque;
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 
 	ask_statistics(balloon);
 	if (balloon->period_ns)
@@ -260,7 +260,7 @@ static void timer_fired(void *opaque)
 
 void virtio_balloon_poll(struct virtio_balloon *balloon, uint64_t period_ns)
 {
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 	balloon->period_ns = period_ns;
 	ask_statistics(balloon);
 	loop_post(balloon->loop, &balloon->later);
@@ -268,7 +268,7 @@ void virtio_balloon_poll(struct virtio_balloon *balloon, uint64_t period_ns)
 
 void virtio_balloon_statistics(struct virtio_balloon *balloon, struct balloon_statistics *ret)
 {
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 	*ret = (struct balloon_statistics){
 		.live = virtio_live(balloon->device),
 		.target_bytes = (uint64_t)balloon->target_pages << GUEST_PAGE_SHIFT,
@@ -284,7 +284,7 @@ void virtio_balloon_statistics(struct virtio_balloon *balloon, struct balloon_st
 
 void virtio_balloon_set(struct virtio_balloon *balloon, uint64_t bytes)
 {
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 	balloon->target_pages = (uint32_t)MIN(bytes >> GUEST_PAGE_SHIFT, (uint64_t)UINT32_MAX);
 	if (virtio_live(balloon->device))
 		virtio_config_changed(balloon->device);
@@ -334,7 +334,7 @@ static void balloon_notify(void *device, unsigned index)
 static void later(void *opaque)
 {
 	struct virtio_balloon *balloon = opaque;
-	AUTO_LOCK(&balloon->lock);
+	AUTO_LOCK(balloon->lock);
 
 	if (balloon->period_ns)
 		loop_timer_arm(balloon->timer, clock_monotonic_ns() + balloon->period_ns);
@@ -409,11 +409,6 @@ struct virtio_device *virtio_balloon_device(struct virtio_balloon *balloon)
 	return balloon->device;
 }
 
-pthread_mutex_t *virtio_balloon_lock(struct virtio_balloon *balloon)
-{
-	return &balloon->lock;
-}
-
 void virtio_balloon_free(struct virtio_balloon *balloon)
 {
 	if (!balloon)
@@ -425,7 +420,6 @@ void virtio_balloon_free(struct virtio_balloon *balloon)
 	loop_timer_free(balloon->timer);
 	virtq_buffer_free(&balloon->buffer);
 	virtq_buffer_free(&balloon->stats);
-	pthread_mutex_destroy(&balloon->lock);
 	free(balloon);
 }
 
@@ -436,21 +430,17 @@ int virtio_balloon_create(
 
 	if (!balloon)
 		return -ENOMEM;
-	pthread_mutex_init(&balloon->lock, NULL);
-	balloon->memory = config->memory;
-	balloon->loop = config->loop;
+	balloon->lock = config->wiring.lock;
+	balloon->memory = config->wiring.memory;
+	balloon->loop = config->wiring.loop;
 	balloon->later = (struct loop_call){.fn = later, .opaque = balloon};
 	balloon->target_pages =
 		(uint32_t)MIN(config->target_bytes >> GUEST_PAGE_SHIFT, (uint64_t)UINT32_MAX);
-	balloon->timer = loop_timer_create(config->loop, timer_fired, balloon);
-	int status = balloon->timer ? virtio_create(&(struct virtio_config){.ops = &balloon_ops,
-							    .device = balloon,
-							    .memory = config->memory,
-							    .lock = &balloon->lock,
-							    .loop = config->loop,
-							    .name = config->name},
-					      &balloon->device)
-				    : -ENOMEM;
+	balloon->timer = loop_timer_create(balloon->loop, timer_fired, balloon);
+	struct virtio_config wiring = config->wiring;
+	wiring.ops = &balloon_ops;
+	wiring.device = balloon;
+	int status = balloon->timer ? virtio_create(&wiring, &balloon->device) : -ENOMEM;
 	if (status < 0) {
 		virtio_balloon_free(balloon);
 		return status;

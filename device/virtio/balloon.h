@@ -9,18 +9,12 @@
 
 #include "base/types.h"
 #include "base/util.h"
+#include "device/virtio/virtio.h"
 
-#include <pthread.h>
-
-struct guest_memory;
-struct loop;
 struct virtio_balloon;
-struct virtio_device;
 
 struct virtio_balloon_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	const char *name;      /* for messages; outlives the device */
+	struct virtio_config wiring; /* all but ops and device */
 	uint64_t target_bytes; /* at the start */
 };
 
@@ -69,7 +63,6 @@ void virtio_balloon_free(struct virtio_balloon *balloon);
 
 /* For a transport. */
 struct virtio_device *virtio_balloon_device(struct virtio_balloon *balloon);
-pthread_mutex_t *virtio_balloon_lock(struct virtio_balloon *balloon);
 
 /* How much of its memory the guest should give away; rounded down to pages. It takes its time, and takes memory
  * again if it would have to kill programs for the lack of it. */

@@ -8,8 +8,9 @@
  * that writes faster than its reader reads is held up, and loses nothing. While nobody is at the other end of a
  * named port, what is written to it is dropped, as on a serial line; Linux does not write then.
  *
- * The size in a RESIZE message is rows first, then columns, as all drivers have it; the specification's text has them
- * the other way round.
+ * A device that is nothing but a console does not offer MULTIPORT, so that the driver reads its size in the
+ * configuration: in which order a RESIZE message has columns and rows, versions of Linux do not agree (here: the
+ * specification's).
  *
  * Invariants: `held` says that `tx` is a popped chain of which `sent` bytes were taken; then nothing else of the
  * port's output queue is popped. A port is `told` of to the driver after it said that it is ready (DEVICE_READY).
@@ -85,10 +86,11 @@ struct port {
 };
 
 struct virtio_console {
-	pthread_mutex_t lock;
+	pthread_mutex_t *lock;
 	struct loop *loop;
 	struct virtio_device *device;
 	bool multiport; /* agreed on */
+	unsigned size_told; /* bits of the queues whose first kick was answered with the size */
 	struct virtq_buffer control;
 	struct loop_call later; /* serve all queues */
 	unsigned emergency_count;
@@ -121,8 +123,8 @@ static unsigned message(const struct port *port, enum tell what, uint8_t *bytes)
 		break;
 	case TELL_SIZE:
 		event = EVENT_RESIZE;
-		store_le16(bytes + CONTROL_BYTES, port->rows);
-		store_le16(bytes + CONTROL_BYTES + 2, port->columns);
+		store_le16(bytes + CONTROL_BYTES, port->columns);
+		store_le16(bytes + CONTROL_BYTES + 2, port->rows);
 		size += 4;
 		break;
 	default:
@@ -295,7 +297,7 @@ static void send_emergency(struct virtio_console *console)
 static void serve_all(void *opaque)
 {
 	struct virtio_console *console = opaque;
-	AUTO_LOCK(&console->lock);
+	AUTO_LOCK(console->lock);
 	bool done = true;
 
 	send_emergency(console);
@@ -321,7 +323,7 @@ static bool takes_input(const struct port *port)
 static size_t peer_receive(void *opaque, const uint8_t *bytes, size_t count)
 {
 	struct port *port = opaque;
-	AUTO_LOCK(&port->console->lock);
+	AUTO_LOCK(port->console->lock);
 	struct virtq *queue = port_queue(port, false);
 	size_t taken = 0;
 
@@ -350,7 +352,7 @@ static void peer_room(void *opaque)
 static void peer_connected(void *opaque, bool connected)
 {
 	struct port *port = opaque;
-	AUTO_LOCK(&port->console->lock);
+	AUTO_LOCK(port->console->lock);
 
 	if (port->connected == connected)
 		return;
@@ -364,7 +366,7 @@ static void peer_connected(void *opaque, bool connected)
 static void peer_resized(void *opaque, uint16_t columns, uint16_t rows)
 {
 	struct port *port = opaque;
-	AUTO_LOCK(&port->console->lock);
+	AUTO_LOCK(port->console->lock);
 
 	if (port->columns == columns && port->rows == rows)
 		return;
@@ -381,14 +383,18 @@ static void peer_resized(void *opaque, uint16_t columns, uint16_t rows)
 
 static uint64_t console_features(void *device)
 {
-	return F_SIZE | F_MULTIPORT | F_EMERG_WRITE;
+	const struct virtio_console *console = device;
+
+	return F_SIZE | F_EMERG_WRITE | (console->port_count > 1 ? F_MULTIPORT : 0);
 }
 
 static unsigned console_queue_size(void *device, unsigned index)
 {
 	const struct virtio_console *console = device;
 
-	return index < 2 * (console->port_count + 1) ? QUEUE_SIZE : 0;
+	const unsigned queues = console->port_count > 1 ? 2 * (console->port_count + 1) : 2;
+
+	return index < queues ? QUEUE_SIZE : 0;
 }
 
 static void console_config_read(void *device, unsigned offset, void *bytes, unsigned size)
@@ -420,6 +426,16 @@ static void console_start(void *device, uint64_t features)
 	loop_post(console->loop, &console->later);
 }
 
+/* Linux reads the size only when the configuration changes, and only when its port is complete: that is some time
+ * after it gave buffers for input, and before it prints. */
+static void tell_size(struct virtio_console *console, unsigned queue)
+{
+	if (console->multiport || !console->port[0].columns || console->size_told & 1u << queue)
+		return;
+	console->size_told |= 1u << queue;
+	virtio_config_changed(console->device);
+}
+
 static void console_notify(void *device, unsigned queue)
 {
 	struct virtio_console *console = device;
@@ -434,6 +450,8 @@ static void console_notify(void *device, unsigned queue)
 		done = serve_output(&console->port[index]);
 	else
 		ask_for_input(&console->port[index]);
+	if (queue < 2)
+		tell_size(console, queue);
 	if (!done)
 		loop_post(console->loop, &console->later);
 }
@@ -443,6 +461,7 @@ static bool console_reset(void *device)
 	struct virtio_console *console = device;
 
 	console->multiport = false;
+	console->size_told = 0;
 	for (unsigned i = 0; i < console->port_count; i++) {
 		struct port *port = &console->port[i];
 
@@ -472,11 +491,6 @@ struct virtio_device *virtio_console_device(struct virtio_console *console)
 	return console->device;
 }
 
-pthread_mutex_t *virtio_console_lock(struct virtio_console *console)
-{
-	return &console->lock;
-}
-
 void virtio_console_free(struct virtio_console *console)
 {
 	if (!console)
@@ -492,7 +506,6 @@ void virtio_console_free(struct virtio_console *console)
 	loop_cancel(console->loop, &console->later);
 	virtio_free(console->device);
 	virtq_buffer_free(&console->control);
-	pthread_mutex_destroy(&console->lock);
 	free(console);
 }
 
@@ -529,17 +542,14 @@ int virtio_console_create(
 	struct virtio_console *console = calloc(1, sizeof(*console));
 	if (!console)
 		return -ENOMEM;
-	pthread_mutex_init(&console->lock, NULL);
-	console->loop = config->loop;
+	console->lock = config->wiring.lock;
+	console->loop = config->wiring.loop;
 	console->port_count = config->ports; /* says how many queues there are */
 	console->later = (struct loop_call){.fn = serve_all, .opaque = console};
-	int status = virtio_create(&(struct virtio_config){.ops = &console_ops,
-					   .device = console,
-					   .memory = config->memory,
-					   .lock = &console->lock,
-					   .loop = config->loop,
-					   .name = config->name},
-		&console->device);
+	struct virtio_config wiring = config->wiring;
+	wiring.ops = &console_ops;
+	wiring.device = console;
+	int status = virtio_create(&wiring, &console->device);
 	if (status < 0) {
 		virtio_console_free(console);
 		return status;

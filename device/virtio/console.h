@@ -8,23 +8,17 @@
 #define LODGE_DEVICE_VIRTIO_CONSOLE_H
 
 #include "base/util.h"
+#include "device/virtio/virtio.h"
 
-#include <pthread.h>
-
-struct guest_memory;
-struct loop;
 struct stream;
 struct virtio_console;
-struct virtio_device;
 
 #define VIRTIO_CONSOLE_PORTS_MAX 16
 #define VIRTIO_CONSOLE_NAME_MAX	 64
 
 struct virtio_console_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	const char *name; /* for messages; outlives the device */
-	unsigned ports;	  /* 1 to VIRTIO_CONSOLE_PORTS_MAX */
+	struct virtio_config wiring; /* all but ops and device */
+	unsigned ports; /* 1 to VIRTIO_CONSOLE_PORTS_MAX; 1: a console and nothing else */
 	struct {
 		struct stream *stream; /* the caller's; NULL: the guest is not told of this port */
 		const char *name;      /* NULL: a console; outlives the device */
@@ -40,6 +34,5 @@ void virtio_console_free(struct virtio_console *console);
 
 /* For a transport. */
 struct virtio_device *virtio_console_device(struct virtio_console *console);
-pthread_mutex_t *virtio_console_lock(struct virtio_console *console);
 
 #endif

@@ -31,7 +31,7 @@
 enum request_type { REQUEST_FLUSH = 0 };
 
 struct virtio_pmem {
-	pthread_mutex_t lock;
+	pthread_mutex_t *lock;
 	struct loop *loop;
 	struct virtio_device *device;
 	struct virtio_pmem_config config;
@@ -83,12 +83,12 @@ static void flush(struct virtio_pmem *pmem)
 	const uint64_t resets = pmem->resets;
 
 	pmem->running = pmem->waiting;
-	pthread_mutex_unlock(&pmem->lock);
+	pthread_mutex_unlock(pmem->lock);
 	const int status = memory_file_flush(pmem->config.file);
-	pthread_mutex_lock(&pmem->lock);
+	pthread_mutex_lock(pmem->lock);
 	if (status < 0)
 		log_limited(&pmem->limit, LOG_LEVEL_WARN, "pmem",
-			"%s: can't make lasting what the guest wrote: %s", pmem->config.name,
+			"%s: can't make lasting what the guest wrote: %s", pmem->config.wiring.name,
 			strerror(-status));
 	if (resets != pmem->resets)
 		return;
@@ -103,14 +103,14 @@ static void *flush_thread(void *opaque)
 	struct virtio_pmem *pmem = opaque;
 
 	pthread_setname_np(pthread_self(), "pmem");
-	pthread_mutex_lock(&pmem->lock);
+	pthread_mutex_lock(pmem->lock);
 	while (!pmem->ending) {
 		if (pmem->waiting)
 			flush(pmem);
 		else
-			pthread_cond_wait(&pmem->work, &pmem->lock);
+			pthread_cond_wait(&pmem->work, pmem->lock);
 	}
-	pthread_mutex_unlock(&pmem->lock);
+	pthread_mutex_unlock(pmem->lock);
 	return NULL;
 }
 
@@ -155,7 +155,7 @@ out:
 static void later(void *opaque)
 {
 	struct virtio_pmem *pmem = opaque;
-	AUTO_LOCK(&pmem->lock);
+	AUTO_LOCK(pmem->lock);
 
 	if (virtio_live(pmem->device))
 		pmem_notify(pmem, 0);
@@ -208,17 +208,12 @@ struct virtio_device *virtio_pmem_device(struct virtio_pmem *pmem)
 	return pmem->device;
 }
 
-pthread_mutex_t *virtio_pmem_lock(struct virtio_pmem *pmem)
-{
-	return &pmem->lock;
-}
-
 static void thread_end(struct virtio_pmem *pmem)
 {
-	pthread_mutex_lock(&pmem->lock);
+	pthread_mutex_lock(pmem->lock);
 	pmem->ending = true;
 	pthread_cond_signal(&pmem->work);
-	pthread_mutex_unlock(&pmem->lock);
+	pthread_mutex_unlock(pmem->lock);
 	pthread_join(pmem->thread, NULL);
 }
 
@@ -233,20 +228,16 @@ void virtio_pmem_free(struct virtio_pmem *pmem)
 	for (unsigned i = 0; i < QUEUE_SIZE; i++)
 		virtq_buffer_free(&pmem->requests[i]);
 	pthread_cond_destroy(&pmem->work);
-	pthread_mutex_destroy(&pmem->lock);
 	free(pmem);
 }
 
 static int start(struct virtio_pmem *pmem)
 {
-	int status = virtio_create(&(struct virtio_config){.ops = &pmem_ops,
-					   .device = pmem,
-					   .memory = pmem->config.memory,
-					   .lock = &pmem->lock,
-					   .loop = pmem->loop,
-					   .name = pmem->config.name},
-		&pmem->device);
+	struct virtio_config wiring = pmem->config.wiring;
 
+	wiring.ops = &pmem_ops;
+	wiring.device = pmem;
+	int status = virtio_create(&wiring, &pmem->device);
 	if (status < 0)
 		return status;
 	status = -pthread_create(&pmem->thread, NULL, flush_thread, pmem);
@@ -260,10 +251,10 @@ int virtio_pmem_create(const struct virtio_pmem_config *config, struct virtio_pm
 
 	if (!pmem)
 		return -ENOMEM;
-	pthread_mutex_init(&pmem->lock, NULL);
 	pthread_cond_init(&pmem->work, NULL);
 	pmem->config = *config;
-	pmem->loop = config->loop;
+	pmem->lock = config->wiring.lock;
+	pmem->loop = config->wiring.loop;
 	pmem->later = (struct loop_call){.fn = later, .opaque = pmem};
 	int status = start(pmem);
 	if (status < 0) {

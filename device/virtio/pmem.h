@@ -9,21 +9,15 @@
 
 #include "base/types.h"
 #include "base/util.h"
+#include "device/virtio/virtio.h"
 
-#include <pthread.h>
-
-struct guest_memory;
-struct loop;
 struct memory_file;
-struct virtio_device;
 struct virtio_pmem;
 
 #define VIRTIO_PMEM_ALIGN MIB(2) /* of address and size: what Linux wants */
 
 struct virtio_pmem_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	const char *name;	  /* for messages; outlives the device */
+	struct virtio_config wiring; /* all but ops and device */
 	gpa_t gpa;		  /* where the file is */
 	struct memory_file *file; /* the caller's, open until after virtio_pmem_free() */
 };
@@ -36,6 +30,5 @@ void virtio_pmem_free(struct virtio_pmem *pmem);
 
 /* For a transport. */
 struct virtio_device *virtio_pmem_device(struct virtio_pmem *pmem);
-pthread_mutex_t *virtio_pmem_lock(struct virtio_pmem *pmem);
 
 #endif

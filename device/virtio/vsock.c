@@ -160,7 +160,7 @@ void vsock_pump(struct virtio_vsock *vsock)
 	if (turn)
 		virtq_signal(queue);
 	if (turn == TURN_MAX)
-		loop_post(vsock->config.loop, &vsock->later);
+		loop_post(vsock->loop, &vsock->later);
 }
 
 /* ---- packets from the guest ---- */
@@ -290,7 +290,7 @@ static void serve_tx(struct virtio_vsock *vsock)
 	if (turn)
 		virtq_signal(queue);
 	if (turn == TURN_MAX)
-		loop_post(vsock->config.loop, &vsock->later);
+		loop_post(vsock->loop, &vsock->later);
 }
 
 static void serve(struct virtio_vsock *vsock)
@@ -301,13 +301,13 @@ static void serve(struct virtio_vsock *vsock)
 	vsock_pump(vsock);
 	/* The guest's packets waited for that. */
 	if (full && vsock->refusal_count < VSOCK_REFUSALS_MAX)
-		loop_post(vsock->config.loop, &vsock->later);
+		loop_post(vsock->loop, &vsock->later);
 }
 
 static void later(void *opaque)
 {
 	struct virtio_vsock *vsock = opaque;
-	AUTO_LOCK(&vsock->lock);
+	AUTO_LOCK(vsock->lock);
 
 	if (virtio_live(vsock->device))
 		serve(vsock);
@@ -327,7 +327,7 @@ static void timer_arm(struct virtio_vsock *vsock)
 static void timer_fired(void *opaque)
 {
 	struct virtio_vsock *vsock = opaque;
-	AUTO_LOCK(&vsock->lock);
+	AUTO_LOCK(vsock->lock);
 	const uint64_t now_ns = clock_monotonic_ns();
 	bool waiting = false;
 
@@ -359,7 +359,7 @@ static uint32_t free_port(struct virtio_vsock *vsock, uint32_t guest_port)
 static void peer_connect(void *opaque, int fd, uint32_t port)
 {
 	struct virtio_vsock *vsock = opaque;
-	AUTO_LOCK(&vsock->lock);
+	AUTO_LOCK(vsock->lock);
 
 	if (!virtio_live(vsock->device)) {
 		close(fd);
@@ -417,7 +417,7 @@ static void close_all(struct virtio_vsock *vsock)
 static void reset_now(void *opaque)
 {
 	struct virtio_vsock *vsock = opaque;
-	AUTO_LOCK(&vsock->lock);
+	AUTO_LOCK(vsock->lock);
 
 	close_all(vsock);
 	virtio_reset_done(vsock->device);
@@ -431,7 +431,7 @@ static bool vsock_reset(void *device)
 	vsock->refusal_count = 0;
 	if (!vsock->all)
 		return true;
-	loop_post(vsock->config.loop, &vsock->reset_call);
+	loop_post(vsock->loop, &vsock->reset_call);
 	return false;
 }
 
@@ -453,14 +453,9 @@ struct virtio_device *virtio_vsock_device(struct virtio_vsock *vsock)
 	return vsock->device;
 }
 
-pthread_mutex_t *virtio_vsock_lock(struct virtio_vsock *vsock)
-{
-	return &vsock->lock;
-}
-
 unsigned virtio_vsock_connections(struct virtio_vsock *vsock)
 {
-	AUTO_LOCK(&vsock->lock);
+	AUTO_LOCK(vsock->lock);
 	return vsock->count;
 }
 
@@ -472,14 +467,13 @@ void virtio_vsock_free(struct virtio_vsock *vsock)
 		return;
 	host = vsock->config.host;
 	host->ops->attach(host, NULL);
-	loop_cancel(vsock->config.loop, &vsock->later);
-	loop_cancel(vsock->config.loop, &vsock->reset_call);
+	loop_cancel(vsock->loop, &vsock->later);
+	loop_cancel(vsock->loop, &vsock->reset_call);
 	close_all(vsock);
 	virtio_free(vsock->device);
 	loop_timer_free(vsock->timer);
 	virtq_buffer_free(&vsock->tx);
 	virtq_buffer_free(&vsock->rx);
-	pthread_mutex_destroy(&vsock->lock);
 	free(vsock);
 }
 
@@ -488,16 +482,13 @@ static int start(struct virtio_vsock *vsock)
 	const struct vsock_peer peer = {.connect = peer_connect, .opaque = vsock};
 	struct vsock_host *host = vsock->config.host;
 
-	vsock->timer = loop_timer_create(vsock->config.loop, timer_fired, vsock);
+	vsock->timer = loop_timer_create(vsock->loop, timer_fired, vsock);
 	if (!vsock->timer)
 		return -ENOMEM;
-	int status = virtio_create(&(struct virtio_config){.ops = &vsock_ops,
-					   .device = vsock,
-					   .memory = vsock->config.memory,
-					   .lock = &vsock->lock,
-					   .loop = vsock->config.loop,
-					   .name = vsock->config.name},
-		&vsock->device);
+	struct virtio_config wiring = vsock->config.wiring;
+	wiring.ops = &vsock_ops;
+	wiring.device = vsock;
+	int status = virtio_create(&wiring, &vsock->device);
 	if (status == 0)
 		host->ops->attach(host, &peer);
 	return status;
@@ -510,8 +501,9 @@ int virtio_vsock_create(const struct virtio_vsock_config *config, struct virtio_
 	struct virtio_vsock *vsock = calloc(1, sizeof(*vsock));
 	if (!vsock)
 		return -ENOMEM;
-	pthread_mutex_init(&vsock->lock, NULL);
 	vsock->config = *config;
+	vsock->lock = config->wiring.lock;
+	vsock->loop = config->wiring.loop;
 	vsock->ready_last = &vsock->ready_first;
 	vsock->later = (struct loop_call){.fn = later, .opaque = vsock};
 	vsock->reset_call = (struct loop_call){.fn = reset_now, .opaque = vsock};

@@ -8,13 +8,10 @@
 #define LODGE_DEVICE_VIRTIO_VSOCK_H
 
 #include "base/util.h"
+#include "device/virtio/virtio.h"
 
-#include <pthread.h>
 #include <stdint.h>
 
-struct guest_memory;
-struct loop;
-struct virtio_device;
 struct virtio_vsock;
 struct vsock_host;
 
@@ -27,9 +24,7 @@ struct vsock_host;
 #define VSOCK_CONNECT_NS      5000000000ull /* what the guest has to answer a connection from the host */
 
 struct virtio_vsock_config {
-	struct guest_memory *memory;
-	struct loop *loop;
-	const char *name;	 /* for messages; outlives the device */
+	struct virtio_config wiring; /* all but ops and device */
 	uint32_t cid;		 /* the guest's address: VSOCK_CID_FIRST to VSOCK_CID_LAST */
 	struct vsock_host *host; /* the caller's, open until after virtio_vsock_free() */
 };
@@ -42,7 +37,6 @@ void virtio_vsock_free(struct virtio_vsock *vsock);
 
 /* For a transport. */
 struct virtio_device *virtio_vsock_device(struct virtio_vsock *vsock);
-pthread_mutex_t *virtio_vsock_lock(struct virtio_vsock *vsock);
 
 /* How many connections there are. */
 unsigned virtio_vsock_connections(struct virtio_vsock *vsock);

@@ -117,7 +117,7 @@ static void watch(struct vsock_connection *c)
 		return;
 	}
 	if (!c->source) {
-		if (loop_add(c->vsock->config.loop, c->fd, events, socket_ready, c, &c->source) < 0)
+		if (loop_add(c->vsock->loop, c->fd, events, socket_ready, c, &c->source) < 0)
 			c->source = NULL;
 	} else if (events != c->watched) {
 		(void)!loop_change(c->source, events);
@@ -432,7 +432,7 @@ static void socket_ready(void *opaque, uint32_t events)
 	struct vsock_connection *c = opaque;
 	struct virtio_vsock *vsock = c->vsock;
 
-	pthread_mutex_lock(&vsock->lock);
+	pthread_mutex_lock(vsock->lock);
 	c->kept = true;
 	if (events & (EPOLLHUP | EPOLLERR))
 		hang_up(c);
@@ -448,5 +448,5 @@ static void socket_ready(void *opaque, uint32_t events)
 		vsock_connection_forget(c);
 	else
 		watch(c);
-	pthread_mutex_unlock(&vsock->lock);
+	pthread_mutex_unlock(vsock->lock);
 }

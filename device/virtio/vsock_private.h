@@ -84,7 +84,8 @@ struct vsock_connection {
 };
 
 struct virtio_vsock {
-	pthread_mutex_t lock;
+	pthread_mutex_t *lock;
+	struct loop *loop;
 	struct virtio_vsock_config config;
 	struct virtio_device *device;
 	struct loop_call later;	     /* the queues again */

@@ -33,9 +33,10 @@ static int setup(void **state)
 	struct fixture *f = calloc(1, sizeof(*f));
 
 	virtio_rig_init(&f->rig);
-	const struct virtio_balloon_config config = {.memory = f->rig.memory,
-		.loop = f->rig.loop,
-		.name = "balloon",
+	const struct virtio_balloon_config config = {.wiring = {.memory = f->rig.memory,
+							     .lock = &f->rig.lock,
+							     .loop = f->rig.loop,
+							     .name = "balloon"},
 		.target_bytes = MIB(3) + 17};
 	assert_int_equal(virtio_balloon_create(&config, &f->balloon), 0);
 	memset(virtio_rig_at(&f->rig, PAGES), 'x', MIB(4));

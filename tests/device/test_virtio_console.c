@@ -75,9 +75,10 @@ static int setup(void **state)
 	virtio_rig_init(&f->rig);
 	for (unsigned i = 0; i < 2; i++)
 		f->stream[i] = (struct fake_stream){.stream.ops = &fake_ops, .room = SIZE_MAX};
-	struct virtio_console_config config = {.memory = f->rig.memory,
-		.loop = f->rig.loop,
-		.name = "console",
+	struct virtio_console_config config = {.wiring = {.memory = f->rig.memory,
+						       .lock = &f->rig.lock,
+						       .loop = f->rig.loop,
+						       .name = "console"},
 		.ports = 3,
 		.port = {{&f->stream[0].stream, NULL}, {NULL, NULL},
 			{&f->stream[1].stream, "org.test"}}};
@@ -334,14 +335,14 @@ static void test_size(void **state)
 	virtio_rig_kick(&f->rig, CONTROL_IN);
 	control(f, 0, PORT_READY, 1);
 	expect(f, gpa[0], 0, CONSOLE_PORT, 1, "", 0);
-	expect(f, gpa[1], 0, RESIZE, 1, "\x1e\0\x64\0", 4);
+	expect(f, gpa[1], 0, RESIZE, 1, "\x64\0\x1e\0", 4);
 	expect(f, gpa[2], 0, PORT_OPEN, 1, "", 0);
 	const unsigned before = f->rig.config_interrupts;
 	s->peer.resized(s->peer.opaque, 100, 30);
 	assert_true(told_nothing(f));
 	assert_int_equal(f->rig.config_interrupts, before);
 	s->peer.resized(s->peer.opaque, 513, 30);
-	expect(f, gpa[3], 0, RESIZE, 1, "\x1e\0\x01\x02", 4);
+	expect(f, gpa[3], 0, RESIZE, 1, "\x01\x02\x1e\0", 4);
 	assert_int_equal(f->rig.config_interrupts, before + 1);
 	assert_int_equal(config_at(f, 0, 2), 513);
 }
@@ -461,8 +462,10 @@ static void test_create_refuses(void **state)
 {
 	struct fixture *f = *state;
 	struct virtio_console *console = NULL;
-	struct virtio_console_config config = {
-		.memory = f->rig.memory, .loop = f->rig.loop, .name = "x"};
+	struct virtio_console_config config = {.wiring = {.memory = f->rig.memory,
+						       .lock = &f->rig.lock,
+						       .loop = f->rig.loop,
+						       .name = "x"}};
 
 	assert_int_equal(virtio_console_create(&config, &console), -EINVAL);
 	config.ports = VIRTIO_CONSOLE_PORTS_MAX + 1;

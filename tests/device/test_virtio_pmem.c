@@ -32,9 +32,10 @@ static int setup(void **state)
 		memory_file_open(f->path, MEMORY_FILE_SHARED, VIRTIO_PMEM_ALIGN, &f->file, NULL),
 		0);
 	assert_int_equal(memory_add_file(f->rig.memory, PMEM_GPA, f->file, "pmem", NULL), 0);
-	const struct virtio_pmem_config config = {.memory = f->rig.memory,
-		.loop = f->rig.loop,
-		.name = "pmem",
+	const struct virtio_pmem_config config = {.wiring = {.memory = f->rig.memory,
+							  .lock = &f->rig.lock,
+							  .loop = f->rig.loop,
+							  .name = "pmem"},
 		.gpa = PMEM_GPA,
 		.file = f->file};
 	assert_int_equal(virtio_pmem_create(&config, &f->pmem), 0);

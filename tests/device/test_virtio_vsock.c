@@ -73,9 +73,10 @@ static int setup(void **state)
 	virtio_rig_init(&f->rig);
 	f->host.ops = &host_ops;
 	f->rx_bytes = 4096 + HEADER;
-	const struct virtio_vsock_config config = {.memory = f->rig.memory,
-		.loop = f->rig.loop,
-		.name = "vsock",
+	const struct virtio_vsock_config config = {.wiring = {.memory = f->rig.memory,
+							   .lock = &f->rig.lock,
+							   .loop = f->rig.loop,
+							   .name = "vsock"},
 		.cid = CID,
 		.host = &f->host};
 	assert_int_equal(virtio_vsock_create(&config, &f->vsock), 0);
@@ -789,9 +790,10 @@ static void test_create_refuses(void **state)
 	static const uint32_t cids[] = {0, 1, 2, 0xffffffff};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(cids); i++) {
-		const struct virtio_vsock_config config = {.memory = f->rig.memory,
-			.loop = f->rig.loop,
-			.name = "vsock",
+		const struct virtio_vsock_config config = {.wiring = {.memory = f->rig.memory,
+								   .lock = &f->rig.lock,
+								   .loop = f->rig.loop,
+								   .name = "vsock"},
 			.cid = cids[i],
 			.host = &f->host};
 		assert_int_equal(virtio_vsock_create(&config, &vsock), -EINVAL);
