@@ -446,6 +446,11 @@ int pci_device_add_msix(struct pci_device *d, unsigned index, uint64_t offset, u
 	return 0;
 }
 
+void pci_device_set_writable(struct pci_device *d, unsigned offset, uint8_t bits)
+{
+	d->writable[offset] = bits;
+}
+
 /* Version 2, with a link only for what is on one: 2.5 GT/s, one lane, always up. */
 static int add_express(struct pci_device *d)
 {
@@ -492,7 +497,7 @@ int pci_device_create(const struct pci_device_config *config, struct pci_device 
 	d->config = *config;
 	d->cap_next = CAP_FIRST;
 	fill_header(d);
-	int status = add_express(d);
+	int status = config->conventional ? 0 : add_express(d);
 	if (status < 0) {
 		pci_device_free(d);
 		return status;

@@ -37,6 +37,7 @@ struct pci_device_config {
 	struct irq_line intx;  /* .set NULL: no INTx; else pin A */
 	struct msi_sink msi;
 	bool endpoint; /* on a link, below a port; else integrated into the root complex */
+	bool conventional; /* from before PCI Express: without that capability */
 	/* After the guest's write to any part of the configuration space, and before its read, with the lock held. Both
 	 * may be NULL. */
 	void (*config_written)(void *opaque, unsigned offset, unsigned size_bytes);
@@ -66,6 +67,9 @@ MUST_CHECK int pci_device_add_msix(
 	struct pci_device *device, unsigned bar, uint64_t offset, unsigned vectors);
 
 uint8_t *pci_device_config_space(struct pci_device *device); /* 4096 bytes */
+/* A register of the device's own: bits of config space that the guest may change (config_written() hears of it), cleared
+ * by a reset. Between 0x40 and 0xff, where no capability is. */
+void pci_device_set_writable(struct pci_device *device, unsigned offset, uint8_t bits);
 /* As firmware does before the guest starts: give the BAR an address, and have the function decode it. */
 void pci_device_assign(struct pci_device *device, unsigned bar, uint64_t address);
 /* 0: there is no such BAR, or it is the upper half of one. */
