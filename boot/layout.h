@@ -50,6 +50,7 @@
 #define BOOT_VIRTIO_MMIO_GPA  0xf0000000ull
 #define BOOT_VGA_MEMORY_GPA   0xde000000ull /* the window's top; firmware chooses by itself */
 #define BOOT_VGA_REGISTERS_GPA 0xdf000000ull
+#define BOOT_WATCHDOG_GPA     0xdffff000ull
 #define BOOT_IOAPIC_GPA	      0xfec00000ull
 #define BOOT_HPET_GPA	      0xfed00000ull
 #define BOOT_LAPIC_GPA	      0xfee00000ull

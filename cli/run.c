@@ -7,6 +7,7 @@
 #include "boot/firmware.h"
 #include "cli/cli.h"
 #include "cli/opt_disk.h"
+#include "cli/opt_links.h"
 #include "cli/opt_machine.h"
 #include "cli/opt_net.h"
 #include "engine/jit/options.h"
@@ -38,6 +39,7 @@ struct run_options {
 	struct opt_net net;
 	struct opt_machine machine;
 	const char *append;
+	struct opt_links links;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
 	struct vmm_shares shares;
@@ -87,6 +89,18 @@ static const char usage_text[] =
 	"  --forward [udp:][ADDRESS:]PORT:GUESTPORT\n"
 	"                      a port of this host (127.0.0.1 unless told otherwise) is one of the guest's\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
+	"  --console WHAT      what is typed goes to: serial (default), the serial port; virtio, a virtio console\n"
+	"                      (hvc0). What either prints is printed\n"
+	"  --port name=NAME,path=SOCKET\n"
+	"                      a port /dev/virtio-ports/NAME in the guest for who connects to the Unix socket\n"
+	"  --vsock PATH[,cid=N]\n"
+	"                      AF_VSOCK for the guest, with Unix sockets here: docs/devices.md; cid 3 unless given\n"
+	"  --pmem FILE[,ro|,cow]\n"
+	"                      the file as persistent memory (/dev/pmem0): shared, read-only or copy on write\n"
+	"  --balloon WHAT      on (default; the guest's free memory goes back to the host), off, or a size, such\n"
+	"                      as 256M, that the guest is to give away\n"
+	"  --watchdog ACTION   a watchdog (i6300esb) that does reset, poweroff, pause or none when the guest no\n"
+	"                      longer answers; off (default)\n"
 	"  --json              `--cpu help` for programs\n"
 	"  --stats             print each vCPU's counters at the end\n"
 	"\n"
@@ -267,6 +281,21 @@ static int set_virtio(struct run_options *o, const char *value)
 		       0;
 }
 
+#define LINK_OPTION(name)                                                       \
+	static int set_##name(struct run_options *o, const char *value)         \
+	{                                                                       \
+		struct error err;                                               \
+		return opt_links_##name(&o->links, value, &err) < 0 ?           \
+			       refuse("%s", err.text) :                          \
+			       0;                                                \
+	}
+LINK_OPTION(console)
+LINK_OPTION(port)
+LINK_OPTION(vsock)
+LINK_OPTION(pmem)
+LINK_OPTION(balloon)
+LINK_OPTION(watchdog)
+
 static int set_rng(struct run_options *o, const char *value)
 {
 	o->no_rng = strcmp(value, "off") == 0;
@@ -324,6 +353,12 @@ static const struct {
 	{ "--forward", set_forward },
 	{ "--rng", set_rng },
 	{ "--share", set_share },
+	{ "--console", set_console },
+	{ "--port", set_port },
+	{ "--vsock", set_vsock },
+	{ "--pmem", set_pmem },
+	{ "--balloon", set_balloon },
+	{ "--watchdog", set_watchdog },
 	{ "--virtio", set_virtio },
 };
 
@@ -473,12 +508,18 @@ static int append_all(struct run_options *o, bool from_disk)
 	return 0;
 }
 
+/* The guest's kernel talks before it has a driver for a virtio console. */
+static const char *default_cmdline(const struct run_options *o)
+{
+	return o->links.spec.console ? DEFAULT_CMDLINE " console=hvc0" : DEFAULT_CMDLINE;
+}
+
 /* The command line of a kernel that was named. Caller frees. */
 static int compose_cmdline(const struct run_options *o, char **ret_line)
 {
 	const char *more = o->machine.append;
 
-	if (asprintf(ret_line, "%s%s%s", o->cmdline ? o->cmdline : DEFAULT_CMDLINE, more ? " " : "", more ? more : "") >= 0)
+	if (asprintf(ret_line, "%s%s%s", o->cmdline ? o->cmdline : default_cmdline(o), more ? " " : "", more ? more : "") >= 0)
 		return 0;
 	*ret_line = NULL;
 	return refuse("no memory");
@@ -499,6 +540,9 @@ static int run(struct run_options *o)
 			.tuning = { .jit = o->jit },
 			.vga = o->vnc || o->screenshot,
 			.rng = !o->no_rng,
+			.balloon = !o->links.no_balloon,
+			.balloon_bytes = o->links.balloon_bytes,
+			.watchdog = o->links.watchdog,
 			.virtio_mmio = o->virtio.mmio,
 			.virtio_features_off = o->virtio.features_off,
 			.boot = {
@@ -515,6 +559,7 @@ static int run(struct run_options *o)
 		.shares = &o->shares,
 		.vnc = o->vnc,
 		.screenshot = o->screenshot,
+		.links = o->links.spec,
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
 	};
@@ -559,5 +604,6 @@ int verb_run(int argc, char **argv)
 	opt_machine_close(&options.machine);
 	cli_shares_done(&options.shares);
 	opt_disk_done(&options.disk);
+	opt_links_done(&options.links);
 	return status;
 }

@@ -14,25 +14,15 @@
 #include "device/virtio/pci.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/transport.h"
+#include "machine/kinds.h"
 #include "machine/private.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DEVICES_MAX	30 /* as many as slots on a PCI bus beside the two that a chip set takes */
+#define DEVICES_MAX	28 /* the slots behind them are the watchdog's, the screen's and the chip set's */
 #define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
-
-/* A kind of device: how many of them the configuration has, and how to make and free one. `wiring` is all but ops and
- * device. Both run on the I/O loop's thread. */
-struct device_kind {
-	const char *name;
-	unsigned (*count)(const struct machine_config *config);
-	int (*create)(const struct machine_config *config, unsigned index,
-		const struct virtio_config *wiring, void **ret_device,
-		struct virtio_device **ret_virtio, struct error *err);
-	void (*free)(void *device);
-};
 
 struct machine_device {
 	struct devices *all;
@@ -175,6 +165,14 @@ static const struct device_kind kinds[] = {
 	{ "disk", disk_count, disk_create, disk_free },
 };
 
+/* In files of their own. */
+static const struct device_kind *const more_kinds[] = {
+	&console_kind,
+	&balloon_kind,
+	&vsock_kind,
+	&pmem_kind,
+};
+
 /* ---- where they are ---- */
 
 static gpa_t mmio_base(unsigned place)
@@ -311,16 +309,30 @@ static int create_device(struct devices *all, const struct device_kind *kind, un
 				       plug_into_pci(d, place, all->err);
 }
 
+static void create_kind(struct devices *all, const struct device_kind *kind)
+{
+	const unsigned count = kind->count(&all->machine->config);
+
+	for (unsigned i = 0; all->status == 0 && i < count; i++)
+		all->status = create_device(all, kind, i);
+}
+
 static void create_all(void *opaque)
 {
 	struct devices *all = opaque;
 
-	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
-		const unsigned count = kinds[k].count(&all->machine->config);
+	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++)
+		create_kind(all, &kinds[k]);
+	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
+		create_kind(all, more_kinds[k]);
+}
 
-		for (unsigned i = 0; all->status == 0 && i < count; i++)
-			all->status = create_device(all, &kinds[k], i);
-	}
+void *devices_find(const struct devices *all, const char *kind)
+{
+	for (unsigned i = 0; all && i < all->count; i++)
+		if (strcmp(all->device[i]->kind->name, kind) == 0)
+			return all->device[i]->device;
+	return NULL;
 }
 
 static void free_all(void *opaque)

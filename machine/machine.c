@@ -6,11 +6,13 @@
 #include "base/cleanup.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "device/virtio/balloon.h"
 #include "memory/memory.h"
 #include "machine/irqfd.h"
 #include "boot/firmware.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
+#include "machine/watchdog.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -119,6 +121,24 @@ static int add_clock(struct machine *m, struct error *err)
 				  machine_clock_create(&m->clock, err);
 }
 
+static gpa_t end_of_memory(const struct machine *m)
+{
+	const struct memory_region *last = &m->memory->region[m->memory->region_count - 1];
+
+	return MAX(last->base + last->size_bytes, (gpa_t)BOOT_HOLE_END_GPA);
+}
+
+/* Apart from RAM and from one another, for what kernels keep about memory they keep for large pieces. */
+static int add_pmems(struct machine *m, struct error *err)
+{
+	int status = 0;
+
+	for (unsigned i = 0; status == 0 && i < m->config.pmem_count; i++)
+		status = memory_add_file(m->memory, ALIGN_UP(end_of_memory(m), GIB(1)),
+			m->config.pmems[i], "pmem", err);
+	return status;
+}
+
 static int add_memory(struct machine *m, struct error *err)
 {
 	uint64_t total = m->config.memory_bytes & GUEST_PAGE_MASK;
@@ -139,7 +159,16 @@ static int add_memory(struct machine *m, struct error *err)
 	}
 	if (status == 0 && high)
 		status = memory_add_ram(m->memory, BOOT_HOLE_END_GPA, high, 0, "ram-high", err);
-	return status;
+	return status < 0 ? status : add_pmems(m, err);
+}
+
+static int check_pmem(struct machine *m, struct error *err)
+{
+	if (m->config.pmem_count && end_of_memory(m) > BIT(m->cpuid.phys_bits))
+		return error_set(err, ENOSPC,
+			"the processor's %u bits of address have no room for all persistent memory",
+			m->cpuid.phys_bits);
+	return 0;
 }
 
 static int add_vcpus(struct machine *m, struct error *err)
@@ -207,6 +236,8 @@ static int build(struct machine *m, struct error *err)
 		return status;
 	status = x86_cpuid_choose(&m->cpuid, &m->config.cpu, m->config.cpus,
 		machine_clock_tsc_hz(m->clock), err);
+	if (status == 0)
+		status = check_pmem(m, err);
 	if (status < 0)
 		return status;
 	struct engine_vm_config vm_config = { .memory = m->memory, .bus = m->bus,
@@ -219,6 +250,8 @@ static int build(struct machine *m, struct error *err)
 		status = board_create(&m->board, m, err);
 	if (status == 0)
 		status = devices_create(&m->devices, m, err);
+	if (status == 0)
+		status = watchdog_create(&m->watchdog, m, err);
 	if (status < 0)
 		return status;
 	x86_state_reset(&boot_state);
@@ -295,6 +328,7 @@ void machine_free(struct machine *m)
 	machine_wait(m, &ignored);
 	irqfds_free(m->irqfds);
 	devices_free(m->devices);
+	watchdog_free(m->watchdog);
 	board_free(m->board);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		m->config.engine->vcpu_free(m->vcpu[i].engine);
@@ -338,6 +372,36 @@ void machine_press_power(struct machine *m)
 bool machine_display(struct machine *m, struct display *ret_display)
 {
 	return board_display(m->board, ret_display);
+}
+
+int machine_balloon_set(struct machine *m, uint64_t bytes)
+{
+	struct virtio_balloon *balloon = devices_find(m->devices, "balloon");
+
+	if (!balloon)
+		return -ENODEV;
+	virtio_balloon_set(balloon, bytes);
+	return 0;
+}
+
+int machine_balloon_statistics(struct machine *m, struct balloon_statistics *ret_statistics)
+{
+	struct virtio_balloon *balloon = devices_find(m->devices, "balloon");
+
+	if (!balloon)
+		return -ENODEV;
+	virtio_balloon_statistics(balloon, ret_statistics);
+	return 0;
+}
+
+int machine_balloon_poll(struct machine *m, uint64_t poll_ns)
+{
+	struct virtio_balloon *balloon = devices_find(m->devices, "balloon");
+
+	if (!balloon)
+		return -ENODEV;
+	virtio_balloon_poll(balloon, poll_ns);
+	return 0;
 }
 
 size_t machine_console_input(struct machine *m, const uint8_t *bytes, size_t count)

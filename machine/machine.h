@@ -19,11 +19,15 @@
 #define MACHINE_MEMORY_MIN   MIB(16) /* less holds no kernel */
 #define MACHINE_MEMORY_MAX   GIB(1024)
 
+struct balloon_statistics;
 struct display;
 struct loop;
 struct fs;
 struct machine;
+struct memory_file;
 struct net;
+struct stream;
+struct vsock_host;
 
 /*
  * Virtual time: the guest's clocks count the instructions that its processor has completed and not the host's
@@ -59,6 +63,21 @@ struct machine_disk {
 	void *opaque;
 };
 
+/* A port of the virtio console. The stream stays the caller's; NULL: the port is not there. */
+struct machine_port {
+	struct stream *stream;
+	const char *name; /* NULL: a console */
+};
+
+/* What is done when the guest no longer pats its watchdog. OFF: it has none. */
+enum machine_watchdog {
+	MACHINE_WATCHDOG_OFF,
+	MACHINE_WATCHDOG_RESET,
+	MACHINE_WATCHDOG_POWEROFF,
+	MACHINE_WATCHDOG_PAUSE,
+	MACHINE_WATCHDOG_NOTHING, /* but a line in the log */
+};
+
 struct machine_config {
 	const char *name; /* for messages */
 	const struct engine_ops *engine;
@@ -86,6 +105,16 @@ struct machine_config {
 	unsigned nic_count;
 	const struct machine_share *shares;
 	unsigned share_count;
+	/* Ports of virtio consoles. The first one is for the machine's own console: no stream if that is not virtio's. */
+	const struct machine_port *ports;
+	unsigned port_count;
+	bool balloon;	     /* a balloon; free pages that the guest reports go back to the host */
+	uint64_t balloon_bytes; /* what it is to take at the start */
+	struct vsock_host *vsock; /* NULL: none */
+	uint32_t vsock_cid;
+	struct memory_file *const *pmems; /* persistent memory, above RAM; aligned to VIRTIO_PMEM_ALIGN */
+	unsigned pmem_count;
+	enum machine_watchdog watchdog;
 };
 
 enum machine_end {
@@ -131,6 +160,12 @@ void machine_press_power(struct machine *machine);
 
 /* What a VNC server shows and uses, good until the machine is freed. false: config.vga was not set. */
 bool machine_display(struct machine *machine, struct display *ret_display);
+/* Ask the guest to give that much of its memory away, for as long as it can spare it. -ENODEV: no balloon. */
+MUST_CHECK int machine_balloon_set(struct machine *machine, uint64_t bytes);
+/* What is known of the guest's memory (device/virtio/balloon.h). poll_ns: have the guest tell again now and so often,
+ * 0: no more. -ENODEV: no balloon. */
+MUST_CHECK int machine_balloon_statistics(struct machine *machine, struct balloon_statistics *ret_statistics);
+MUST_CHECK int machine_balloon_poll(struct machine *machine, uint64_t poll_ns);
 
 /* Type into the first serial port; returns how many bytes it took. */
 size_t machine_console_input(struct machine *machine, const uint8_t *bytes, size_t count);

@@ -50,6 +50,7 @@ struct machine {
 	struct bus *bus;
 	struct board *board;
 	struct devices *devices; /* NULL: none */
+	struct watchdog *watchdog; /* NULL: none */
 	struct irqfds *irqfds; /* made when first asked for, under `lock` */
 	struct x86_cpuid_model cpuid;
 	struct engine_vm *vm;

@@ -7,19 +7,25 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "device/stream.h"
 #include "machine/machine.h"
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #define ABANDON_SIGNAL SIGUSR1
 #define GRACE_NS       (100 * NS_PER_MS) /* what the reader of abandoned output has to take it */
 
+#define STREAM_ROOM    (CONSOLE_BUFFER / 4) /* what must be free before the device is asked for more */
+
 struct console {
+	struct stream stream; /* first: the ops cast it back */
 	struct terminal *terminal;
+	bool virtio; /* input goes to the stream's peer */
 	void (*quit)(void *opaque);
 	void *opaque;
 	pthread_t input, output;
@@ -27,7 +33,11 @@ struct console {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* anything below */
 	struct machine *machine;
-	bool inside; /* the input thread is in the machine */
+	bool inside; /* the input thread is in the machine, or in the peer */
+	struct stream_peer peer;
+	bool has_peer;
+	unsigned calls;	 /* of the peer's functions that are under way */
+	bool wants_room; /* the peer was refused */
 	bool has_room;
 	bool closing, abandoned, output_done;
 	size_t head, count; /* of the ring */
@@ -80,6 +90,36 @@ static ssize_t write_some(const uint8_t *bytes, size_t count)
 	return put < 0 ? -errno : put;
 }
 
+/* Call the peer, with the lock held, which they drop; the peer stays until then. */
+static struct stream_peer peer_enter(struct console *console)
+{
+	const struct stream_peer peer = console->peer;
+
+	console->calls++;
+	pthread_mutex_unlock(&console->lock);
+	return peer;
+}
+
+static void peer_leave(struct console *console)
+{
+	pthread_mutex_lock(&console->lock);
+	console->calls--;
+	pthread_cond_broadcast(&console->changed);
+}
+
+static void tell_room(struct console *console)
+{
+	const bool room = CONSOLE_BUFFER - console->count >= STREAM_ROOM || console->output_done ||
+			  console->abandoned;
+
+	if (!console->wants_room || !console->has_peer || !room)
+		return;
+	console->wants_room = false;
+	const struct stream_peer peer = peer_enter(console);
+	peer.room(peer.opaque);
+	peer_leave(console);
+}
+
 /* With the lock held, which it drops to write. False: no more of it. */
 static bool drain(struct console *console)
 {
@@ -98,6 +138,7 @@ static bool drain(struct console *console)
 		console->head = (console->head + (size_t)put) % CONSOLE_BUFFER;
 		console->count -= (size_t)put;
 		pthread_cond_broadcast(&console->changed);
+		tell_room(console);
 	}
 	return put >= 0 || !console->abandoned;
 }
@@ -119,6 +160,7 @@ static void *output_thread(void *opaque)
 	console->output_done = true;
 	console->count = 0;
 	pthread_cond_broadcast(&console->changed);
+	tell_room(console);
 	pthread_mutex_unlock(&console->lock);
 	return NULL;
 }
@@ -135,6 +177,7 @@ void console_abandon(struct console *console)
 	AUTO_LOCK(&console->lock);
 	console->abandoned = true;
 	pthread_cond_broadcast(&console->changed);
+	tell_room(console);
 }
 
 static void interrupt_write(int number) {}
@@ -182,15 +225,27 @@ void console_room(void *opaque)
 static size_t offer(struct console *console, const uint8_t *bytes, size_t count)
 {
 	struct machine *machine = console->machine;
+	size_t took;
 
 	console->has_room = false;
 	console->inside = true;
-	pthread_mutex_unlock(&console->lock);
-	size_t took = machine_console_input(machine, bytes, count);
-	pthread_mutex_lock(&console->lock);
+	if (console->virtio) {
+		const struct stream_peer peer = peer_enter(console);
+		took = peer.receive(peer.opaque, bytes, count);
+		peer_leave(console);
+	} else {
+		pthread_mutex_unlock(&console->lock);
+		took = machine_console_input(machine, bytes, count);
+		pthread_mutex_lock(&console->lock);
+	}
 	console->inside = false;
 	pthread_cond_broadcast(&console->changed);
 	return took;
+}
+
+static bool somebody_listens(const struct console *console)
+{
+	return console->virtio ? console->has_peer : console->machine != NULL;
 }
 
 /* Hand input to the guest, waiting for room as long as it takes. */
@@ -198,7 +253,7 @@ static void feed(struct console *console, const uint8_t *bytes, size_t count)
 {
 	AUTO_LOCK(&console->lock);
 	while (count && !console->closing) {
-		if (!console->machine || !console->has_room) {
+		if (!somebody_listens(console) || !console->has_room) {
 			pthread_cond_wait(&console->changed, &console->lock);
 			continue;
 		}
@@ -255,6 +310,81 @@ void console_detach(struct console *console)
 		pthread_cond_wait(&console->changed, &console->lock);
 }
 
+/* ---- the stream of a virtio console ---- */
+
+static struct winsize terminal_size(void)
+{
+	struct winsize size = {0};
+
+	if (ioctl(STDIN_FILENO, TIOCGWINSZ, &size) < 0)
+		(void)!ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+	return size;
+}
+
+void console_resized(struct console *console)
+{
+	const struct winsize size = terminal_size();
+	AUTO_LOCK(&console->lock);
+
+	if (!console->has_peer || !size.ws_col)
+		return;
+	const struct stream_peer peer = peer_enter(console);
+	peer.resized(peer.opaque, size.ws_col, size.ws_row);
+	peer_leave(console);
+}
+
+static void stream_attach(struct stream *stream, const struct stream_peer *peer)
+{
+	struct console *console = (struct console *)stream;
+
+	pthread_mutex_lock(&console->lock);
+	console->has_peer = peer;
+	console->wants_room = false;
+	if (peer)
+		console->peer = *peer;
+	/* A new one may have room; an old one is left by all. */
+	console->has_room = true;
+	pthread_cond_broadcast(&console->changed);
+	while (!peer && console->calls)
+		pthread_cond_wait(&console->changed, &console->lock);
+	pthread_mutex_unlock(&console->lock);
+	if (peer) {
+		peer->connected(peer->opaque, true);
+		console_resized(console);
+	}
+}
+
+static size_t stream_send(struct stream *stream, const uint8_t *bytes, size_t count)
+{
+	struct console *console = (struct console *)stream;
+	AUTO_LOCK(&console->lock);
+	const size_t part = MIN(count, CONSOLE_BUFFER - console->count);
+
+	if (console->output_done || (console->abandoned && part < count))
+		return count; /* nobody reads it */
+	if (!console->count)
+		pthread_cond_broadcast(&console->changed);
+	ring_put(console, bytes, part);
+	console->wants_room |= part < count;
+	return part;
+}
+
+static void stream_ready(struct stream *stream)
+{
+	console_room(stream);
+}
+
+static const struct stream_ops console_stream_ops = {
+	.attach = stream_attach,
+	.send = stream_send,
+	.ready = stream_ready,
+};
+
+struct stream *console_stream(struct console *console)
+{
+	return &console->stream;
+}
+
 /* ---- life ---- */
 
 static void input_stop(struct console *console)
@@ -289,8 +419,8 @@ static int start(struct console *console, struct error *err)
 	return 0;
 }
 
-int console_open(
-	struct console **ret_console, void (*quit)(void *opaque), void *opaque, struct error *err)
+int console_open(struct console **ret_console, bool virtio, void (*quit)(void *opaque),
+	void *opaque, struct error *err)
 {
 	const struct sigaction action = {.sa_handler = interrupt_write};
 	struct console *console = calloc(1, sizeof(*console));
@@ -298,6 +428,8 @@ int console_open(
 
 	if (!console)
 		return error_set(err, ENOMEM, "no memory for the console");
+	console->stream.ops = &console_stream_ops;
+	console->virtio = virtio;
 	console->quit = quit;
 	console->opaque = opaque;
 	pthread_mutex_init(&console->lock, NULL);

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/console.h"
+#include "vmm/links.h"
 #include "vmm/nets.h"
 #include "vmm/screen.h"
 #include "vmm/share.h"
@@ -27,6 +28,7 @@ struct vmm {
 	struct machine_share *shares;
 	struct vmm_disks *disks;
 	struct vmm_screen screen;
+	struct vmm_links *links;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -57,6 +59,7 @@ static void signals_of_interest(sigset_t *set)
 	sigaddset(set, SIGTERM);
 	sigaddset(set, SIGHUP);
 	sigaddset(set, SIGQUIT);
+	sigaddset(set, SIGWINCH);
 	sigaddset(set, SIGUSR2); /* our own: the thread's end */
 }
 
@@ -68,6 +71,10 @@ static void *signal_thread(void *opaque)
 
 	signals_of_interest(&set);
 	while (sigwait(&set, &number) == 0 && number != SIGUSR2) {
+		if (number == SIGWINCH) {
+			console_resized(vmm->console);
+			continue;
+		}
 		console_abandon(vmm->console);
 		ask_to_end(vmm, number);
 	}
@@ -148,6 +155,9 @@ static int open_back_ends(struct vmm *vmm, struct error *err)
 	if (status == 0)
 		status = open_disks(vmm, err);
 	if (status == 0)
+		status = vmm_links_open(&config->links, vmm->io, console_stream(vmm->console),
+			&vmm->links, err);
+	if (status == 0)
 		status = vmm_screen_open(&vmm->screen, config, vmm->io, err);
 	return status;
 }
@@ -158,12 +168,14 @@ static void give_back_ends(struct vmm *vmm, struct machine_config *config)
 	config->nics = vmm_nets_nics(vmm->nets, &config->nic_count);
 	config->disks = vmm_disks_list(vmm->disks);
 	config->disk_count = vmm->config->disk_count;
+	vmm_links_configure(vmm->links, config);
 	config->shares = vmm->shares;
 	config->share_count = vmm->config->shares ? vmm->config->shares->count : 0;
 }
 
 static void close_back_ends(struct vmm *vmm)
 {
+	vmm_links_close(vmm->links);
 	vmm_disks_close(vmm->disks);
 	vmm_screen_close(&vmm->screen);
 	vmm_shares_close(vmm->config->shares, vmm->shares);
@@ -334,7 +346,7 @@ int vmm_run(const struct vmm_config *config)
 	signal(SIGPIPE, SIG_IGN);
 	/* A guest that writes past RLIMIT_FSIZE gets EFBIG. */
 	signal(SIGXFSZ, SIG_IGN);
-	if (console_open(&vmm.console, user_quits, &vmm, &err) < 0)
+	if (console_open(&vmm.console, config->links.console, user_quits, &vmm, &err) < 0)
 		return complain(&err);
 	int status = tell_all(&vmm, &result, &err);
 	console_close(vmm.console);

@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 #include "vmm/disk_boot.h"
 #include "vmm/disks.h"
+#include "vmm/links.h"
 
 struct error;
 struct vmm_net;
@@ -35,6 +36,7 @@ struct vmm_config {
 	const char *vnc;	/* where to show the screen (backend/vnc.h), or NULL */
 	const char *screenshot; /* the file that gets the last picture, or NULL */
 	struct vmm_disk_boot disk_boot; /* from inside the first disk */
+	struct vmm_links_spec links;
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };
