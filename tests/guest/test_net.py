@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import re
 import shutil
 import socket
@@ -16,18 +15,9 @@ import time
 
 import pytest
 
-from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, Console, dev, lodge
+from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, lodge
+from netguest import MODULES, net_guest_files
 
-# In the order in which they are to be loaded.
-MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-           "failover", "net_failover", "virtio_net"]
-LEASE = """#!/bin/sh
-[ "$1" = bound ] || exit 0
-ip addr add $ip/$mask dev $interface
-[ -z "$router" ] || ip route add default via $router
-[ -z "$mtu" ] || ip link set $interface mtu $mtu
-[ -z "$dns" ] || echo "nameserver $dns" >/etc/resolv.conf
-"""
 BLOB_BYTES = 100 << 20
 
 # How the guest loads its driver: as it likes; with no offloads of its own.
@@ -36,20 +26,10 @@ PLAIN, NO_OFFLOADS = "", "csum=0 gso=0"
 
 @pytest.fixture(scope="session")
 def net_files(tmp_path_factory):
-    """What goes into the guest: drivers, iperf3 with its libraries, and the script of the DHCP client."""
-    tree = dev("kernel", "cloud", "--modules")
-    found = {path.name: path for path in pathlib.Path(tree).rglob("*.ko")}
-    files = {"mod/%s.ko" % name: found[name + ".ko"] for name in MODULES}
-    program = shutil.which("iperf3")
-    if not program:
+    files = net_guest_files(tmp_path_factory.mktemp("net"))
+    if not files:
         pytest.skip("NOT CHECKED: networks in guests (no iperf3)")
-    libraries = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
-    for path in re.findall(r"/\S+", libraries):
-        files[path[1:]] = path
-    script = tmp_path_factory.mktemp("net") / "lease"
-    script.write_text(LEASE)
-    script.chmod(0o755)
-    return {**files, "usr/bin/iperf3": program, "lodge/lease": script}
+    return files
 
 
 def load(machine, parameters=PLAIN):
