@@ -129,7 +129,7 @@ static void take_line(struct listener *l)
 	if (strncmp(l->line, "I: ", 3) == 0 && worth_saying(l->line + 3))
 		image_progress(l->build, strncmp(l->line + 3, "running --customize", 19) ? l->line + 3 :
 											"making a guest of it");
-	else if (strncmp(l->line, "E: ", 3) == 0 && !*l->failure)
+	else if (strncmp(l->line, "E: ", 3) == 0 && strcmp(l->line + 3, "mmdebstrap failed to run"))
 		snprintf(l->failure, sizeof(l->failure), "%s", l->line + 3);
 }
 
@@ -260,6 +260,17 @@ static int conclude(struct listener *l, int unpacked, const char *log_path, stru
 	return status < 0 ? error_set(err, EIO, "%s; %s has all it said", own.text, log_path) : 0;
 }
 
+/* The archive ends before the stream does: what pads it must be taken, or tar is ended by a signal. */
+static void skip_rest(int fd)
+{
+	char rest[4096];
+	ssize_t got;
+
+	do
+		got = read(fd, rest, sizeof(rest));
+	while (got > 0 || (got < 0 && errno == EINTR));
+}
+
 static int fill(struct listener *l, struct image_fs *fs, const char *log_path, struct error *err)
 {
 	pthread_t thread;
@@ -272,6 +283,8 @@ static int fill(struct listener *l, struct image_fs *fs, const char *log_path, s
 		return error_set_errno(err, code, "can't start a thread");
 	}
 	int status = image_archive_unpack(fs, l->process->output, false, l->limits, "mmdebstrap", err);
+	if (status == 0)
+		skip_rest(l->process->output);
 	close(l->process->output); /* if it still writes, it must not wait for us */
 	l->process->output = -1;
 	pthread_join(thread, NULL);

@@ -148,5 +148,6 @@ rm -f /etc/.resolv.conf.systemd-resolved.bak /etc/apt/apt.conf.d/99mmdebstrap /v
 echo debian >/etc/hostname
 chmod 644 /etc/hostname
 printf '127.0.0.1\tlocalhost\n::1\t\tlocalhost ip6-localhost ip6-loopback\nff02::1\t\tip6-allnodes\nff02::2\t\tip6-allrouters\n' >/etc/hosts
-rm -rf /var/log/journal /tmp/* /var/tmp/*
+# (/tmp holds mmdebstrap's own configuration of apt, without which it would clean the host's lists)
+rm -rf /var/log/journal
 find /var/log -type f -exec truncate -s 0 {} +

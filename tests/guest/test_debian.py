@@ -148,7 +148,7 @@ def test_a_name_keeps_the_machine(guest, named):
     machine.check("echo kept >/root/note; sync")
     assert named in lodge("machine", "list", env=ENV).stdout
     second = lodge("run", "--name", named, env=ENV)
-    assert second.returncode == 1 and "lock" in second.stderr, second.stderr
+    assert second.returncode == 1 and "in use" in second.stderr, second.stderr
     assert lodge("machine", "remove", named, env=ENV).returncode == 1
     # The guest's reboot is a new life of the same machine.
     machine.send("reboot\n")
