@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))) / "lodge" / "test-images"
 ENV = dict(os.environ, XDG_DATA_HOME=str(CACHE), TERM="xterm")
 MACHINES = CACHE / "lodge" / "machines"
+APT_LISTS = "/var/lib/apt/lists"
 LOGIN_S = 150
 # What a mirror that is a snapshot needs.
 APT = "apt-get -q -o Acquire::Check-Valid-Until=false -o Acquire::Check-Date=false "
@@ -40,10 +41,12 @@ def debian():
     if not shutil.which("mmdebstrap"):
         pytest.skip("NOT CHECKED: a whole Debian (no mmdebstrap)")
     if not stamp.exists() or stamp.read_text() != recipe():
+        lists = sorted(os.listdir(APT_LISTS))
         done = lodge("image", "build", "debian", "--replace", seconds=900, env=ENV)
         if done.returncode and "apt-get update" in done.stderr:
             pytest.skip("NOT CHECKED: a whole Debian (it cannot be downloaded: %s)" % done.stderr)
         assert done.returncode == 0, done.stderr
+        assert sorted(os.listdir(APT_LISTS)) == lists  # the host's apt is not touched
         stamp.write_text(recipe())
     return "debian"
 
