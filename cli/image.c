@@ -27,7 +27,7 @@ static const char usage_text[] =
 	"  list                the images there are\n"
 	"  show NAME           what is known of one\n"
 	"  remove NAME...      remove them; machines made from them keep what they need\n"
-	"  import NAME FILE    copy a raw disk image here\n"
+	"  import NAME FILE    copy a disk image here, raw or qcow2\n"
 	"\n"
 	"options of build:\n"
 	"  --name NAME         its name (default: debian; must be given with --from-...)\n"

@@ -60,7 +60,7 @@ MUST_CHECK int image_remove(const char *name, struct error *err);
 
 /* Build from nothing. 0 also if it is there already and not to be replaced: *ret_built says. */
 MUST_CHECK int image_build(const struct image_build *build, bool *ret_built, struct error *err);
-/* Take a raw disk image or one that qemu-img or Lodge can read as raw; it is copied. */
+/* Copy a disk image, raw or qcow2. */
 MUST_CHECK int image_import(const char *name, const char *path, bool replace, struct error *err);
 
 #endif

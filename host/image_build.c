@@ -10,7 +10,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define ENTRIES_MAX	   4000000
@@ -211,80 +210,6 @@ int image_build(const struct image_build *build, bool *ret_built, struct error *
 	*ret_built = false;
 	if (status == 0)
 		status = build_in(&draft, build, ret_built, err);
-	image_draft_done(&draft);
-	return status;
-}
-
-/* ---- import ---- */
-
-/* Copies data only, not the holes between. */
-static int copy_file(int to, int from, uint64_t size, struct error *err)
-{
-	off_t at = 0;
-
-	if (ftruncate(to, (off_t)size) < 0)
-		return error_set_errno(err, errno, "can't make a disk of that size");
-	while ((uint64_t)at < size) {
-		off_t data = lseek(from, at, SEEK_DATA);
-		off_t end = data < 0 ? -1 : lseek(from, data, SEEK_HOLE);
-		if (data < 0 && errno == ENXIO)
-			return 0;
-		if (data < 0 || end < 0)
-			return error_set_errno(err, errno, "can't read the disk image");
-		for (at = data; at < end;) {
-			off_t out = at;
-			ssize_t n = copy_file_range(from, &at, to, &out, (size_t)(end - at), 0);
-			if (n < 0)
-				return error_set_errno(err, errno, "can't copy the disk image");
-			if (n == 0)
-				return error_set(err, EIO, "the disk image became shorter while it was copied");
-		}
-	}
-	return 0;
-}
-
-static int open_import(int *ret_fd, uint64_t *ret_size, const char *path, struct error *err)
-{
-	AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	char magic[4];
-	struct stat st;
-
-	if (fd < 0 || fstat(fd, &st) < 0)
-		return error_set_errno(err, errno, "can't open %s", path);
-	if (!S_ISREG(st.st_mode) || st.st_size < 512 || st.st_size % 512)
-		return error_set(err, EINVAL, "%s is no disk image: it is no file of whole sectors", path);
-	if (pread(fd, magic, sizeof(magic), 0) == sizeof(magic) && memcmp(magic, "QFI\xfb", 4) == 0)
-		return error_set(err, EINVAL, "%s is a qcow2 image: lodge disk convert makes a raw one of it", path);
-	*ret_size = (uint64_t)st.st_size;
-	*ret_fd = take_fd(&fd);
-	return 0;
-}
-
-static int import_in(struct image_draft *draft, const char *path, bool replace, struct error *err)
-{
-	struct image_record info;
-	AUTO_CLOSE int from = -1;
-	uint64_t size = 0;
-
-	if (!replace && image_find(&info, draft->name, NULL) == 0)
-		return error_set(err, EEXIST, "there is an image '%s' already: --replace takes its place", draft->name);
-	int status = open_import(&from, &size, path, err);
-	if (status == 0)
-		status = copy_file(draft->disk, from, size, err);
-	if (status < 0)
-		return status;
-	info = (struct image_record){ .kind = "import", .size_bytes = size };
-	snprintf(info.source, sizeof(info.source), "%s", path);
-	return image_draft_commit(draft, &info, err);
-}
-
-int image_import(const char *name, const char *path, bool replace, struct error *err)
-{
-	struct image_draft draft;
-	int status = image_draft_begin(&draft, name, NULL, NULL, err);
-
-	if (status == 0)
-		status = import_in(&draft, path, replace, err);
 	image_draft_done(&draft);
 	return status;
 }

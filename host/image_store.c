@@ -196,8 +196,8 @@ static void remove_leftovers(const char *folder, const char *name)
 	while (dir && (entry = readdir(dir))) {
 		const size_t length = strlen(prefix);
 		AUTO_FREE char *path = NULL;
-		/* mkdtemp's six characters, so that no other name's draft is meant */
-		if (strncmp(entry->d_name, prefix, length) || strlen(entry->d_name) != length + 6 ||
+		/* mkdtemp's six characters, and a directory: no other name's draft, lock or log is meant */
+		if (entry->d_type != DT_DIR || strncmp(entry->d_name, prefix, length) || strlen(entry->d_name) != length + 6 ||
 			asprintf(&path, "%s/%s", folder, entry->d_name) < 0)
 			continue;
 		paths_remove(path, NULL);

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from lodge import PATIENCE, PROGRAM, ROOT, Console, lodge
+from test_kvm import HOST_PROMPT, kvm_host  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -287,6 +288,22 @@ def test_the_clock_does_not_drift(guest):
 def test_records(debian):
     record = json.loads(lodge("image", "show", "debian", "--json", env=ENV).stdout)
     assert record["kind"] == "debian" and record["source"] == "bookworm" and record["used_bytes"] < 1 << 30
+
+
+def test_under_kvm(debian, kvm_host):  # noqa: F811
+    """To a login and off on a KVM that runs ring 0 on the processor: test_kvm.py's, whose NVMe disk is the image."""
+    disk = json.loads(lodge("image", "show", debian, "--json", env=ENV).stdout)["disk"]
+    host = kvm_host({}, more=["-drive", "file=%s,format=raw,if=none,id=d,snapshot=on" % disk,
+                              "-device", "nvme,drive=d,serial=d"])
+    host.send("lodge run /dev/nvme0n1 --engine kvm --memory 768M; echo lodge-status=$?\n")
+    host.expect("lodge-status=.*\n")  # the echo of that line
+    if host.expect(r"root@debian:~# |%s" % HOST_PROMPT, 8 * LOGIN_S)[0] == HOST_PROMPT:
+        host.fail("the guest ended before there was a shell")
+    host.send("systemctl is-system-running --wait; systemd-detect-virt; ip -br -4 address; poweroff\n")
+    host.expect("running", 4 * LOGIN_S)
+    host.expect("kvm", 60)
+    host.expect(r"10\.0\.2\.15", 60)
+    assert host.expect(r"lodge-status=(\d+)", 2 * LOGIN_S)[1] == "0"
 
 
 @pytest.mark.parametrize("firmware", ["seabios", "ovmf"])

@@ -101,9 +101,34 @@ def test_import(image, tmp_path):
     again = image("import", "it", disk)
     assert again.returncode == 1 and "--replace" in again.stderr
     disk.write_bytes(b"QFI\xfb" + bytes(1020))
-    assert "qcow2" in image("import", "other", disk).stderr
+    assert image("import", "other", disk).returncode == 1
     disk.write_bytes(b"odd")
     assert "no disk image" in image("import", "other", disk).stderr
+    disk.write_bytes(b"")
+    assert "no disk image" in image("import", "other", disk).stderr
+    assert image("import", "other", tmp_path / "none").returncode == 1
+
+
+def test_import_qcow2(image, tmp_path):
+    if not shutil.which("qemu-img"):
+        pytest.skip("NOT CHECKED: import of a qcow2 image (no qemu-img)")
+
+    def make(*args):
+        subprocess.run(["qemu-img", *map(str, args)], check=True, capture_output=True, timeout=30)
+
+    raw = tmp_path / "raw"
+    raw.write_bytes(os.urandom(300000) + bytes(5 << 20) + os.urandom(724))
+    make("convert", "-f", "raw", "-O", "qcow2", "-c", raw, tmp_path / "packed")
+    assert image("import", "it", tmp_path / "packed").returncode == 0
+    copy = json.loads(image("show", "it", "--json").stdout)["disk"]
+    size = os.path.getsize(copy)
+    assert open(copy, "rb").read()[:300000 + (5 << 20)] == raw.read_bytes()[:300000 + (5 << 20)]
+    assert size % 512 == 0 and os.stat(copy).st_blocks * 512 < 2 << 20
+    # One whose backing file is somewhere on the host must not bring that along.
+    make("create", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", tmp_path / "thief", "1M")
+    done = image("import", "stolen", tmp_path / "thief")
+    assert done.returncode == 1 and done.stderr, done.stderr
+    assert not (image.folder / "stolen").exists()
 
 
 class Layout:

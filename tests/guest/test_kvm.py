@@ -34,16 +34,16 @@ def modules():
 
 @pytest.fixture
 def kvm_host(console, kernel, initrd):
-    """kvm_host({name: path}) is a shell on a machine with a /dev/kvm, the files and Lodge."""
+    """kvm_host({name: path}) is a shell on a machine with a /dev/kvm, the files and Lodge. more: QEMU's options."""
     if not shutil.which("qemu-system-x86_64"):
         pytest.skip("NOT CHECKED: the KVM engine (no qemu-system-x86_64 to have a /dev/kvm in)")
 
-    def start(files, cpus=2):
+    def start(files, cpus=2, more=()):
         inside = {"bin/lodge": PROGRAM, **libraries(), **modules(), **files}
         host = console("qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "EPYC", "-m", 1536,
                        "-smp", cpus, "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
                        "-kernel", kernel(), "-initrd", initrd(files=inside),
-                       "-append", "console=ttyS0 panic=-1")
+                       "-append", "console=ttyS0 panic=-1", *more)
         host.expect(PROMPT, BOOT_S)
         host.send("cd /kvm; insmod irqbypass.ko; insmod kvm.ko; insmod kvm-amd.ko; cd; "
                   "test -c /dev/kvm; echo have-kvm=$?; PS1='%s'\n" % HOST_PROMPT)
