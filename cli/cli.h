@@ -18,6 +18,7 @@ struct x86_cpu_choice;
 int verb_run(int argc, char **argv);
 int verb_image(int argc, char **argv);
 int verb_machine(int argc, char **argv);
+int verb_disk(int argc, char **argv);
 int verb_doctor(int argc, char **argv);
 
 /* What --cpu can be, and what each model gives on this host with this engine. Returns an exit status. */

@@ -7,9 +7,10 @@
 
 #include <string.h>
 
-#define CACHE_BYTES  MIB(32)
-#define CACHE_TABLES 8u /* at least */
-#define REFS_SHARE   4u /* of the cache, as much again for counts */
+#define CACHE_BYTES   MIB(32)
+#define CACHE_TABLES  8u /* at least */
+#define TRIM_SCAN_MAX BIT(28)
+#define REFS_SHARE    4u /* of the cache, as much again for counts */
 
 static bool qcow2_probe(const uint8_t *head, size_t bytes)
 {
@@ -176,6 +177,8 @@ static int qcow2_open(struct disk *disk, const struct disk_options *options, str
 /* The end of the last cluster that is used, by the counts. */
 static int used_end(struct qcow2 *q, uint64_t *ret_end)
 {
+	uint64_t budget = TRIM_SCAN_MAX;
+
 	for (uint64_t i = q->reftable_entries; i-- > 0;) {
 		uint64_t first = i << q->refblock_bits;
 
@@ -185,8 +188,8 @@ static int used_end(struct qcow2 *q, uint64_t *ret_end)
 			uint64_t count;
 			int r = qcow2_refcount_get(q, first + c, &count);
 
-			if (r < 0)
-				return r;
+			if (r < 0 || !--budget)
+				return r < 0 ? r : -EFBIG;
 			if (count) {
 				*ret_end = (first + c + 1) << q->header.cluster_bits;
 				return 0;

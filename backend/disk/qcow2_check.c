@@ -27,10 +27,11 @@ struct checker {
 	struct image_check *check;
 	struct chunk **bucket;
 	uint32_t buckets, chunks;
-	uint64_t end; /* the first cluster behind all that is referred to */
-	bool rebuild; /* the blocks of counts are not sound */
-	bool flags;   /* some flag is wrong */
-	uint8_t *buf; /* a cluster */
+	uint64_t end;	    /* the first cluster behind all that is referred to */
+	bool rebuild;	    /* the blocks of counts are not sound */
+	bool flags;	    /* some flag is wrong */
+	uint8_t *buf;	    /* a cluster */
+	struct chunk *last; /* that was looked at */
 };
 
 static void report(struct checker *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
@@ -58,9 +59,11 @@ static struct chunk **chunk_slot(struct checker *c, uint64_t index)
 
 static uint32_t counted(struct checker *c, uint64_t cluster)
 {
-	struct chunk *chunk = *chunk_slot(c, cluster >> CHUNK_BITS);
+	uint64_t index = cluster >> CHUNK_BITS;
 
-	return chunk ? chunk->count[cluster & (BIT(CHUNK_BITS) - 1)] : 0;
+	if (!c->last || c->last->index != index)
+		c->last = *chunk_slot(c, index);
+	return c->last ? c->last->count[cluster & (BIT(CHUNK_BITS) - 1)] : 0;
 }
 
 static int count_clusters(struct checker *c, uint64_t cluster, uint64_t count)
@@ -168,6 +171,12 @@ static int count_tree(
 			continue;
 		}
 		r = count_bytes(c, offset, q->cluster_bytes);
+		/* Each tree can lead to it once: more is nonsense, which could take forever to read. */
+		if (counted(c, offset >> q->header.cluster_bits) > q->header.snapshots + 1) {
+			c->check->errors++;
+			report(c, "L1 entry %u leads to a table of others", i);
+			continue;
+		}
 		if (r == 0)
 			r = count_l2(c, offset, (uint64_t)i << qcow2_l1_shift(q), active);
 	}
@@ -248,14 +257,15 @@ static int count_all(struct checker *c, struct error *err)
 	return r == 0 ? count_blocks(c) : r;
 }
 
-/* Compare one block with what was counted; repaired: make it so. block: NULL if there is none. */
-static int compare_block(struct checker *c, uint64_t index, uint8_t *block, bool *ret_changed)
+/* Compare one block with what was counted; repaired: make it so. Was it changed? */
+static bool compare_block(struct checker *c, uint64_t index, uint8_t *block)
 {
 	struct qcow2 *q = c->q;
 	uint64_t first = index << q->refblock_bits, max = qcow2_refcount_max(q);
+	bool changed = false;
 
 	for (uint64_t i = 0; i < BIT(q->refblock_bits); i++) {
-		uint64_t is = block ? qcow2_refcount_load(block, q->header.refcount_order, i) : 0;
+		uint64_t is = qcow2_refcount_load(block, q->header.refcount_order, i);
 		uint64_t want = counted(c, first + i);
 		bool leak = is > want;
 
@@ -265,35 +275,53 @@ static int compare_block(struct checker *c, uint64_t index, uint8_t *block, bool
 		report(c, "cluster %llu is used %llu times, but counted as %llu",
 			(unsigned long long)(first + i), (unsigned long long)want,
 			(unsigned long long)is);
-		if (!block) {
-			c->rebuild = true;
-			return 0;
-		}
 		if (!c->check->repair || want > max)
 			continue;
 		qcow2_refcount_store(block, q->header.refcount_order, i, want);
 		*(leak ? &c->check->leaks_mended : &c->check->errors_mended) += 1;
-		*ret_changed = true;
+		changed = true;
 	}
-	return 0;
+	return changed;
+}
+
+/* Clusters that are used, but counted by no block. */
+static void find_uncounted(struct checker *c)
+{
+	struct qcow2 *q = c->q;
+
+	for (uint32_t b = 0; b < c->buckets; b++) {
+		for (struct chunk *chunk = c->bucket[b]; chunk; chunk = chunk->next) {
+			for (uint64_t i = 0; i < BIT(CHUNK_BITS); i++) {
+				uint64_t cluster = (chunk->index << CHUNK_BITS) + i;
+				uint64_t index = cluster >> q->refblock_bits;
+
+				if (!chunk->count[i] || (index < q->reftable_entries &&
+								place_ok(q, q->reftable[index])))
+					continue;
+				c->check->errors++;
+				c->rebuild = true;
+				report(c, "cluster %llu is used %u times, but not counted",
+					(unsigned long long)cluster, chunk->count[i]);
+			}
+		}
+	}
 }
 
 static int compare_counts(struct checker *c)
 {
 	struct qcow2 *q = c->q;
-	uint64_t blocks = MAX(q->reftable_entries, (c->end >> q->refblock_bits) + 1);
 	int r = 0;
 
-	for (uint64_t i = 0; r == 0 && i < blocks; i++) {
-		uint64_t offset = i < q->reftable_entries ? q->reftable[i] : 0;
-		bool there = offset && place_ok(q, offset), changed = false;
+	find_uncounted(c);
+	for (uint64_t i = 0; r == 0 && i < q->reftable_entries; i++) {
+		uint64_t offset = q->reftable[i];
+		bool changed = false;
 
-		if (!there && (i << q->refblock_bits) >= c->end)
+		if (!place_ok(q, offset))
 			continue;
-		if (there)
-			r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
+		r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
 		if (r == 0)
-			r = compare_block(c, i, there ? c->buf : NULL, &changed);
+			changed = compare_block(c, i, c->buf);
 		if (r == 0 && changed && !c->rebuild)
 			r = disk_file_write(q->file, c->buf, q->cluster_bytes, offset);
 	}

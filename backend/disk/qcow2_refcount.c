@@ -10,6 +10,7 @@
 
 #define POOL_BYTES  MIB(8)
 #define POOL_FEWEST 8u
+#define SCAN_MAX    BIT(32) /* counts looked at for a free cluster: no honest file has more */
 
 uint64_t qcow2_refcount_max(const struct qcow2 *q)
 {
@@ -124,8 +125,9 @@ static int find_free(struct qcow2 *q, uint64_t at, uint64_t fewest, uint64_t mos
 	uint64_t *ret_start, uint64_t *ret_count)
 {
 	uint64_t mask = BIT(q->refblock_bits) - 1, start = at, count = 0;
+	uint64_t limit = MIN(clusters_max(q), at + SCAN_MAX);
 
-	while (at < clusters_max(q)) {
+	while (at < limit) {
 		struct qcow2_table *block;
 		uint64_t end = (at | mask) + 1;
 		int r = block_get(q, at >> q->refblock_bits, &block);

@@ -322,6 +322,14 @@ static int counts_write(struct qcow2 *q)
 	return r;
 }
 
+/* The counts are as they were: end all the same. */
+static int give_up(struct qcow2 *q, int r)
+{
+	if (flags_update(q) == 0)
+		(void)!end_change(q);
+	return r;
+}
+
 /* Create. */
 
 static uint64_t next_id(const struct qcow2_snapshots *list)
@@ -373,25 +381,35 @@ static int l1_copy(struct qcow2 *q, uint64_t *ret_offset)
 	return r == 0 ? disk_file_write(q->file, raw, bytes, *ret_offset) : r;
 }
 
-static int create(struct qcow2 *q, struct qcow2_snapshots *list, const char *name)
+static int create_record(struct qcow2 *q, struct qcow2_snapshots *list, const char *name)
 {
 	uint64_t l1_offset, id = next_id(list);
-	int r = begin_change(q);
+	int r = l1_copy(q, &l1_offset);
 
-	if (r == 0)
-		r = tree_raise(q, q->l1, q->header.l1_entries);
-	if (r == 0)
-		r = counts_write(q);
-	if (r == 0)
-		r = flags_update(q);
-	if (r == 0)
-		r = l1_copy(q, &l1_offset);
 	if (r < 0)
 		return r;
 	r = record_make(q, &list->record[list->count++], id, name, l1_offset);
+	return r == 0 ? table_store(q, list) : r;
+}
+
+static int create(struct qcow2 *q, struct qcow2_snapshots *list, const char *name)
+{
+	int r = begin_change(q);
+
+	if (r < 0)
+		return r;
+	r = tree_raise(q, q->l1, q->header.l1_entries);
+	if (r < 0)
+		return give_up(q, r);
+	r = counts_write(q);
 	if (r == 0)
-		r = table_store(q, list);
-	return r == 0 ? end_change(q) : r;
+		r = flags_update(q);
+	if (r == 0)
+		r = create_record(q, list, name);
+	if (r == 0)
+		return end_change(q);
+	(void)!tree_lower(q, q->l1, q->header.l1_entries);
+	return give_up(q, r);
 }
 
 static int words_load(struct qcow2 *q, const struct qcow2_record *rec, uint64_t **ret_l1)
@@ -431,10 +449,13 @@ static int apply(struct qcow2 *q, const struct qcow2_record *rec)
 	r = tree_raise(q, l1, rec->l1_entries);
 	if (r == 0)
 		r = counts_write(q);
-	if (r == 0)
+	if (r == 0) {
 		r = qcow2_l1_move(q, l1, rec->l1_entries, rec->size_bytes);
+		if (r < 0)
+			(void)!tree_lower(q, l1, rec->l1_entries);
+	}
 	if (r < 0)
-		return r;
+		return give_up(q, r);
 	q->disk->size_bytes = ALIGN_UP(q->header.size_bytes, 512);
 	r = tree_lower(q, old, old_entries);
 	if (r == 0)

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef MUST
 #define MUST(condition)                                                                 \
 	do {                                                                            \
 		if (!(condition)) {                                                     \
@@ -21,6 +22,7 @@
 			abort();                                                        \
 		}                                                                       \
 	} while (0)
+#endif
 
 enum log_kind {
 	LOG_WRITE,
@@ -262,7 +264,7 @@ static inline void rig_format(
 	}
 }
 
-static inline uint64_t rig_random(uint64_t *seed)
+static inline uint64_t disk_random(uint64_t *seed)
 {
 	*seed ^= *seed << 13;
 	*seed ^= *seed >> 7;

@@ -79,10 +79,10 @@ static void trial_reopen(struct trial *t)
 static void pick(struct trial *t, uint64_t *ret_offset, uint64_t *ret_bytes)
 {
 	uint64_t unit =
-		(uint64_t[]){1, 512, 1ull << t->shape.cluster_bits}[rig_random(&t->seed) % 3];
-	uint64_t most = rig_random(&t->seed) % 4 ? KIB(8) : KIB(256);
-	uint64_t offset = ALIGN_DOWN(rig_random(&t->seed) % t->size, unit);
-	uint64_t bytes = MAX(ALIGN_DOWN(rig_random(&t->seed) % most, unit), unit);
+		(uint64_t[]){1, 512, 1ull << t->shape.cluster_bits}[disk_random(&t->seed) % 3];
+	uint64_t most = disk_random(&t->seed) % 4 ? KIB(8) : KIB(256);
+	uint64_t offset = ALIGN_DOWN(disk_random(&t->seed) % t->size, unit);
+	uint64_t bytes = MAX(ALIGN_DOWN(disk_random(&t->seed) % most, unit), unit);
 
 	*ret_offset = offset;
 	*ret_bytes = MIN(bytes, t->size - offset);
@@ -95,10 +95,10 @@ static uint8_t old_byte(const struct trial *t, uint64_t offset)
 
 static void fill(struct trial *t, uint8_t *to, uint64_t bytes)
 {
-	bool random = rig_random(&t->seed) & 1;
+	bool random = disk_random(&t->seed) & 1;
 
 	for (uint64_t i = 0; i < bytes; i++)
-		to[i] = (uint8_t)(random ? rig_random(&t->seed) : t->seed + i / 64);
+		to[i] = (uint8_t)(random ? disk_random(&t->seed) : t->seed + i / 64);
 }
 
 /* As the request layer does it. */
@@ -128,7 +128,7 @@ static void do_write(struct trial *t)
 
 	pick(t, &offset, &bytes);
 	fill(t, t->model + offset, bytes);
-	if (rig_random(&t->seed) & 1)
+	if (disk_random(&t->seed) & 1)
 		write_fast(t, offset, bytes);
 	else
 		MUST(disk_write(t->disk, t->model + offset, bytes, offset) == 0);
@@ -158,7 +158,7 @@ static void read_fast(struct trial *t, uint64_t offset, uint64_t bytes, uint8_t 
 
 static void compare(struct trial *t, uint64_t offset, uint64_t bytes)
 {
-	if (rig_random(&t->seed) & 1)
+	if (disk_random(&t->seed) & 1)
 		read_fast(t, offset, bytes, t->buf);
 	else
 		MUST(disk_read(t->disk, t->buf, bytes, offset) == 0);
@@ -185,7 +185,7 @@ static void do_zero(struct trial *t)
 
 	pick(t, &offset, &bytes);
 	memset(t->model + offset, 0, bytes);
-	MUST(disk_zero(t->disk, offset, bytes, rig_random(&t->seed) & 1) == 0);
+	MUST(disk_zero(t->disk, offset, bytes, disk_random(&t->seed) & 1) == 0);
 }
 
 /* What is there afterwards is zeros, the old bytes or those behind, and stays so. */
@@ -205,7 +205,7 @@ static void do_discard(struct trial *t)
 static void do_pack(struct trial *t)
 {
 	uint64_t cluster = 1ull << t->shape.cluster_bits;
-	uint64_t offset = ALIGN_DOWN(rig_random(&t->seed) % t->size, cluster);
+	uint64_t offset = ALIGN_DOWN(disk_random(&t->seed) % t->size, cluster);
 	uint64_t bytes = MIN(cluster, t->size - offset);
 
 	fill(t, t->model + offset, bytes);
@@ -216,13 +216,13 @@ static void do_pack(struct trial *t)
 
 static void do_flush(struct trial *t)
 {
-	if (!disk_flush_file(t->disk) || rig_random(&t->seed) & 1)
+	if (!disk_flush_file(t->disk) || disk_random(&t->seed) & 1)
 		MUST(disk_flush(t->disk) == 0);
 }
 
 static void do_resize(struct trial *t)
 {
-	uint64_t size = MAX(ALIGN_UP(rig_random(&t->seed) % SIZE_MAX_, 512), 512ull);
+	uint64_t size = MAX(ALIGN_UP(disk_random(&t->seed) % SIZE_MAX_, 512), 512ull);
 	struct error err = {0};
 
 	if (t->shape.version == 2) {
@@ -259,12 +259,12 @@ static void snapshot_take(struct trial *t, struct saved *saved)
 
 static void do_snapshot(struct trial *t)
 {
-	struct saved *saved = &t->saved[rig_random(&t->seed) % SNAPSHOTS];
+	struct saved *saved = &t->saved[disk_random(&t->seed) % SNAPSHOTS];
 	struct error err = {0};
 
 	if (!saved->there) {
 		snapshot_take(t, saved);
-	} else if (rig_random(&t->seed) & 1) {
+	} else if (disk_random(&t->seed) & 1) {
 		int r = image_snapshot_apply(t->disk, saved->name, &err);
 
 		if (r == -ERANGE && t->shape.refcount_order < 3)
@@ -283,7 +283,7 @@ static void do_snapshot(struct trial *t)
 
 static void step(struct trial *t)
 {
-	unsigned what = rig_random(&t->seed) % 100;
+	unsigned what = disk_random(&t->seed) % 100;
 
 	if (what < 45)
 		do_write(t);
