@@ -45,8 +45,10 @@ static void snapshot_done(struct snapshot *s)
 
 static int copy_l2(struct qcow2 *q, struct snapshot *s)
 {
-	s->l2 = q->l2.dirty ? calloc(q->l2.dirty, sizeof(*s->l2)) : NULL;
-	if (q->l2.dirty && !s->l2)
+	if (!q->l2.dirty)
+		return 0;
+	s->l2 = calloc(q->l2.dirty, sizeof(*s->l2));
+	if (!s->l2)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < q->l2.count; i++) {
 		const struct qcow2_table *table = q->l2.loaded[i];
