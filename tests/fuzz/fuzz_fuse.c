@@ -34,6 +34,9 @@ struct fuzz {
 	struct rig_input *in;
 	uint64_t nodes[KNOWN], handles[KNOWN];
 	unsigned next_node, next_handle;
+	uint64_t handle_nodes[KNOWN]; /* whose they are */
+	unsigned chosen;	      /* handle last taken, + 1 */
+	uint64_t node;		      /* of the request */
 	uint8_t request[ROOM_MAX];
 	uint32_t bytes;
 };
@@ -187,6 +190,7 @@ static uint64_t any_handle(struct fuzz *f)
 {
 	const unsigned which = take(f, 24);
 
+	f->chosen = which % KNOWN + 1;
 	return which == 23 ? any(f) : f->handles[which % KNOWN];
 }
 
@@ -287,6 +291,19 @@ static void put_batch(struct fuzz *f)
 	}
 }
 
+static void put_copy(struct fuzz *f)
+{
+	const uint64_t to = any_handle(f), node = f->handle_nodes[f->chosen - 1];
+
+	put_64(f, any_handle(f));
+	put_64(f, any(f));
+	put_64(f, take(f, 8) ? node : any_node(f));
+	put_64(f, to);
+	put_64(f, any(f));
+	put_64(f, any(f));
+	put_64(f, take(f, 8) == 7);
+}
+
 /* The argument of an operation, as it should be. */
 static void put_argument(struct fuzz *f, uint32_t opcode)
 {
@@ -351,7 +368,10 @@ static void put_argument(struct fuzz *f, uint32_t opcode)
 		put_32(f, take(f, 8) ? 7 : (uint32_t)any(f));
 		put_32(f, take(f, 8) ? 36 : (uint32_t)any(f));
 		put_64(f, rig_take(f->in, 8));
+		for (unsigned i = 0; i < 6; i++)
+			put_64(f, ~0ull);
 		break;
+	case FUSE_COPY_FILE_RANGE: put_copy(f); break;
 	default: /* a handle and numbers */
 		put_64(f, any_handle(f));
 		for (unsigned i = 0; i < 6; i++)
@@ -384,6 +404,7 @@ static void remember(struct fuzz *f, uint32_t opcode, const uint8_t *payload, ui
 	case FUSE_OPENDIR: MUST(bytes >= sizeof(*open_out)); break;
 	default: return;
 	}
+	f->handle_nodes[f->next_handle % KNOWN] = opcode == FUSE_CREATE ? entry->nodeid : f->node;
 	f->handles[f->next_handle++ % KNOWN] = open_out->fh;
 }
 
@@ -433,8 +454,13 @@ static void one_request(struct fuzz *f)
 	if ((opcode == FUSE_INIT || opcode == FUSE_DESTROY || opcode == FUSE_SYNCFS) && take(f, 16))
 		return;
 	f->bytes = sizeof(header);
+	f->chosen = 0;
 	put_argument(f, opcode);
 	header.len = f->bytes;
+	/* A handle goes with its node, mostly. */
+	if (f->chosen && take(f, 8))
+		header.nodeid = f->handle_nodes[f->chosen - 1];
+	f->node = header.nodeid;
 	const unsigned lie = take(f, 64);
 	if (lie == 63)
 		header.len = (uint32_t)any(f);
@@ -476,6 +502,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	f->in = &in;
 	memset(f->nodes, 0, sizeof(f->nodes));
 	memset(f->handles, 0, sizeof(f->handles));
+	memset(f->handle_nodes, 0, sizeof(f->handle_nodes));
 	f->next_node = f->next_handle = 0;
 	fill(f);
 	snprintf(path, sizeof(path), "%.63s/in", f->path);
@@ -488,6 +515,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		.host_ids = how & 4};
 	MUST(share_create(&f->share, &config, &err) == 0);
 	f->share->begun = how != 14;
+	/* As if there were few: descriptors come and go. */
+	f->share->nodes.fd_max = 1 + how % 4;
+	f->share->skip_flush = how & 1;
+	f->share->writeback = how % 3 == SHARE_CACHE_ALWAYS;
 	for (unsigned i = 0; i < REQUESTS_MAX && in.left; i++)
 		if (take(f, 8))
 			one_request(f);
