@@ -56,6 +56,13 @@ static const struct word formats[] = {
 	{NULL, 0},
 };
 
+static const struct word kinds[] = {
+	{"virtio", MACHINE_DISK_VIRTIO},
+	{"sata", MACHINE_DISK_SATA},
+	{"cdrom", MACHINE_DISK_CDROM},
+	{NULL, 0},
+};
+
 static const struct word switches[] = {
 	{"on", true},
 	{"off", false},
@@ -128,13 +135,17 @@ static int set_key(struct vmm_disk *disk, const char *key, const char *value, st
 	} else if (strcmp(key, "discard") == 0) {
 		status = pick(discards, key, value, &word, err);
 		disk->options.ignore_discard = word;
+	} else if (strcmp(key, "as") == 0) {
+		status = pick(kinds, key, value, &word, err);
+		disk->kind = (enum machine_disk_kind)word;
+		disk->options.readonly |= word == MACHINE_DISK_CDROM;
 	} else if (strcmp(key, "readonly") == 0) {
 		status = pick(switches, key, value, &word, err);
 		disk->options.readonly = word;
 	} else {
 		status = error_set(err, EINVAL,
 			"no key '%s': there are format, readonly, cache, aio, discard, serial, "
-			"on-error, queues and backing",
+			"on-error, queues, backing and as",
 			key);
 	}
 	return status;

@@ -80,7 +80,7 @@ static const char usage_text[] =
 	"                      show the guest a directory: TARGET is where it mounts it (default: /mnt) or a tag;\n"
 	"                      options ro, uid=N, gid=N, ids=host, cache=none|auto|always, tag=NAME (docs/share.md)\n"
 	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
-	"  --disk FILE[,format=raw|qcow2,readonly,cache=MODE,serial=TEXT,on-error=WHAT...]\n"
+	"  --disk FILE[,format=raw|qcow2,readonly,cache=MODE,as=sata|cdrom,serial=TEXT...]\n"
 	"                      a disk: an image, or an export at an nbd:// URI. Several times; docs/disks.md\n"
 	"  --net NETWORK[,mac=MAC,mtu=N,queues=N]\n"
 	"                      a network card on: user (default: NAT, nothing to set up), passt, tap=NAME,\n"

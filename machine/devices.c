@@ -7,6 +7,7 @@
 #include "boot/acpi.h"
 #include "boot/layout.h"
 #include "device/bus.h"
+#include "device/disk/ahci.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/fs.h"
 #include "device/virtio/mmio.h"
@@ -22,6 +23,8 @@
 #include <string.h>
 
 #define DEVICES_MAX	28 /* the slots behind them are the watchdog's, the screen's and the chip set's */
+#define AHCI_SLOT	31 /* where Q35 has it */
+#define AHCI_FUNCTION	2
 #define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
 
 struct machine_device {
@@ -40,6 +43,7 @@ struct devices {
 	struct machine *machine;
 	unsigned count;
 	struct machine_device *device[DEVICES_MAX];
+	struct ahci *ahci;	      /* or NULL */
 	uint64_t next_low, next_high; /* addresses for BARs */
 	int status;
 	struct error *err;
@@ -127,14 +131,27 @@ static void fs_free(void *device)
 
 static unsigned disk_count(const struct machine_config *config)
 {
-	return config->disk_count;
+	unsigned count = 0;
+
+	for (unsigned i = 0; i < config->disk_count; i++)
+		count += config->disks[i].kind == MACHINE_DISK_VIRTIO;
+	return count;
+}
+
+static const struct machine_disk *nth_virtio_disk(const struct machine_config *config, unsigned n)
+{
+	const struct machine_disk *disk = config->disks;
+
+	for (;; disk++)
+		if (disk->kind == MACHINE_DISK_VIRTIO && !n--)
+			return disk;
 }
 
 static int disk_create(const struct machine_config *config, unsigned index,
 	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
 	struct error *err)
 {
-	const struct machine_disk *disk = &config->disks[index];
+	const struct machine_disk *disk = nth_virtio_disk(config, index);
 	const struct virtio_blk_config blk_config = {
 		.block = disk->block,
 		.serial = disk->serial,
@@ -309,6 +326,41 @@ static int create_device(struct devices *all, const struct device_kind *kind, un
 				       plug_into_pci(d, place, all->err);
 }
 
+/* The SATA controller, with what hangs on it. */
+static int create_ahci(struct devices *all)
+{
+	struct machine *m = all->machine;
+	struct ahci_config config = { .memory = m->memory, .loop = m->config.io, .bus = m->bus };
+	unsigned gsi;
+
+	for (unsigned i = 0; i < m->config.disk_count; i++) {
+		const struct machine_disk *disk = &m->config.disks[i];
+
+		if (disk->kind == MACHINE_DISK_VIRTIO)
+			continue;
+		if (config.count == AHCI_PORTS_MAX)
+			return error_set(all->err, ENOSPC, "at most %d SATA disks and CD-ROMs", AHCI_PORTS_MAX);
+		config.drive[config.count++] = (struct ahci_drive){ .block = disk->block,
+			.cdrom = disk->kind == MACHINE_DISK_CDROM, .serial = disk->serial };
+	}
+	if (!config.count)
+		return 0;
+	if (!board_pci(m->board))
+		return error_set(all->err, ENOTSUP, "SATA disks and CD-ROMs need PCI, which --virtio mmio leaves out");
+	config.intx = board_shared_line(m->board, AHCI_SLOT, &gsi);
+	/* Behind the LPC bridge, where there is one: without function 0 nobody looks for others. */
+	const unsigned function = m->config.boot.firmware.path ? AHCI_FUNCTION : 0;
+	int status = ahci_create(&config, board_pci(m->board), PCI_DEVFN(AHCI_SLOT, function), &all->ahci);
+	if (status == -EINVAL)
+		return error_set(all->err, EINVAL, "SATA disks and CD-ROMs have sectors of 512 bytes on the host");
+	if (status < 0)
+		return error_set_errno(all->err, -status, "can't make the SATA controller");
+	if (!m->config.boot.firmware.path)
+		ahci_assign(all->ahci, take_address(&all->next_low, KIB(4),
+						BOOT_PCI_WINDOW_GPA + BOOT_PCI_WINDOW_BYTES));
+	return 0;
+}
+
 static void create_kind(struct devices *all, const struct device_kind *kind)
 {
 	const unsigned count = kind->count(&all->machine->config);
@@ -325,6 +377,8 @@ static void create_all(void *opaque)
 		create_kind(all, &kinds[k]);
 	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
 		create_kind(all, more_kinds[k]);
+	if (all->status == 0)
+		all->status = create_ahci(all);
 }
 
 void *devices_find(const struct devices *all, const char *kind)
@@ -374,6 +428,7 @@ void devices_free(struct devices *all)
 	for (unsigned i = 0; i < all->count; i++)
 		if (all->device[i]->virtio)
 			virtio_quiesce(all->device[i]->virtio);
+	ahci_free(all->ahci);
 	loop_invoke(all->machine->config.io, free_all, all);
 	free(all);
 }

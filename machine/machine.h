@@ -53,8 +53,12 @@ struct machine_share {
 	const char *tag;
 };
 
-/* A disk of the guest's, on machine_config.io; virtio_blk_config's namesakes. */
+enum machine_disk_kind { MACHINE_DISK_VIRTIO, MACHINE_DISK_SATA, MACHINE_DISK_CDROM };
+
+/* A disk of the guest's, on machine_config.io; virtio_blk_config's namesakes, of which the other kinds take block and
+ * serial. */
 struct machine_disk {
+	enum machine_disk_kind kind;
 	struct block *block;
 	const char *serial;
 	unsigned queues;
@@ -98,7 +102,7 @@ struct machine_config {
 	bool virtio_mmio;	      /* the devices are in memory, and there is no PCI */
 	uint64_t virtio_features_off; /* device/virtio/virtio.h: for tests */
 	bool rng;		      /* an entropy device */
-	const struct machine_disk *disks; /* virtio block, in this order */
+	const struct machine_disk *disks; /* in this order */
 	unsigned disk_count;
 	bool vga;		      /* a graphics card, keyboard and mouse: machine_display() */
 	const struct machine_nic *nics;

@@ -63,6 +63,7 @@ static int open_one(struct vmm_disks *all, const struct vmm_disk *wanted)
 	struct open_disk *disk = &all->open[all->count];
 	*disk = (struct open_disk){.all = all, .path = wanted->path};
 	all->list[all->count++] = (struct machine_disk){
+		.kind = wanted->kind,
 		.block = block,
 		.serial = wanted->serial,
 		.queues = wanted->queues ? wanted->queues

@@ -15,6 +15,7 @@
 struct vmm_disk {
 	char *path; /* or an NBD URI */
 	struct disk_block_options options;
+	enum machine_disk_kind kind;
 	char *serial;		       /* NULL: none */
 	enum virtio_blk_errors errors; /* what a request that fails does */
 	unsigned queues;	       /* 0: as many as vCPUs */

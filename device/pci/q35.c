@@ -7,6 +7,7 @@
 
 #define COMMAND	  0x04
 #define SUBSYSTEM 0x2c
+#define HEADER_TYPE 0x0e
 
 #define PCIEXBAR	0x60
 #define PCIEXBAR_ENABLE 1u
@@ -145,6 +146,7 @@ void q35_reset(struct q35 *q35)
 	memcpy(q35->lpc, lpc, sizeof(lpc));
 	memcpy(q35->bridge + SUBSYSTEM, subsystem, sizeof(subsystem));
 	memcpy(q35->lpc + SUBSYSTEM, subsystem, sizeof(subsystem));
+	q35->lpc[HEADER_TYPE] = 0x80; /* there may be more functions: the SATA controller */
 	q35->bridge[SMRAM] = 0x02;
 	q35->lpc[PMBASE] = 1; /* I/O space */
 	memset(q35->lpc + PIRQ_A, PIRQ_NOWHERE, 4);
