@@ -232,6 +232,41 @@ def test_hostile_layouts(image, layout, tmp_path):
         assert done.returncode == 1 and len(done.stderr.strip().splitlines()) <= 2, done.stderr
 
 
+def test_machines_of_images(image, tmp_path):
+    """What lodge run makes of an image, and what it leaves behind: here the disk holds no kernel."""
+    source = tar(tmp_path / "root.tar", [("etc/motd", b"hello")])
+    assert image("build", "--from-tar", source, "--name", "mine", "--size", "128M").returncode == 0
+    machines = image.folder.parent / "machines"
+
+    def run(*args):
+        return lodge("run", *args, env=image.env)
+
+    def machine(*args):
+        return lodge("machine", *args, env=image.env)
+
+    done = run("mine")
+    assert done.returncode == 1 and "no kernel was found on the disk" in done.stderr, done.stderr
+    assert os.listdir(machines) == []
+    seed = tmp_path / "user-data"
+    seed.write_text("#cloud-config\n")
+    assert "no kernel was found" in run("mine", "--name", "kept", "--cloud-init", seed).stderr
+    assert sorted(os.listdir(machines / "kept")) == ["base.img", "disk.qcow2", "image", "seed.iso"]
+    assert [one["image"] for one in json.loads(machine("list", "--json").stdout)] == ["mine"]
+    # The image may go; the machine stays.
+    assert image("remove", "mine").returncode == 0
+    assert "no kernel was found" in run("--name", "kept").stderr
+    assert "no image" in run("mine").stderr
+    assert machine("remove", "kept").returncode == 0 and os.listdir(machines) == []
+    assert machine("remove", "kept").returncode == 1
+    for args in (("mine", "other"), ("--name", "../x"), ("--meta-data", seed, "mine"), ("./x", "--name", "y"), ("",), ()):
+        assert run(*args).returncode == 2, args
+    for args in ((), ("list", "x"), ("remove",), ("nothing",)):
+        assert machine(*args).returncode == 2, args
+    (tmp_path / "here").write_bytes(b"")
+    assert "no image" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
+    assert "say ./here" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
+
+
 def test_bad_usage(image, tmp_path):
     for args in ((), ("build",), ("build", "fedora"), ("build", "debian", "--from-tar", "x"), ("nothing",), ("show",),
                  ("build", "--from-tar", "x"), ("build", "debian", "--size", "1M"), ("build", "--nope"),

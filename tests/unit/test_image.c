@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 
+#include <archive.h>
+#include <archive_entry.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -26,6 +28,7 @@
 #include "host/image_fs.h"
 #include "host/image_private.h"
 #include "host/process.h"
+#include "host/seed.h"
 #include "host/sha256.h"
 
 #define FS_BYTES MIB(64)
@@ -432,6 +435,73 @@ static void test_nothing_there(void **state)
 	assert_int_equal(find_on(&fd, &found, &err), -ENOENT);
 }
 
+/* ---- seeds ---- */
+
+/* The file's text in an ISO image, or "" */
+static void iso_text(const char *path, const char *name, char text[1024])
+{
+	struct archive *archive = archive_read_new();
+	struct archive_entry *entry;
+
+	*text = '\0';
+	archive_read_support_format_iso9660(archive);
+	assert_int_equal(archive_read_open_filename(archive, path, 10240), ARCHIVE_OK);
+	while (archive_read_next_header(archive, &entry) == ARCHIVE_OK) {
+		if (strcmp(archive_entry_pathname(entry), name))
+			continue;
+		la_ssize_t got = archive_read_data(archive, text, 1023);
+		assert_true(got >= 0);
+		text[got] = '\0';
+	}
+	archive_read_free(archive);
+}
+
+static void put_file(const char *path, const char *text)
+{
+	FILE *file = fopen(path, "w");
+
+	assert_non_null(file);
+	fputs(text, file);
+	fclose(file);
+}
+
+static void test_seed(void **state)
+{
+	char user[] = "/tmp/lodge-test-XXXXXX", iso[64], text[1024], before[1024];
+	const int fd = mkstemp(user);
+	struct seed seed = { .user_data = user, .hostname = "web" };
+	struct error err;
+
+	assert_true(fd >= 0);
+	close(fd);
+	snprintf(iso, sizeof(iso), "%s.iso", user);
+	put_file(user, "users: []\n");
+	assert_int_equal(seed_write(&seed, iso, &err), -EINVAL);
+	put_file(user, "#cloud-config\nusers: []\n");
+	assert_int_equal(seed_write(&seed, iso, &err), 0);
+	iso_text(iso, "user-data", text);
+	assert_string_equal(text, "#cloud-config\nusers: []\n");
+	iso_text(iso, "meta-data", before);
+	assert_non_null(strstr(before, "instance-id: lodge-"));
+	assert_non_null(strstr(before, "local-hostname: web\n"));
+	iso_text(iso, "network-config", text);
+	assert_string_equal(text, "");
+	/* The same seed is the same instance; another is another. */
+	assert_int_equal(seed_write(&seed, iso, &err), 0);
+	iso_text(iso, "meta-data", text);
+	assert_string_equal(text, before);
+	seed.network_config = user;
+	assert_int_equal(seed_write(&seed, iso, &err), 0);
+	iso_text(iso, "meta-data", text);
+	assert_string_not_equal(text, before);
+	iso_text(iso, "network-config", text);
+	assert_string_not_equal(text, "");
+	seed.meta_data = "/nonexistent";
+	assert_int_equal(seed_write(&seed, iso, &err), -ENOENT);
+	unlink(iso);
+	unlink(user);
+}
+
 /* ---- digests ---- */
 
 static void test_sha256(void **state)
@@ -477,6 +547,7 @@ int main(void)
 		cmocka_unit_test(test_file_systems),
 		cmocka_unit_test(test_menus),
 		cmocka_unit_test(test_nothing_there),
+		cmocka_unit_test(test_seed),
 		cmocka_unit_test(test_sha256),
 	};
 
