@@ -74,10 +74,6 @@ static void arena_make_room(struct interp_cache *cache)
 	cache->flushes++;
 }
 
-/* Rows whose availability depends on control registers or privilege. */
-#define CHECKED_ATTRS                                                                              \
-	(X86_A_CPL0 | X86_A_X87 | X86_A_MMX | X86_A_SSE | X86_A_AVX | X86_A_NOREAL | X86_A_IO)
-
 /* May it write memory? Explicit destinations, strings, pushes; some that do not write are in too. */
 static bool may_store(const struct x86_insn *insn)
 {
@@ -88,7 +84,7 @@ static bool may_store(const struct x86_insn *insn)
 static void mark_insn(struct x86_insn *insn)
 {
 	insn->engine = (uint8_t)((may_store(insn) ? INTERP_STORES : 0) |
-				 (insn->row->attr & CHECKED_ATTRS ? INTERP_CHECKED : 0));
+				 (insn->row->attr & X86_A_CHECKED ? INTERP_CHECKED : 0));
 }
 
 /* Decode from the private copy `bytes`; returns the number of instructions, sets *ret_size. */

@@ -68,12 +68,12 @@ static ALWAYS_INLINE struct interp_block *find_block(struct engine_vcpu *v, cons
 	struct x86_cpu *cpu = &v->soft.cpu;
 	gva_t linear = soft_linear_rip(cpu);
 	unsigned in_page = linear & ~GUEST_PAGE_MASK, room = GUEST_PAGE_SIZE - in_page;
-	const uint8_t *host = soft_code_host(cpu, linear);
+	gpa_t gpa;
+	const uint8_t *host = soft_code_host(cpu, linear, &gpa);
 	struct interp_block *block, *last = v->last;
 
 	if (unlikely(!host))
 		return NULL;
-	gpa_t gpa = cpu->tlb_now->entry[X86_EXEC][x86_tlb_index(linear)].gpa + in_page;
 	uint64_t key = interp_block_key(gpa, cpu->mode, cpu->real);
 	if (likely(last && interp_block_good(last->successor[0], key, host, room)))
 		block = last->successor[0];

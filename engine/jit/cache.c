@@ -267,8 +267,7 @@ static void block_detach(struct engine_vcpu *v, struct jit_block *block)
 		exit_unlink(block->exit[i]);
 	block->gone = true;
 	/* A pending exit may be the block's. */
-	v->pending = NULL;
-	v->has_pending_branch = false;
+	jit_untie(v);
 }
 
 void jit_cache_forget(struct engine_vcpu *v, struct jit_block *block)

@@ -2,8 +2,8 @@
  * The translating engine: the loop that finds, makes and enters blocks, what translated code calls, and the
  * engine's slots. docs/jit.md tells the whole; engine/jit/jit.h what is where while translated code runs.
  *
- * What cannot be translated (16-bit code, segments that are not flat, an instruction across pages, single
- * step) goes through x86_step, one instruction at a time.
+ * What cannot be translated (16-bit code, segments that are not flat, single step) goes through x86_step, one
+ * instruction at a time.
  */
 #include "engine/jit/jit.h"
 #include "engine/jit/translate.h"
@@ -84,14 +84,12 @@ static void vectors_down(struct engine_vcpu *v)
 static unsigned mode_now(const struct x86_cpu *cpu)
 {
 	const struct x86_state *s = &cpu->s;
-	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
 	unsigned mode = JIT_MODE_ANY | (cpu->mode == 64 ? JIT_MODE_64 : 0) |
 			(cpu->cpl == 3 ? JIT_MODE_USER : 0);
 
-	if (!(s->cr0 & (X86_CR0_EM | X86_CR0_TS)) && (s->cr4 & X86_CR4_OSFXSR))
-		mode |= JIT_MODE_SSE;
-	if (!(s->cr0 & X86_CR0_TS) && (s->cr4 & X86_CR4_OSXSAVE) && (s->xcr0 & avx) == avx)
-		mode |= JIT_MODE_AVX;
+	if (!(s->cr0 & X86_CR0_TS))
+		mode |= (x86_vectors_off(cpu, X86_A_SSE) ? 0 : JIT_MODE_SSE) |
+			(x86_vectors_off(cpu, X86_A_AVX) ? 0 : JIT_MODE_AVX);
 	if ((s->fpu.mxcsr & MXCSR_MASKS) == MXCSR_MASKS)
 		mode |= JIT_MODE_MASKED;
 	return mode;
@@ -200,8 +198,7 @@ static void mode_change(struct engine_vcpu *v, unsigned mode)
 	if (likely(v->mode == mode))
 		return;
 	v->mode = mode;
-	v->pending = NULL;
-	v->has_pending_branch = false;
+	jit_untie(v);
 }
 
 static void evict_randomly(struct engine_vcpu *v)
@@ -218,15 +215,14 @@ static struct jit_block *find_block(struct engine_vcpu *v)
 	gva_t linear = soft_linear_rip(cpu);
 	unsigned in_page = linear & ~GUEST_PAGE_MASK;
 	const uint8_t *host;
+	gpa_t gpa;
 
 	if (unlikely(cpu->mode != 64 && !flat(cpu)))
 		return NULL;
-	host = soft_code_host(cpu, linear);
+	host = soft_code_host(cpu, linear, &gpa);
 	if (unlikely(!host))
 		return NULL;
 	mode_change(v, mode_now(cpu));
-	gpa_t gpa = cpu->tlb_now->entry[X86_EXEC][linear >> GUEST_PAGE_SHIFT & (X86_TLB_SIZE - 1)].gpa +
-		    in_page;
 	v->rip_page = cpu->s.reg[X86_RIP] - in_page;
 	const unsigned mode = v->mode | (v->pending && v->pending->plain ? JIT_MODE_PLAIN : 0);
 	struct jit_block *block = jit_cache_find(v, jit_key(gpa, mode));
@@ -283,11 +279,6 @@ static enum x86_status bad_branch(struct engine_vcpu *v)
 	return run_site(v, site);
 }
 
-static bool canonical(uint64_t address)
-{
-	return (uint64_t)((int64_t)(address << 16) >> 16) == address;
-}
-
 static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
 {
 	struct x86_cpu *cpu = &v->soft.cpu;
@@ -299,7 +290,7 @@ static enum x86_status left(struct engine_vcpu *v, uint32_t kind)
 	flags_take(v);
 	if (kind == JIT_EXIT_BRANCH) {
 		v->soft.counters.branch_misses++;
-		if (unlikely(cpu->mode == 64 && !canonical(v->exit_arg)))
+		if (unlikely(cpu->mode == 64 && !x86_canonical(cpu, v->exit_arg)))
 			return bad_branch(v);
 		cpu->s.reg[X86_RIP] = v->pending_branch = v->exit_arg;
 		v->has_pending_branch = true;
@@ -323,14 +314,12 @@ static enum x86_status run_some(struct engine_vcpu *v)
 	enum x86_status status;
 
 	if (unlikely(!block)) {
-		v->pending = NULL;
-		v->has_pending_branch = false;
+		jit_untie(v);
 		v->soft.counters.steps++;
 		return x86_step(&v->soft.cpu);
 	}
 	tie(v, block);
-	v->pending = NULL;
-	v->has_pending_branch = false;
+	jit_untie(v);
 	v->code_changed = false;
 	flags_give(v);
 	gs_set(v);
@@ -372,8 +361,7 @@ static enum x86_status run_blocks(struct soft_vcpu *soft)
 
 	v->gs = 0; /* another thread may run it now */
 	v->tsc.span = 0; /* and time have stood still */
-	v->pending = NULL;
-	v->has_pending_branch = false;
+	jit_untie(v);
 	for (;;) {
 		uint32_t attention = attention_now(v);
 		enum x86_status status;
@@ -385,13 +373,11 @@ static enum x86_status run_blocks(struct soft_vcpu *soft)
 			if (status == X86_TRIPLE)
 				return status;
 			if (status != X86_OK) {
-				v->pending = NULL;
-				v->has_pending_branch = false;
+				jit_untie(v);
 			}
 		}
 		if (unlikely(soft_needs_step(cpu))) {
-			v->pending = NULL;
-			v->has_pending_branch = false;
+			jit_untie(v);
 			v->soft.counters.steps++;
 			status = x86_step(cpu);
 		} else {
@@ -514,6 +500,7 @@ static int take_options(struct jit_options *options, const struct engine_tuning 
 	if (tuning->block_instructions)
 		options->insns_max = MIN(tuning->block_instructions, options->insns_max);
 	options->precise |= tuning->precise;
+	options->count |= tuning->count;
 	return status;
 }
 
@@ -534,6 +521,10 @@ static int jit_vm_create(struct engine_vm **ret_vm, const struct engine_vm_confi
 		free(vm);
 		return status;
 	}
+	vm->env = soft_env;
+	vm->env.code_written = env_code_written;
+	vm->env.tsc = env_tsc;
+	vm->env.adjust_tsc = env_adjust_tsc;
 	memory_set_code_listener(config->memory, listen_to_writes, &vm->soft);
 	*ret_vm = vm;
 	return 0;
@@ -579,18 +570,6 @@ static void jit_vcpu_free(struct engine_vcpu *v)
 	vcpu_release(v);
 }
 
-static const struct x86_env_ops *jit_env(void)
-{
-	static struct x86_env_ops env;
-
-	/* Several may do this at once, and to the same effect. */
-	env = soft_env;
-	env.code_written = env_code_written;
-	env.tsc = env_tsc;
-	env.adjust_tsc = env_adjust_tsc;
-	return &env;
-}
-
 static int vcpu_init(struct engine_vcpu *v, struct error *err)
 {
 	const struct jit_row *rows = jit_rows();
@@ -609,18 +588,6 @@ static int vcpu_init(struct engine_vcpu *v, struct error *err)
 	return 0;
 }
 
-static struct jit_options options_for(const struct engine_vm *vm)
-{
-	const struct engine_tuning *tuning = &vm->soft.config.tuning;
-	struct jit_options options = vm->options;
-
-	options.count |= tuning->count;
-	options.precise |= tuning->precise;
-	if (tuning->block_instructions)
-		options.insns_max = MIN(options.insns_max, tuning->block_instructions);
-	return options;
-}
-
 static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 	const struct engine_vcpu_config *config, struct error *err)
 {
@@ -628,8 +595,8 @@ static int jit_vcpu_create(struct engine_vcpu **ret_vcpu, struct engine_vm *vm,
 
 	if (!v)
 		return error_set(err, ENOMEM, "no memory for vCPU %u", config->index);
-	v->options = options_for(vm);
-	int status = soft_vcpu_init(&v->soft, &vm->soft, config, jit_env(), err);
+	v->options = vm->options;
+	int status = soft_vcpu_init(&v->soft, &vm->soft, config, &vm->env, err);
 	if (status < 0) {
 		vcpu_release(v);
 		return status;

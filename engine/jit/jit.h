@@ -12,7 +12,7 @@
  * them; each point of a translation knows which. At a block's entry they are native; at its branch entry
  * (reached through the branch cache) they are kept. All other bits of RFLAGS are in cpu.s.rflags alone.
  *
- * Vector registers are the host's while `vec_live`; the first vector instruction of a block sees to that.
+ * Vector registers are the host's while `vec_live`; a block with vector instructions sees to that at its begin.
  *
  * Every instruction that touches memory has a slow path: spill the registers, call the row's semantic
  * function for the whole instruction, load the registers. So nothing of an instruction is committed before
@@ -87,7 +87,7 @@ struct jit_row {
 	bool modrm, plus_reg; /* has a ModRM byte; a register in the opcode */
 	uint8_t writes;	      /* enum jit_writes */
 	uint8_t prefix;	      /* mandatory F2 or F3, else 0 */
-	uint8_t where[X86_OPERANDS_MAX], rm_where[X86_OPERANDS_MAX]; /* enum x86_where */
+	uint8_t where[X86_OPERANDS_MAX]; /* enum x86_where */
 };
 
 /* The rows' table, in the order of x86_rows; made at the first call. */
@@ -156,7 +156,6 @@ struct jit_exit {
 	bool vec;	      /* vectors are live when it is taken */
 	bool plain;	      /* leads to a block without spans */
 	uint16_t target;      /* page offset */
-	uint16_t done;	      /* instructions of the block before it is taken */
 };
 
 /* A block's place in a list that it can leave at once, however long the list is. */
@@ -171,10 +170,10 @@ struct jit_block {
 	uint64_t lines, second_lines; /* marks of code that it rests on, of its page and the second */
 	gpa_t second; /* the page that its one instruction ends in; JIT_NO_PAGE: the same */
 	uint8_t *entry, *vec_entry; /* the second with vectors live */
-	uint8_t *branch_entry, *code_end; /* writable mapping */
+	uint8_t *branch_entry; /* writable mapping */
 	struct jit_exit *incoming;
 	struct jit_exit **exit;
-	uint16_t exit_count, insn_count, size_bytes;
+	uint16_t exit_count;
 	bool gone;
 };
 
@@ -248,11 +247,10 @@ struct engine_vcpu {
 	uint64_t branch_mask; /* for PEXT */
 	uint64_t exit_arg;
 	struct engine_tsc_line tsc; /* span 0: none */
-	const void *vec_entry; /* what a block's first vector instruction calls */
+	const void *vec_entry; /* what a block with vector instructions calls at its begin */
 	bool vec_live;
 
 	/* The dispatcher's. */
-	uint8_t exit_kind; /* enum jit_exit_kind */
 	enum x86_status status;
 	bool interrupt_aside; /* one waits until IF is set: SOFT_INTR, but not polled */
 	bool code_changed; /* blocks went: leave translated code at the next boundary */
@@ -277,6 +275,7 @@ struct engine_vcpu {
 
 struct engine_vm {
 	struct soft_vm soft;
+	struct x86_env_ops env;
 	struct jit_options options;
 };
 
@@ -302,6 +301,12 @@ void *jit_cache_alloc(struct engine_vcpu *v, size_t bytes);
 static inline uint32_t jit_cache_name(const struct engine_vcpu *v, const void *meta)
 {
 	return (uint32_t)((const uint8_t *)meta - v->cache.meta);
+}
+/* What is to be tied to the next block is not any more: it is not where the guest goes on. */
+static inline void jit_untie(struct engine_vcpu *v)
+{
+	v->pending = NULL;
+	v->has_pending_branch = false;
 }
 void jit_exit_link(struct engine_vcpu *v, struct jit_exit *exit, struct jit_block *to);
 /* Forget the blocks of a page that rest on code with these marks; v is its owner's or stopped. Returns how

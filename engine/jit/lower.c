@@ -9,9 +9,6 @@
  * Here: what all lowerings share, flags and slow paths, and the choice of one.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
 
 /* ---- flags ---- */
 
@@ -60,11 +57,10 @@ bool jit_needs_flags(const struct translation *t, unsigned i)
 struct jit_site *jit_make_site(struct translation *t, unsigned i)
 {
 	struct jit_site *site = jit_cache_alloc(t->v, sizeof(*site));
-	static struct jit_site nowhere;
 
 	if (!site) {
 		t->failed = true;
-		return &nowhere;
+		return &t->nowhere.site;
 	}
 	*site = (struct jit_site){ .len = t->insn[i].len, .page_offset = t->offset[i], .done = (uint16_t)i,
 		.checked = row_of(t, i)->checked, .leaves = row_of(t, i)->leaves,
@@ -75,11 +71,10 @@ struct jit_site *jit_make_site(struct translation *t, unsigned i)
 
 struct slow *jit_slow_begin(struct translation *t, unsigned i)
 {
-	static struct slow nowhere;
-
 	if (t->slow_count == JIT_SLOWS_MAX) {
 		t->failed = true;
-		return &nowhere;
+		t->nowhere.slow = (struct slow){ .site = &t->nowhere.site };
+		return &t->nowhere.slow;
 	}
 	struct slow *slow = &t->slow[t->slow_count++];
 	*slow = (struct slow){ .site = jit_make_site(t, i), .i = i };
@@ -147,7 +142,6 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 		/* In 32-bit code VZEROALL and VZEROUPPER leave the upper eight registers alone. */
 		if (!jit_native_now(t, i) || !t->mode64)
 			return false;
-		jit_make_vec_ready(t);
 		emit_bytes(&t->e, t->bytes + t->offset[i], t->insn[i].len);
 		return true;
 	case JIT_LEA: return jit_lower_lea(t, i);
@@ -175,7 +169,7 @@ static bool lower_specially(struct translation *t, unsigned i, bool *ret_ended)
 	}
 	switch (row_of(t, i)->kind) {
 	case JIT_JMP:
-		jit_lower_jump(t, (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm, i + 1, true);
+		jit_lower_branch(t, i);
 		return true;
 	case JIT_CALL: return jit_lower_call(t, i);
 	case JIT_JMP_RM: return jit_lower_jmp_rm(t, i);

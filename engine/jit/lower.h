@@ -35,6 +35,12 @@ static inline unsigned stack_bytes(const struct translation *t)
 	return t->mode64 ? 8 : 4;
 }
 
+/* Where a relative branch leads: a page offset, or one outside. */
+static inline int64_t target_of(const struct translation *t, unsigned i)
+{
+	return (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
+}
+
 static inline bool in_page(int64_t target)
 {
 	return target >= 0 && target < (int64_t)GUEST_PAGE_SIZE;
@@ -99,7 +105,6 @@ unsigned jit_required_alignment(const struct x86_insn *insn, unsigned size);
 bool jit_native_fits(struct translation *t, unsigned i);
 
 bool jit_native_now(const struct translation *t, unsigned i);
-void jit_make_vec_ready(struct translation *t);
 bool jit_copy_fits(const struct translation *t, unsigned i);
 void jit_copy_with_registers(struct translation *t, unsigned i);
 bool jit_lower_native(struct translation *t, unsigned i);
@@ -131,7 +136,8 @@ bool jit_lower_call(struct translation *t, unsigned i);
 bool jit_lower_ret(struct translation *t, unsigned i);
 bool jit_lower_jmp_rm(struct translation *t, unsigned i);
 bool jit_lower_call_rm(struct translation *t, unsigned i);
-void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool jumps);
+/* Take the branch that instruction i is. */
+void jit_lower_branch(struct translation *t, unsigned i);
 /* A way out to a block without spans. */
 struct leaving *jit_leave_plainly(struct translation *t, int64_t target, unsigned done);
 

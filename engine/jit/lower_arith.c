@@ -2,8 +2,7 @@
  * Lowering of arithmetic that cannot be copied: division, which may fault, and bits of far operands.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
+
 #include "isa/x86/semantics.h"
 
 /* ---- division ---- */

@@ -3,35 +3,29 @@
  * the branch cache, and the stubs behind both and behind slow paths.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
 
 /* ---- ways out ---- */
 
 static struct leaving *leaving(struct translation *t, int64_t target, unsigned done)
 {
-	static struct leaving nowhere;
-
 	if (t->leaving_count == JIT_EXITS_MAX) {
 		t->failed = true;
-		return &nowhere;
+		return &t->nowhere.leaving;
 	}
 	struct leaving *l = &t->leaving[t->leaving_count++];
 	*l = (struct leaving){ .target = target, .done = (uint16_t)done };
 	return l;
 }
 
-static struct jit_exit *make_exit(struct translation *t, int64_t target, unsigned done)
+static struct jit_exit *make_exit(struct translation *t, int64_t target)
 {
 	struct jit_exit *exit = jit_cache_alloc(t->v, sizeof(*exit));
-	static struct jit_exit nowhere;
 
 	if (!exit) {
 		t->failed = true;
-		return &nowhere;
+		return &t->nowhere.exit;
 	}
-	*exit = (struct jit_exit){ .from = t->block, .vec = t->vec_ready, .target = (uint16_t)target, .done = (uint16_t)done };
+	*exit = (struct jit_exit){ .from = t->block, .vec = t->vec_ready, .target = (uint16_t)target };
 	return exit;
 }
 
@@ -40,7 +34,7 @@ struct leaving *jit_leave_plainly(struct translation *t, int64_t target, unsigne
 	struct leaving *l = leaving(t, target, done);
 
 	l->plain = true;
-	l->exit = make_exit(t, target, done);
+	l->exit = make_exit(t, target);
 	l->exit->plain = true;
 	return l;
 }
@@ -103,10 +97,8 @@ static void lower_loop(struct translation *t, struct leaving *l)
  * Flags are native in the blocks of a page, so that is how they leave, and kept across pages. A poll
  * needs them out of the way.
  */
-void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool jumps)
+static void jump(struct translation *t, int64_t target, uint16_t live, unsigned done, bool jumps)
 {
-	uint16_t live = jit_live_at(t, target);
-
 	jit_emit_count(t, done);
 	if (!in_page(target)) {
 		jit_clobber_flags(t, live);
@@ -114,7 +106,7 @@ void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool j
 		return;
 	}
 	struct leaving *l = leaving(t, target, done);
-	l->exit = make_exit(t, target, done);
+	l->exit = make_exit(t, target);
 	/* Blocks of one instruction keep a budget exactly. */
 	if (target <= t->offset[done ? done - 1 : 0] ||
 		(t->v->options.count && t->v->options.insns_max == 1)) {
@@ -130,28 +122,32 @@ void jit_lower_jump(struct translation *t, int64_t target, unsigned done, bool j
 	l->exit->rel = emit_jump(&t->e, EM_JMP, NULL);
 }
 
-void jit_lower_goto(struct translation *t, int64_t target, unsigned done)
+void jit_lower_end(struct translation *t)
 {
-	jit_lower_jump(t, target, done, false);
+	jump(t, t->offset[t->count], t->live_end, t->count, false);
+}
+
+void jit_lower_branch(struct translation *t, unsigned i)
+{
+	jump(t, target_of(t, i), t->live_target[i], i + 1, true);
 }
 
 void jit_lower_second_page(struct translation *t)
 {
-	const size_t table = (size_t)jit_tables(t->mode) + offsetof(struct x86_tlb, entry) +
-			     X86_EXEC * sizeof(((struct x86_tlb *)NULL)->entry[0]);
+	const int32_t table = jit_table(t, X86_EXEC);
 	struct emit *e = &t->e;
 	struct leaving *l = leaving(t, t->offset[0], 0);
 
-	l->exit = make_exit(t, t->offset[0], 0);
+	l->exit = make_exit(t, t->offset[0]);
 	jit_clobber_flags(t, jit_live_before(t, 0));
 	emit_far_target(e, t, GUEST_PAGE_SIZE);
 	jit_emit_index(e);
 	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
-		(int32_t)(table + offsetof(struct x86_tlb_entry, page)));
+		table + (int32_t)offsetof(struct x86_tlb_entry, page));
 	l->step_rel[0] = emit_jump(e, EM_JCC(CC_NE), NULL);
 	emit_mov_imm64(e, HR_10, t->second);
 	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_11, HR_NONE, 0,
-		(int32_t)(table + offsetof(struct x86_tlb_entry, gpa)));
+		table + (int32_t)offsetof(struct x86_tlb_entry, gpa));
 	l->step_rel[1] = emit_jump(e, EM_JCC(CC_NE), NULL);
 }
 
@@ -159,25 +155,25 @@ void jit_lower_jcc(struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
 	const unsigned condition = insn->opcode & 15, done = i + 1;
-	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)insn->imm;
+	const int64_t target = target_of(t, i);
 
 	jit_want_flags(t);
 	if (in_page(target) && target > t->offset[i] && !t->v->options.count) {
 		struct leaving *l = leaving(t, target, done);
-		l->exit = make_exit(t, target, done);
+		l->exit = make_exit(t, target);
 		l->exit->rel = emit_jump(&t->e, EM_JCC(condition), NULL);
 		return;
 	}
 	if (!in_page(target) && !t->v->options.count) {
 		struct leaving *l = leaving(t, target, done);
-		l->keep_flags = true;
+		l->live = t->live_target[i];
 		l->site = jit_make_site(t, i);
 		l->branch_rel = emit_jump(&t->e, EM_JCC(condition), NULL);
 		return;
 	}
 	/* Over the jump back. */
 	uint8_t *over = emit_jump(&t->e, EM_JCC(condition ^ 1), NULL);
-	jit_lower_jump(t, target, done, true);
+	jit_lower_branch(t, i);
 	if (!t->e.full)
 		emit_patch(over, t->e.p);
 	t->kept = false;
@@ -185,16 +181,14 @@ void jit_lower_jcc(struct translation *t, unsigned i)
 
 void jit_lower_jrcxz(struct translation *t, unsigned i)
 {
-	const struct x86_insn *insn = &t->insn[i];
-	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)insn->imm;
 	bool kept = t->kept;
 
 	/* To the jump, or over it. */
-	if (insn->asize == 4)
+	if (t->insn[i].asize == 4)
 		emit8(&t->e, 0x67);
 	EMIT_LITERAL(&t->e, "\xe3\x05");
 	uint8_t *over = emit_jump(&t->e, EM_JMP, NULL);
-	jit_lower_jump(t, target, i + 1, true);
+	jit_lower_branch(t, i);
 	if (!t->e.full)
 		emit_patch(over, t->e.p);
 	t->kept = kept;
@@ -215,14 +209,24 @@ static struct slow *push_return(struct translation *t, unsigned i)
 
 bool jit_lower_call(struct translation *t, unsigned i)
 {
-	int64_t target = (int64_t)t->offset[i + 1] + (int64_t)t->insn[i].imm;
-
 	if (!jit_stack_fits(t, i))
 		return false;
 	struct slow *slow = push_return(t, i);
 	jit_slow_end(t, slow);
-	jit_lower_jump(t, target, i + 1, true);
+	jit_lower_branch(t, i);
 	return true;
+}
+
+/* The end of a block whose target is R10. Flags are kept. */
+static void branch_to_r10(struct translation *t, unsigned i, const struct jit_site *site)
+{
+	if (t->v->options.count) {
+		emit_mov_rr(&t->e, HR_11, HR_10);
+		jit_emit_count(t, i + 1);
+		emit_mov_rr(&t->e, HR_10, HR_11);
+	}
+	note_branch(t, &t->e, site);
+	take_branch(t, &t->e);
 }
 
 bool jit_lower_ret(struct translation *t, unsigned i)
@@ -237,13 +241,7 @@ bool jit_lower_ret(struct translation *t, unsigned i)
 	jit_emit_place(t, 0x8b | wide(t), HR_10, &place);
 	jit_pop_end(t, insn->operand_count ? (uint16_t)insn->imm : 0);
 	jit_slow_end(t, slow);
-	if (t->v->options.count) {
-		emit_mov_rr(&t->e, HR_11, HR_10);
-		jit_emit_count(t, i + 1);
-		emit_mov_rr(&t->e, HR_10, HR_11);
-	}
-	note_branch(t, &t->e, slow ? slow->site : jit_make_site(t, i));
-	take_branch(t, &t->e);
+	branch_to_r10(t, i, slow ? slow->site : jit_make_site(t, i));
 	return true;
 }
 
@@ -283,13 +281,7 @@ bool jit_lower_jmp_rm(struct translation *t, unsigned i)
 		return false;
 	struct slow *slow = indirect_target(t, i);
 	jit_slow_end(t, slow);
-	if (t->v->options.count) {
-		emit_mov_rr(&t->e, HR_11, HR_10);
-		jit_emit_count(t, i + 1);
-		emit_mov_rr(&t->e, HR_10, HR_11);
-	}
-	note_branch(t, &t->e, slow->site);
-	take_branch(t, &t->e);
+	branch_to_r10(t, i, slow->site);
 	return true;
 }
 
@@ -359,7 +351,7 @@ static void emit_leaving_stub(struct translation *t, struct emit *e, const struc
 {
 	if (l->branch_rel) {
 		emit_patch(l->branch_rel, e->p);
-		if (l->keep_flags && jit_live_at(t, l->target))
+		if (l->live)
 			jit_flags_keep(e);
 		jump_out(t, e, l->target, l->site);
 		return;

@@ -2,11 +2,8 @@
  * Lowering by copies: instructions that run on the host as they are, with other operands (rewrite.c).
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
 
-/* ---- copies ---- */
+#include "isa/x86/semantics.h"
 
 int jit_memory_operand(const struct x86_insn *insn)
 {
@@ -99,28 +96,27 @@ bool jit_native_now(const struct translation *t, unsigned i)
 	return !(attr & X86_A_MXCSR) || (t->mode & JIT_MODE_MASKED);
 }
 
-void jit_make_vec_ready(struct translation *t)
+/* A high byte register cannot be encoded beside a register that needs a REX. */
+static bool has_high_byte(const struct x86_insn *insn)
 {
-	if (!t->vec_ready)
-		emit_ctx(&t->e, 0xff, 2, CTX(vec_entry)); /* call */
-	t->vec_ready = true;
+	for (unsigned k = 0; k < insn->operand_count; k++)
+		if (insn->op[k].kind == X86_O_GPR8H)
+			return true;
+	return false;
 }
 
-/* Copies that the processor would take otherwise than the original. */
+/* Are there enough host registers for its operands, and can they be encoded? */
 bool jit_copy_fits(const struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
-	const uint8_t *bytes = t->bytes + t->offset[i];
-	struct emit probe;
 	uint8_t space[32];
+	struct emit probe = { .p = space, .end = space + sizeof(space) };
 	struct temps temps;
 	struct jit_operands operands = { .base = HR_11, .index = HR_10 };
-	int k = jit_memory_operand(insn);
 
-	if (!assign(insn, k >= 0, &operands, &temps))
+	if (!assign(insn, jit_memory_operand(insn) >= 0, &operands, &temps))
 		return false;
-	probe = (struct emit){ .p = space, .end = space + sizeof(space) };
-	return jit_rewrite(&probe, row_of(t, i), insn, bytes, &operands);
+	return !has_high_byte(insn) || jit_rewrite(&probe, row_of(t, i), insn, t->bytes + t->offset[i], &operands);
 }
 
 /* The address is looked up already. */
@@ -150,8 +146,6 @@ static void copy_with_memory(struct translation *t, unsigned i, int k)
 	bool flags = jit_needs_flags(t, i);
 	struct place place;
 
-	if (row_of(t, i)->vector)
-		jit_make_vec_ready(t);
 	if (jit_span_place(t, i, &place)) {
 		copy_in_span(t, i, &place);
 		return;
@@ -184,8 +178,6 @@ void jit_copy_with_registers(struct translation *t, unsigned i)
 	struct temps temps;
 
 	assign(insn, false, &operands, &temps);
-	if (row_of(t, i)->vector)
-		jit_make_vec_ready(t);
 	if (jit_needs_flags(t, i))
 		jit_want_flags(t);
 	temps_load(t, &temps);

@@ -2,15 +2,9 @@
  * Lowering of memory operands: their address, and the look-up of the software TLB.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
 
 #define ENTRY_SHIFT 5 /* log2 of sizeof(struct x86_tlb_entry) */
 _Static_assert(sizeof(struct x86_tlb_entry) == 1 << ENTRY_SHIFT, "the look-up scales by it");
-
-
-/* ---- memory ---- */
 
 unsigned jit_loaded(struct translation *t, unsigned guest, unsigned temp)
 {

@@ -2,11 +2,6 @@
  * Lowering of LEA and of the stack. Guest RSP is in R9.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
-
-/* ---- addresses, stack ---- */
 
 bool jit_lea_fits(const struct x86_insn *insn)
 {
@@ -57,7 +52,7 @@ bool jit_stack_fits(const struct translation *t, unsigned i)
 {
 	const struct x86_insn *insn = &t->insn[i];
 	const struct x86_operand *op = &insn->op[0];
-	const int64_t target = (int64_t)t->offset[i + 1] + (int64_t)insn->imm;
+	const int64_t target = target_of(t, i);
 
 	if (insn->osize != stack_bytes(t))
 		return false;

@@ -2,9 +2,6 @@
  * Lowering of system instructions that kernels execute all the time.
  */
 #include "engine/jit/lower.h"
-#include "isa/x86/access.h"
-#include "isa/x86/index.h"
-#include "isa/x86/semantics.h"
 
 void jit_lower_direction(struct translation *t, unsigned i, bool set)
 {
@@ -12,8 +9,6 @@ void jit_lower_direction(struct translation *t, unsigned i, bool set)
 	emit_ctx(&t->e, 0x81, set ? 1 : 4, CTX(soft.cpu.s.rflags)); /* or, and: the low half */
 	emit32(&t->e, set ? X86_DF : ~X86_DF);
 }
-
-/* ---- system instructions that kernels use all the time ---- */
 
 #define RFLAGS CTX(soft.cpu.s.rflags)
 

@@ -11,8 +11,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#define CHECKED                                                                                    \
-	(X86_A_CPL0 | X86_A_X87 | X86_A_MMX | X86_A_SSE | X86_A_AVX | X86_A_NOREAL | X86_A_IO)
 #define PREFIXES (X86_C_NP | X86_C_66 | X86_C_F3 | X86_C_F2)
 
 static struct jit_row *table;
@@ -187,7 +185,7 @@ static void row_init(struct jit_row *r, const struct x86_row *row, const struct 
 		.flags_kill = (uint16_t)((x86_flags_mask(row->flags_out) |
 						 x86_flags_mask(row->flags_undef)) & X86_FLAGS_ARITH),
 		.flags_undef = (uint16_t)(x86_flags_mask(row->flags_undef) & X86_FLAGS_ARITH),
-		.checked = row->attr & CHECKED,
+		.checked = row->attr & X86_A_CHECKED,
 		.vector = row->attr & (X86_A_SSE | X86_A_AVX),
 		.leaves = (row->attr & X86_A_END) || changes_mode(row),
 		.writes = writes_of(row),
@@ -195,10 +193,8 @@ static void row_init(struct jit_row *r, const struct x86_row *row, const struct 
 		.plus_reg = form->opcode_count == 8,
 		.prefix = allowed == X86_C_F3 ? 0xf3 : allowed == X86_C_F2 ? 0xf2 : 0,
 	};
-	for (unsigned i = 0; i < X86_OPERANDS_MAX; i++) {
+	for (unsigned i = 0; i < X86_OPERANDS_MAX; i++)
 		r->where[i] = form->op[i].where;
-		r->rm_where[i] = form->op[i].rm_where;
-	}
 }
 
 static void make_table(void)

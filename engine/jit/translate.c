@@ -2,7 +2,7 @@
  * Blocks: which instructions they hold, which flags are live in them, and their way into the cache.
  *
  * A block starts at one address and goes on until an instruction leaves it for good; conditional branches
- * leave it on the side. It never crosses a page.
+ * leave it on the side. It never crosses a page, but an instruction that does is a block of its own.
  *
  * Liveness of flags is worked out backwards, and ahead into code that a branch or the block's end leads to as
  * far as it lies in the page. What was looked at ahead is marked as code like the block itself, so that a
@@ -103,7 +103,8 @@ static uint16_t live_ahead(struct translation *t, int64_t offset, uint16_t wante
 	return live | wanted;
 }
 
-uint16_t jit_live_at(struct translation *t, int64_t offset)
+/* Flags that code at a page offset reads before it writes them; all if it cannot be seen. */
+static uint16_t live_at(struct translation *t, int64_t offset)
 {
 	if (t->v->options.precise)
 		return X86_FLAGS_ARITH;
@@ -113,27 +114,26 @@ uint16_t jit_live_at(struct translation *t, int64_t offset)
 /* Live behind the instruction, of which `next` is what follows it in the block. */
 static uint16_t live_behind(struct translation *t, unsigned i, uint16_t next)
 {
-	const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
-	int64_t target = (int64_t)(t->offset[i + 1] + t->insn[i].imm);
+	const struct jit_row *row = row_of(t, i);
+	const bool branches = row->kind == JIT_JCC || row->kind == JIT_JRCXZ;
 
+	t->live_target[i] = X86_FLAGS_ARITH;
 	if (t->v->options.precise || jit_cuts_rip(&t->insn[i], row))
 		return X86_FLAGS_ARITH;
-	switch (row->kind) {
-	case JIT_JMP:
-	case JIT_CALL: return jit_live_at(t, target);
-	case JIT_JCC:
-	case JIT_JRCXZ: return next | jit_live_at(t, target);
-	default: return row->leaves ? X86_FLAGS_ARITH : next;
+	if (branches || row->kind == JIT_JMP || row->kind == JIT_CALL) {
+		t->live_target[i] = live_at(t, target_of(t, i));
+		return t->live_target[i] | (branches ? next : 0);
 	}
+	return row->leaves ? X86_FLAGS_ARITH : next;
 }
 
 static void find_live(struct translation *t)
 {
-	const struct jit_row *last = jit_row_of(t->v->rows, &t->insn[t->count - 1]);
-	uint16_t live = goes_on(last) ? jit_live_at(t, t->offset[t->count]) : X86_FLAGS_ARITH;
+	uint16_t live = goes_on(row_of(t, t->count - 1)) ? live_at(t, t->offset[t->count]) : X86_FLAGS_ARITH;
 
+	t->live_end = live;
 	for (unsigned i = t->count; i-- > 0;) {
-		const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
+		const struct jit_row *row = row_of(t, i);
 		t->live_after[i] = live = live_behind(t, i, live);
 		live = (uint16_t)((live & ~jit_flags_killed(t, row)) | row->flags_in);
 		if (t->v->options.precise)
@@ -171,14 +171,15 @@ static void decode_crossing(struct translation *t)
 
 	if (at + X86_INSN_BYTES_MAX <= GUEST_PAGE_SIZE || (!t->mode64 && next >> 32))
 		return;
-	const uint8_t *host = soft_code_host(cpu, next);
+	gpa_t gpa;
+	const uint8_t *host = soft_code_host(cpu, next, &gpa);
 	if (!host)
 		return;
 	memcpy(t->bytes + GUEST_PAGE_SIZE, host, X86_INSN_BYTES_MAX);
 	if (x86_decode(&t->insn[0], t->bytes + at, X86_INSN_BYTES_MAX, t->mode64 ? 64 : 32, false,
 		    &cpu->features) != X86_DECODE_OK || at + t->insn[0].len <= GUEST_PAGE_SIZE)
 		return;
-	t->second = cpu->tlb_now->entry[X86_EXEC][x86_tlb_index(next)].gpa;
+	t->second = gpa;
 	t->second_host = host;
 	t->offset[1] = (uint16_t)(at + t->insn[0].len);
 	t->count = 1;
@@ -259,7 +260,7 @@ static void emit_branch_entry(struct translation *t)
 {
 	struct emit *e = &t->e;
 	unsigned in_page = t->gpa & ~GUEST_PAGE_MASK;
-	uint16_t live = jit_live_at(t, in_page);
+	const uint16_t live = jit_live_before(t, 0);
 
 	t->block->branch_entry = e->p;
 	emit_rm(e, 0x3b | EM_W | EM_GS, HR_10, HR_NONE, HR_11, 3,
@@ -291,7 +292,7 @@ static void note_for_perf(const struct translation *t)
 	if (fd < 0 || fstat(fd, &stat) < 0 || stat.st_uid != geteuid())
 		return;
 	dprintf(fd, "%lx %lx guest_%llx_rip_%llx\n", (unsigned long)(uintptr_t)jit_rx(v, t->block->branch_entry),
-		(unsigned long)(t->block->code_end - t->block->branch_entry),
+		(unsigned long)(t->code_end - t->block->branch_entry),
 		(unsigned long long)t->gpa, (unsigned long long)v->soft.cpu.s.reg[X86_RIP]);
 }
 
@@ -299,8 +300,9 @@ static void note_for_perf(const struct translation *t)
 static bool has_vectors(const struct translation *t)
 {
 	for (unsigned i = 0; i < t->count; i++) {
-		const struct jit_row *row = jit_row_of(t->v->rows, &t->insn[i]);
-		if (row->vector && (row->kind == JIT_NATIVE || row->kind == JIT_RAW_VECTOR))
+		const struct jit_row *row = row_of(t, i);
+		if (row->vector && jit_native_now(t, i) &&
+			(row->kind == JIT_NATIVE || (row->kind == JIT_RAW_VECTOR && t->mode64)))
 			return true;
 	}
 	return false;
@@ -314,20 +316,22 @@ static bool emit_block(struct translation *t)
 	t->e = (struct emit){ .p = segment->hot, .end = segment->cold };
 	emit_branch_entry(t);
 	t->block->entry = t->e.p;
-	if (has_vectors(t))
-		jit_make_vec_ready(t);
+	if (has_vectors(t)) {
+		emit_ctx(&t->e, 0xff, 2, CTX(vec_entry)); /* call */
+		t->vec_ready = true;
+	}
 	t->block->vec_entry = t->e.p;
 	if (t->second != JIT_NO_PAGE)
 		jit_lower_second_page(t);
 	for (unsigned i = 0; i < t->count && !ended; i++)
 		ended = jit_lower(t, i);
 	if (!ended)
-		jit_lower_goto(t, t->offset[t->count], t->count);
-	t->block->code_end = t->e.p;
+		jit_lower_end(t);
+	t->code_end = t->e.p;
 	jit_lower_cold(t);
 	if (t->e.full || t->failed)
 		return false;
-	segment->hot = (uint8_t *)ALIGN_UP((uintptr_t)t->block->code_end, (uintptr_t)16);
+	segment->hot = (uint8_t *)ALIGN_UP((uintptr_t)t->code_end, (uintptr_t)16);
 	return true;
 }
 
@@ -338,8 +342,7 @@ static bool make_block(struct translation *t)
 	if (!block)
 		return false;
 	t->block = block;
-	*block = (struct jit_block){ .key = jit_key(t->gpa, t->mode), .second = t->second, .insn_count = (uint16_t)t->count,
-		.size_bytes = t->offset[t->count] - t->offset[0] };
+	*block = (struct jit_block){ .key = jit_key(t->gpa, t->mode), .second = t->second };
 	if (!emit_block(t))
 		return false;
 	block->exit = jit_cache_alloc(t->v, t->leaving_count * sizeof(*block->exit));

@@ -31,10 +31,9 @@ struct leaving {
 	int64_t target;	      /* page offset, may be outside */
 	uint16_t done;
 	uint8_t *step_rel[2]; /* the rel32 of jumps to a stub that steps over the instruction at `target` */
-	bool keep_flags;      /* they are native and somebody may want them */
 	bool plain;	      /* to a block without spans, */
-	uint8_t *plain_rel[2]; /* by jumps with these rel32, flags kept, if not from a slow path, */
-	uint16_t live;	      /* and these flags live */
+	uint8_t *plain_rel[2]; /* by jumps with these rel32, flags kept, if not from a slow path */
+	uint16_t live;	      /* flags that somebody may want where it leads */
 };
 
 /* Accesses that are looked up together: span.c. Places count from where the value `base` would lead. */
@@ -71,9 +70,11 @@ struct translation {
 	unsigned seen[8][2]; /* ranges of it that were looked at: start, end */
 	unsigned seen_count;
 
+	uint8_t *code_end; /* writable mapping */
 	struct x86_insn insn[JIT_BLOCK_INSNS];
 	uint16_t offset[JIT_BLOCK_INSNS + 1]; /* in the page; that behind the last */
-	uint16_t live_after[JIT_BLOCK_INSNS]; /* arithmetic flags that somebody may read */
+	/* Arithmetic flags that somebody may read: behind each instruction, where its branch leads, behind all. */
+	uint16_t live_after[JIT_BLOCK_INSNS], live_target[JIT_BLOCK_INSNS], live_end;
 	unsigned count;
 
 	struct span span[JIT_BLOCK_INSNS];
@@ -90,7 +91,13 @@ struct translation {
 	unsigned slow_count;
 	struct leaving leaving[JIT_EXITS_MAX];
 	unsigned leaving_count;
-	bool failed; /* out of one of the rooms */
+	bool failed; /* out of one of the rooms; then what has no place goes here: */
+	struct {
+		struct jit_site site;
+		struct slow slow;
+		struct leaving leaving;
+		struct jit_exit exit;
+	} nowhere;
 };
 
 /* Flags whose old values nobody sees behind the instruction. Where engines are compared those that are left
@@ -100,15 +107,12 @@ static inline uint16_t jit_flags_killed(const struct translation *t, const struc
 	return t->v->options.count ? row->flags_kill & ~row->flags_undef : row->flags_kill;
 }
 
-/* Flags that code at a page offset reads before it writes them; all if it cannot be seen. */
-uint16_t jit_live_at(struct translation *t, int64_t offset);
-
 /* Emit instruction i. Returns true if the block ends with it. */
 bool jit_lower(struct translation *t, unsigned i);
 /* Before an instruction that crosses the page's end: is the next page still where it was? */
 void jit_lower_second_page(struct translation *t);
-/* Go on at a page offset, also outside the page, behind what was emitted; done = instructions so far. */
-void jit_lower_goto(struct translation *t, int64_t target, unsigned done);
+/* Go on behind the block, all of which was executed. */
+void jit_lower_end(struct translation *t);
 /* The stubs of slow paths and exits. */
 void jit_lower_cold(struct translation *t);
 

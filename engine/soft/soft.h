@@ -132,19 +132,20 @@ static inline gva_t soft_linear_rip(const struct x86_cpu *cpu)
 	return cpu->mode == 64 ? rip : (uint32_t)(cpu->s.seg[X86_CS].base + rip);
 }
 
-/* Host address of the code at `linear`, through the TLB, which then holds the page; NULL: not RAM, or a fault
- * that x86_step will find and raise. */
-static inline const uint8_t *soft_code_host(struct x86_cpu *cpu, gva_t linear)
+/* Host and guest-physical address of the code at `linear`, through the TLB, which then holds the page; NULL: not
+ * RAM, or a fault that x86_step will find and raise. */
+static inline const uint8_t *soft_code_host(struct x86_cpu *cpu, gva_t linear, gpa_t *ret_gpa)
 {
 	const uint8_t *host = x86_tlb_host(cpu, linear, 1, X86_EXEC);
-	gpa_t gpa;
 
-	if (likely(host))
-		return host;
-	if ((int64_t)(linear << 16) >> 16 != (int64_t)linear ||
-		x86_translate(cpu, linear, X86_EXEC, cpu->cpl == 3, &gpa) != X86_OK)
-		return NULL;
-	return x86_tlb_host(cpu, linear, 1, X86_EXEC);
+	if (unlikely(!host)) {
+		if (!x86_canonical(cpu, linear) ||
+			x86_translate(cpu, linear, X86_EXEC, cpu->cpl == 3, ret_gpa) != X86_OK)
+			return NULL;
+		host = x86_tlb_host(cpu, linear, 1, X86_EXEC);
+	}
+	*ret_gpa = cpu->tlb_now->entry[X86_EXEC][x86_tlb_index(linear)].gpa + (linear & ~GUEST_PAGE_MASK);
+	return host;
 }
 
 /* ---- exclusive sections ---- */

@@ -141,6 +141,18 @@ enum x86_status x86_fetch(struct x86_cpu *cpu, struct x86_insn *insn);
 /* Mode and availability checks of a row's attributes (X87, MMX, SSE, AVX, CPL0, ...) against the present
  * state, before its semantic function runs. */
 enum x86_status x86_check_row(struct x86_cpu *cpu, const struct x86_insn *insn);
+/* Do control registers forbid instructions with these attributes, X86_A_MMX, SSE or AVX, by #UD? */
+static inline bool x86_vectors_off(const struct x86_cpu *cpu, uint32_t attr)
+{
+	const struct x86_state *s = &cpu->s;
+	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
+
+	if ((attr & (X86_A_MMX | X86_A_SSE)) && (s->cr0 & X86_CR0_EM))
+		return true;
+	if ((attr & X86_A_SSE) && !(s->cr4 & X86_CR4_OSFXSR))
+		return true;
+	return (attr & X86_A_AVX) && (!(s->cr4 & X86_CR4_OSXSAVE) || (s->xcr0 & avx) != avx);
+}
 
 /* ---- debug registers (isa/x86/ctl_debug.c) ---- */
 
@@ -158,6 +170,12 @@ static inline bool x86_debug_armed(const struct x86_cpu *cpu)
 bool x86_debug_watches(const struct x86_cpu *cpu);
 
 /* ---- memory management (isa/x86/mmu.c; the TLB is in isa/x86/tlb.h) ---- */
+
+static inline bool x86_canonical(const struct x86_cpu *cpu, uint64_t address)
+{
+	unsigned shift = cpu->s.cr4 & X86_CR4_LA57 ? 64 - 57 : 64 - 48;
+	return (uint64_t)((int64_t)(address << shift) >> shift) == address;
+}
 
 /*
  * Translate a linear address for one access within a page, setting accessed and dirty bits. user =

@@ -28,11 +28,6 @@
 #define K7_COUNTERS	 8
 #define LASTBRANCH_COUNT 4
 
-static bool canonical(uint64_t address)
-{
-	return (uint64_t)((int64_t)(address << 16) >> 16) == address;
-}
-
 static uint32_t model_leaf(const struct x86_cpu *cpu, uint32_t leaf, unsigned reg)
 {
 	uint32_t regs[4];
@@ -140,11 +135,11 @@ static bool mtrr_type_valid(uint64_t value)
 	return type < 7 && (MTRR_TYPES >> type & 1);
 }
 
-static bool kept_accepts(const struct kept_msr *msr, uint64_t value)
+static bool kept_accepts(const struct x86_cpu *cpu, const struct kept_msr *msr, uint64_t value)
 {
 	switch ((enum msr_rule)msr->rule) {
 	case RULE_CANONICAL:
-	case RULE_SEGMENT: return canonical(value);
+	case RULE_SEGMENT: return x86_canonical(cpu, value);
 	case RULE_TSC_AUX: return !(value >> 32);
 	case RULE_PAT: return types_valid(value, PAT_TYPES);
 	case RULE_MTRR_FIXED: return types_valid(value, MTRR_TYPES);
@@ -157,7 +152,7 @@ static bool kept_accepts(const struct kept_msr *msr, uint64_t value)
 
 static enum x86_status kept_write(struct x86_cpu *cpu, const struct kept_msr *msr, uint64_t value)
 {
-	if (!kept_accepts(msr, value))
+	if (!kept_accepts(cpu, msr, value))
 		return x86_gp(cpu, 0);
 	*kept_value(cpu, msr) = value;
 	if (msr->rule == RULE_SEGMENT)

@@ -93,12 +93,6 @@ static inline uint32_t x86_selector_error(uint16_t selector, uint32_t ext)
 	return (selector & 0xfffcu) | ext;
 }
 
-static inline bool x86_canonical(const struct x86_cpu *cpu, uint64_t address)
-{
-	unsigned shift = cpu->s.cr4 & X86_CR4_LA57 ? 64 - 57 : 64 - 48;
-	return (uint64_t)((int64_t)(address << shift) >> shift) == address;
-}
-
 /* ---- descriptors (isa/x86/segment.c) ---- */
 
 /* Read the descriptor of a selector. *ret_found is false if it is null or outside its table. */

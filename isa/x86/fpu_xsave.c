@@ -179,11 +179,6 @@ struct area {
 	unsigned pieces;
 };
 
-static bool canonical(gva_t linear)
-{
-	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
-}
-
 static enum x86_status area_open(
 	struct x86_cpu *cpu, const struct x86_insn *insn, unsigned align, struct area *area)
 {
@@ -196,7 +191,7 @@ static enum x86_status area_open(
 	/* XSAVE's alignment comes before all else; FXSAVE's last, #AC before #GP where it is on. */
 	if (align == 64 && !IS_ALIGNED(area->linear, (gva_t)align))
 		return x86_gp(cpu, 0);
-	if (cpu->mode == 64 && !canonical(area->linear))
+	if (cpu->mode == 64 && !x86_canonical(cpu, area->linear))
 		return x86_fault_code(cpu, insn->seg == X86_SS ? X86_SS_EXC : X86_GP, 0);
 	if (!IS_ALIGNED(area->linear, (gva_t)align)) {
 		X86_TRY(x86_check_alignment(cpu, area->linear, X86_XSAVE_LEGACY_BYTES));

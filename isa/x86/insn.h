@@ -90,6 +90,10 @@ enum x86_attribute {
 	X86_A_DEF8 = 1u << 23,	 /* the VEX/SSE row's GPR result zero-extends to 64 bits (documentation) */
 };
 
+/* Rows whose availability depends on control registers or privilege: for x86_check_row(). */
+#define X86_A_CHECKED                                                                              \
+	(X86_A_CPL0 | X86_A_X87 | X86_A_MMX | X86_A_SSE | X86_A_AVX | X86_A_NOREAL | X86_A_IO)
+
 enum x86_feature {
 	X86_F_BASE, X86_F_FPU, X86_F_TSC, X86_F_MSR, X86_F_CX8, X86_F_SEP, X86_F_CMOV, X86_F_CLFLUSH,
 	X86_F_MMX, X86_F_FXSR, X86_F_SSE, X86_F_SSE2, X86_F_SSE3, X86_F_PCLMULQDQ, X86_F_MONITOR,

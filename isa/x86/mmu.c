@@ -42,11 +42,6 @@ struct walk {
 
 enum walk_result { WALK_OK, WALK_NOT_PRESENT, WALK_RESERVED };
 
-static bool canonical(gva_t linear)
-{
-	return (gva_t)((int64_t)(linear << 16) >> 16) == linear;
-}
-
 /* ---- walking ---- */
 
 static uint64_t entry_read(const struct x86_cpu *cpu, gpa_t gpa, unsigned bytes)
@@ -242,7 +237,7 @@ enum x86_status x86_translate(
 		*ret_gpa = walk.gpa;
 		return X86_OK;
 	}
-	if (cpu->long_mode && !canonical(linear))
+	if (cpu->long_mode && !x86_canonical(cpu, linear))
 		return x86_gp(cpu, 0);
 	do {
 		enum walk_result result = walk_tables(cpu, &walk, linear);
@@ -266,7 +261,7 @@ bool x86_translate_debug(const struct x86_cpu *cpu, gva_t linear, gpa_t *ret_gpa
 		*ret_gpa = (uint32_t)linear;
 		return true;
 	}
-	if (cpu->long_mode && !canonical(linear))
+	if (cpu->long_mode && !x86_canonical(cpu, linear))
 		return false;
 	if (walk_tables(cpu, &walk, linear) != WALK_OK)
 		return false;

@@ -84,25 +84,13 @@ enum x86_status x86_fetch(struct x86_cpu *cpu, struct x86_insn *insn)
 
 /* ---- checks before execution ---- */
 
-static bool vector_unavailable(const struct x86_cpu *cpu, uint32_t attr)
-{
-	const struct x86_state *s = &cpu->s;
-	const uint64_t avx = X86_XCR0_SSE | X86_XCR0_AVX;
-
-	if ((attr & (X86_A_MMX | X86_A_SSE)) && (s->cr0 & X86_CR0_EM))
-		return true;
-	if ((attr & X86_A_SSE) && !(s->cr4 & X86_CR4_OSFXSR))
-		return true;
-	return (attr & X86_A_AVX) && (!(s->cr4 & X86_CR4_OSXSAVE) || (s->xcr0 & avx) != avx);
-}
-
 enum x86_status x86_check_row(struct x86_cpu *cpu, const struct x86_insn *insn)
 {
 	const uint32_t attr = insn->row->attr;
 	const uint32_t fp = X86_A_X87 | X86_A_MMX | X86_A_SSE | X86_A_AVX;
 
 	if (attr & fp) {
-		if (vector_unavailable(cpu, attr))
+		if (x86_vectors_off(cpu, attr))
 			return x86_ud(cpu);
 		if (cpu->s.cr0 & X86_CR0_TS)
 			return x86_fault(cpu, X86_NM);
