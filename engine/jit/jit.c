@@ -579,7 +579,7 @@ static int vcpu_init(struct engine_vcpu *v, struct error *err)
 		return error_set(err, ENOMEM, "no memory for vCPU %u", v->soft.config.index);
 	v->rows = rows;
 	v->has_fsgsbase = host_has_fsgsbase();
-	v->branch_mask = X86_BRANCH_SIZE - 1;
+	v->branch_mask = (uint64_t)(X86_BRANCH_SIZE - 1) << X86_BRANCH_SHIFT;
 	int status = jit_cache_init(v, err);
 	if (status < 0)
 		return status;

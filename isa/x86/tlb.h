@@ -15,7 +15,8 @@
 
 #define X86_TLB_SIZE	 4096 /* entries of each table; a power of two */
 #define X86_TLB_CONTEXTS 8    /* PCIDs whose translations are kept */
-#define X86_BRANCH_SIZE	 16384 /* branch targets, by the low bits of the address */
+#define X86_BRANCH_SIZE	 16384 /* branch targets, by the bits of the address above the lowest */
+#define X86_BRANCH_SHIFT 2     /* so many: hot targets are seldom as near as that, and 64 KiB of code fit in */
 
 enum x86_access { X86_READ, X86_WRITE, X86_EXEC };
 
@@ -67,7 +68,7 @@ static inline unsigned x86_tlb_index(gva_t linear)
 
 static inline unsigned x86_branch_index(gva_t target)
 {
-	return (unsigned)target & (X86_BRANCH_SIZE - 1);
+	return (unsigned)(target >> X86_BRANCH_SHIFT) & (X86_BRANCH_SIZE - 1);
 }
 
 /* Give a processor its tables, with one empty context; x86_tlb_done() also after a failure. Errors: -ENOMEM. */

@@ -317,16 +317,16 @@ static void branch(struct test_cpu *t, gva_t target)
 
 static void branch_all(struct test_cpu *t)
 {
-	branch(t, LOCAL + 1);
-	branch(t, GLOBAL + 2);
-	branch(t, LARGE + 3);
+	branch(t, LOCAL + 0x10);
+	branch(t, GLOBAL + 0x20);
+	branch(t, LARGE + 0x30);
 }
 
 static void expect_branches(struct test_cpu *t, bool local, bool global, bool large)
 {
-	assert_int_equal(branches_to(t, LOCAL + 1), local);
-	assert_int_equal(branches_to(t, GLOBAL + 2), global);
-	assert_int_equal(branches_to(t, LARGE + 3), large);
+	assert_int_equal(branches_to(t, LOCAL + 0x10), local);
+	assert_int_equal(branches_to(t, GLOBAL + 0x20), global);
+	assert_int_equal(branches_to(t, LARGE + 0x30), large);
 }
 
 static void test_branches(void **state)
@@ -352,9 +352,9 @@ static void test_branches(void **state)
 	expect_branches(t, false, false, true);
 	load_cr3(t, 2, KEEP);
 	expect_branches(t, false, false, true);
-	branch(t, GLOBAL + 2);
+	branch(t, GLOBAL + 0x20);
 	load_cr3(t, 1, KEEP);
-	branch(t, GLOBAL + 2);
+	branch(t, GLOBAL + 0x20);
 	load_cr3(t, 2, KEEP);
 	/* A large page, though the entry that was used has long made room for another one's. */
 	for (unsigned access = 0; access < 3; access++)
@@ -393,13 +393,13 @@ static void test_branches_of_privileges(void **state)
 	branch_all(t);
 	test_protected(t, 64, 3);
 	expect_branches(t, false, false, false);
-	branch(t, LOCAL + 1);
+	branch(t, LOCAL + 0x10);
 	/* While alignment is checked there are none, and none can be made. */
 	t->cpu.s.cr0 |= X86_CR0_AM;
 	t->cpu.s.rflags |= X86_AC;
 	x86_cpu_refresh(&t->cpu);
 	expect_branches(t, false, false, false);
-	x86_branch_fill(&t->cpu, LOCAL + 1, code);
+	x86_branch_fill(&t->cpu, LOCAL + 0x10, code);
 	expect_branches(t, false, false, false);
 	load_cr3(t, 0, KEEP);
 	assert_ptr_equal(t->cpu.tlb_now, t->cpu.tlb_nothing);
