@@ -1,7 +1,6 @@
 """Disks under stock kernels: file systems, root file systems, full hosts, and the monitor killed in mid-write."""
 
 import os
-import pathlib
 import random
 import re
 import shutil
@@ -11,41 +10,15 @@ import time
 
 import pytest
 
-from lodge import BOOT_S, PROGRAM, PROMPT, dev, lodge
+from disks import LOAD, TOOLS, find_program, make_ext4, make_tools, module_files
+from lodge import BOOT_S, PROGRAM, PROMPT, lodge
 
-MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-           "virtio_blk"]
-LOAD = "for m in %s; do insmod /mod/$m.ko || echo BAD; done" % " ".join(MODULES)
-TOOLS = ["fio", "mke2fs", "e2fsck"]
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="session")
 def modules():
-    tree = dev("kernel", "cloud", "--modules")
-    done = subprocess.run(["find", tree, "-name", "virtio*.ko"], check=True, capture_output=True, text=True)
-    found = {path.rsplit("/", 1)[1]: path for path in done.stdout.split()}
-    return {"mod/%s.ko" % name: found["%s.ko" % name] for name in MODULES}
-
-
-def copy_program(path, root):
-    """Into a root, with the libraries that it wants."""
-    done = subprocess.run(["ldd", path], check=True, capture_output=True, text=True)
-    shutil.copy(path, root / "bin")
-    for name in re.findall(r"(/\S+\.so\S*)", done.stdout):
-        to = root / name.lstrip("/")
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if not to.exists():
-            shutil.copy(name, to)
-
-
-def find_program(name):
-    return shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
-
-
-def make_ext4(image, tree, size):
-    subprocess.run([find_program("mke2fs"), "-q", "-t", "ext4", "-d", tree, "-E", "root_owner=0:0", image,
-                    str(size // 1024)], check=True, stdout=subprocess.DEVNULL)
+    return module_files()
 
 
 @pytest.fixture(scope="session")
@@ -54,17 +27,7 @@ def tools(tmp_path_factory):
     missing = [name for name in TOOLS if not find_program(name)]
     if missing:
         pytest.skip("NOT CHECKED: disks in guests (no %s)" % ", ".join(missing))
-    folder = tmp_path_factory.mktemp("tools")
-    root = folder / "root"
-    for name in ("dev", "proc", "sys", "tmp", "bin"):
-        (root / name).mkdir(parents=True)
-    for name in TOOLS:
-        copy_program(find_program(name), root)
-    shutil.copy(find_program("busybox"), root / "bin" / "busybox")
-    os.symlink("busybox", root / "bin" / "sh")
-    make_ext4(folder / "tools.img", root, 200 * MIB)
-    shutil.rmtree(root)
-    return folder / "tools.img"
+    return make_tools(tmp_path_factory.mktemp("tools"))
 
 
 @pytest.fixture
