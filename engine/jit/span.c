@@ -216,7 +216,7 @@ static void add_access(struct walk *w, unsigned i, const struct access *a)
 			.align_left = (uint8_t)((uint64_t)a->base.offset & (a->align - 1u)),
 			.first = (uint16_t)i, .last = (uint16_t)i};
 	}
-	t->span_of[i] = (int8_t)n;
+	t->span_of[i] = (int16_t)n;
 	t->span_place[i] = a->base.offset;
 }
 
@@ -353,7 +353,7 @@ void jit_plan_spans(struct translation *t)
 
 	t->span_count = t->span_first = 0;
 	t->r11_span = -1;
-	memset(t->span_of, -1, t->count);
+	memset(t->span_of, -1, t->count * sizeof(t->span_of[0]));
 	if (!t->mode64 || t->count < 2 || (t->mode & JIT_MODE_PLAIN) || !t->v->options.spans)
 		return;
 	forget_all(&w);
@@ -444,7 +444,7 @@ bool jit_span_place(struct translation *t, unsigned i, struct place *ret_place)
 		look_up(t, i, s);
 	else if (t->r11_span != n)
 		emit_ctx(&t->e, MOV_LOAD, HR_11, slot_of(s));
-	t->r11_span = (int8_t)n;
+	t->r11_span = (int16_t)n;
 	*ret_place = (struct place){.base = HR_11, .index = HR_NONE, .disp = (int32_t)(t->span_place[i] - s->low)};
 	return true;
 }

@@ -79,9 +79,9 @@ struct translation {
 
 	struct span span[JIT_BLOCK_INSNS];
 	unsigned span_count, span_first; /* may still grow from span_first on */
-	int8_t span_of[JIT_BLOCK_INSNS]; /* of each instruction; -1: none */
+	int16_t span_of[JIT_BLOCK_INSNS]; /* of each instruction; -1: none */
 	int64_t span_place[JIT_BLOCK_INSNS]; /* where in it */
-	int8_t r11_span; /* whose address R11 holds; -1: nobody's */
+	int16_t r11_span; /* whose address R11 holds; -1: nobody's */
 	uint8_t fits[JIT_BLOCK_INSNS]; /* jit_native_fits(): 0 not asked yet, 1 yes, 2 no */
 
 	bool kept;      /* the flags that are live are in flags_kept, the host's are junk */
