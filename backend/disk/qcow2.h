@@ -188,7 +188,7 @@ int qcow2_header_rewrite(struct qcow2 *q, struct error *err);
 void qcow2_header_encode(const struct qcow2_header *header, uint8_t *bytes);
 uint64_t qcow2_l1_entries_for(const struct qcow2 *q, uint64_t size_bytes);
 
-/* qcow2_cache.c. Finding needs `lock` or `meta`, the rest `meta`. */
+/* qcow2_cache.c. Finding needs `lock`, the rest `meta`. */
 int qcow2_cache_init(struct qcow2_cache *cache, uint32_t entries, uint32_t max);
 void qcow2_cache_done(struct qcow2_cache *cache);
 int qcow2_cache_resize(struct qcow2_cache *cache, uint32_t entries); /* larger; `lock` too */
@@ -242,7 +242,7 @@ struct qcow2_place {
 	uint64_t host;	/* DATA: offset in the file; NOTHING, ZEROS: cluster kept for it, or 0 */
 	uint64_t entry;
 };
-/* `lock` or `meta` */
+/* `lock` */
 void qcow2_lookup(struct qcow2 *q, uint64_t offset, uint64_t bytes, struct qcow2_place *ret_place);
 /* `meta`: the L2 table is loaded if need be */
 int qcow2_lookup_load(

@@ -145,9 +145,13 @@ static int cache_make_room(struct qcow2 *q, struct qcow2_cache *cache)
 int qcow2_cache_get(struct qcow2 *q, struct qcow2_cache *cache, uint32_t index, uint64_t offset,
 	bool load, struct qcow2_table **ret_table)
 {
-	struct qcow2_table *table = qcow2_cache_find(cache, index);
+	struct qcow2_table *table;
 	int r = 0;
 
+	{
+		AUTO_LOCK(&q->lock);
+		table = qcow2_cache_find(cache, index);
+	}
 	if (table) {
 		*ret_table = table;
 		return 0;

@@ -384,7 +384,7 @@ static void test_random(void **state)
 static void test_full(void **state)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
-		for (unsigned at = 1; at < 40; at++) {
+		for (unsigned at = 1; at < rounds(40); at++) {
 			struct trial t;
 			int r = 0;
 
@@ -415,11 +415,103 @@ static void test_full(void **state)
 	}
 }
 
+#define WORKERS	    4u
+#define WORKER_STEP 1200u
+
+/* Several threads, each in sectors of its own, which lie in clusters that all share. */
+struct worker {
+	struct trial *trial;
+	pthread_t thread;
+	unsigned index;
+	uint64_t seed;
+};
+
+static uint64_t worker_place(struct worker *w, uint64_t *ret_bytes)
+{
+	uint64_t slot = KIB(2), slots = w->trial->size / slot / WORKERS;
+
+	*ret_bytes = slot;
+	return (disk_random(&w->seed) % slots * WORKERS + w->index) * slot;
+}
+
+static void worker_write(struct worker *w, uint64_t offset, uint64_t bytes)
+{
+	uint8_t *model = w->trial->model + offset;
+
+	for (uint64_t i = 0; i < bytes; i++)
+		model[i] = (uint8_t)disk_random(&w->seed);
+	write_fast(w->trial, offset, bytes);
+}
+
+static void worker_read(struct worker *w, uint64_t offset, uint64_t bytes)
+{
+	uint8_t buf[KIB(2)];
+
+	read_fast(w->trial, offset, bytes, buf);
+	MUST(memcmp(buf, w->trial->model + offset, bytes) == 0);
+}
+
+static void *worker_run(void *opaque)
+{
+	struct worker *w = opaque;
+
+	for (unsigned i = 0; i < WORKER_STEP; i++) {
+		uint64_t bytes, offset = worker_place(w, &bytes);
+
+		switch (disk_random(&w->seed) % 16) {
+		case 0:
+			memset(w->trial->model + offset, 0, bytes);
+			MUST(disk_zero(w->trial->disk, offset, bytes, disk_random(&w->seed) & 1) ==
+				0);
+			break;
+		case 1: do_flush(&(struct trial){.disk = w->trial->disk, .seed = w->seed}); break;
+		case 2: /* where nothing is: makes clusters free under others' I/O */
+			offset = w->trial->size + (w->index << w->trial->shape.cluster_bits);
+			bytes = 1ull << w->trial->shape.cluster_bits;
+			MUST(disk_write(w->trial->disk, w->trial->base, MIN(bytes, KIB(300)),
+				     offset) == 0);
+			MUST(disk_discard(w->trial->disk, offset, bytes) == 0);
+			break;
+		case 3:
+		case 4:
+		case 5:
+		case 6:
+		case 7: worker_read(w, offset, bytes); break;
+		default: worker_write(w, offset, bytes); break;
+		}
+	}
+	return NULL;
+}
+
+static void test_threads(void **state)
+{
+	static const struct rig_shape few[] = {{9, 4, 3, false, false}, {12, 4, 3, true, false},
+		{14, 4, 2, false, false}, {16, 4, 3, false, false}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(few); i++) {
+		struct worker worker[WORKERS];
+		struct error err = {0};
+		struct trial t;
+
+		trial_init(&t, few[i], i & 1, i + 99);
+		MUST(disk_resize(t.disk, t.size + MIB(1), &err) == 0);
+		for (unsigned n = 0; n < WORKERS; n++) {
+			worker[n] = (struct worker){&t, .index = n, .seed = 77 * n + i + 1};
+			MUST(pthread_create(&worker[n].thread, NULL, worker_run, &worker[n]) == 0);
+		}
+		for (unsigned n = 0; n < WORKERS; n++)
+			pthread_join(worker[n].thread, NULL);
+		MUST(disk_resize(t.disk, t.size, &err) == 0);
+		trial_done(&t);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random),
 		cmocka_unit_test(test_full),
+		cmocka_unit_test(test_threads),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
