@@ -2,6 +2,7 @@
 
 The image is kept in ~/.cache/lodge/test-images and built anew when what makes it changes."""
 
+import base64
 import hashlib
 import json
 import os
@@ -269,7 +270,7 @@ def test_the_clock_does_not_drift(guest):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         threading.Thread(target=serve_time, args=(listener,), daemon=True).start()
-        machine.check("cat >ask.py <<'END'\n%s\nEND" % ASK.strip())
+        machine.check("echo %s | base64 -d >ask.py" % base64.b64encode(ASK.encode()).decode())
 
         def offset_ns():
             words = machine.check("python3 ask.py %d" % listener.getsockname()[1], 120).split()
