@@ -380,9 +380,7 @@ static bool make_calls(struct loop *loop)
 		fn(opaque);
 		pthread_mutex_lock(&loop->lock);
 	}
-	/* Left over: posted meanwhile, by calls too. Sources come first. */
-	if (loop->calls.first)
-		eventfd_write(loop->wake_fd, 1);
+	/* What was posted meanwhile, by calls too, comes after the sources that are ready: see has_calls(). */
 	pthread_mutex_unlock(&loop->lock);
 	return stopping;
 }
