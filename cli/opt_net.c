@@ -20,17 +20,17 @@ static const struct {
 	enum network_kind kind;
 	const char *wants; /* what its name is; NULL: it has none */
 } kinds[] = {
-	{ "user", NETWORK_USER, NULL },
-	{ "tap", NETWORK_TAP, "a tap device" },
-	{ "bridge", NETWORK_BRIDGE, "a bridge" },
-	{ "passt", NETWORK_PASST, NULL },
-	{ "switch", NETWORK_SWITCH, "a switch" },
+	{"user", NETWORK_USER, NULL},
+	{"tap", NETWORK_TAP, "a tap device"},
+	{"bridge", NETWORK_BRIDGE, "a bridge"},
+	{"passt", NETWORK_PASST, NULL},
+	{"switch", NETWORK_SWITCH, "a switch"},
 };
 
 /* The text up to the next `end`; *text goes behind that. False: too long. */
 static bool next_piece(const char **text, char end, char piece[PIECE_MAX])
 {
-	size_t length = strcspn(*text, (const char[]){ end, 0 });
+	size_t length = strcspn(*text, (const char[]){end, 0});
 
 	if (length >= PIECE_MAX)
 		return false;
@@ -42,7 +42,8 @@ static bool next_piece(const char **text, char end, char piece[PIECE_MAX])
 
 /* ---- --net ---- */
 
-static int set_name(struct network_spec *network, const char *wants, const char *name, struct error *err)
+static int set_name(
+	struct network_spec *network, const char *wants, const char *name, struct error *err)
 {
 	bool is_switch = network->kind == NETWORK_SWITCH;
 
@@ -65,12 +66,16 @@ static int set_kind(struct vmm_net *net, char *piece, struct error *err)
 		if (strcmp(piece, kinds[i].name))
 			continue;
 		if (name && !kinds[i].wants)
-			return error_set(err, EINVAL, "--net %s has no name: leave out the '='", piece);
+			return error_set(
+				err, EINVAL, "--net %s has no name: leave out the '='", piece);
 		net->network.kind = kinds[i].kind;
-		return kinds[i].wants ? set_name(&net->network, kinds[i].wants, name ? name : "", err) : 0;
+		return kinds[i].wants
+			       ? set_name(&net->network, kinds[i].wants, name ? name : "", err)
+			       : 0;
 	}
 	return error_set(err, EINVAL,
-		"no network '%s': there are user, tap=NAME, bridge=NAME, passt, switch=NAME and none", piece);
+		"no network '%s': there are user, tap=NAME, bridge=NAME, passt, switch=NAME and none",
+		piece);
 }
 
 static int set_mac(struct vmm_net *net, const char *text, struct error *err)
@@ -78,16 +83,16 @@ static int set_mac(struct vmm_net *net, const char *text, struct error *err)
 	unsigned byte[6];
 	char rest;
 
-	if (strlen(text) != 17 ||
-		sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &byte[0], &byte[1], &byte[2], &byte[3],
-			&byte[4], &byte[5], &rest) != 6)
-		return error_set(err, EINVAL, "'%s' is no MAC address: give one such as 52:54:00:12:34:56",
-			text);
+	if (strlen(text) != 17 || sscanf(text, "%2x:%2x:%2x:%2x:%2x:%2x%c", &byte[0], &byte[1],
+					  &byte[2], &byte[3], &byte[4], &byte[5], &rest) != 6)
+		return error_set(err, EINVAL,
+			"'%s' is no MAC address: give one such as 52:54:00:12:34:56", text);
 	unsigned any = 0;
 	for (unsigned i = 0; i < 6; i++)
 		any |= net->mac[i] = (uint8_t)byte[i];
 	if (net->mac[0] & 1 || !any)
-		return error_set(err, EINVAL, "'%s' is no card's MAC address: its first byte must be even", text);
+		return error_set(err, EINVAL,
+			"'%s' is no card's MAC address: its first byte must be even", text);
 	net->mac_given = true;
 	return 0;
 }
@@ -97,13 +102,14 @@ static int set_number(const char *what, const char *text, uint64_t min, uint64_t
 {
 	if (cli_parse_number(text, min, max, ret) == 0)
 		return 0;
-	return error_set(err, EINVAL, "--net %s=%s: give %u to %u", what, text, (unsigned)min, (unsigned)max);
+	return error_set(err, EINVAL, "--net %s=%s: give %u to %u", what, text, (unsigned)min,
+		(unsigned)max);
 }
 
 static int set_flag(struct vmm_net *net, const char *name, struct error *err)
 {
-	static const char *const names[] = { "isolated", "no-host", "no-ipv6" };
-	bool *flags[] = { &net->network.isolated, &net->network.no_host, &net->network.no_ipv6 };
+	static const char *const names[] = {"isolated", "no-host", "no-ipv6"};
+	bool *flags[] = {&net->network.isolated, &net->network.no_host, &net->network.no_ipv6};
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		if (strcmp(name, names[i]))
@@ -146,7 +152,7 @@ static int set_detail(struct vmm_net *net, char *piece, struct error *err)
 
 int opt_net_add(struct opt_net *o, const char *value, struct error *err)
 {
-	struct vmm_net net = { 0 };
+	struct vmm_net net = {0};
 	char piece[PIECE_MAX];
 
 	if (strcmp(value, "none") == 0) {
@@ -157,7 +163,8 @@ int opt_net_add(struct opt_net *o, const char *value, struct error *err)
 		return error_set(err, EINVAL, "more than %d --net", VMM_NETS_MAX);
 	for (bool first = true; first || *value; first = false) {
 		if (!next_piece(&value, ',', piece))
-			return error_set(err, EINVAL, "--net has too long a word in '%.40s...'", value);
+			return error_set(
+				err, EINVAL, "--net has too long a word in '%.40s...'", value);
 		int status = first ? set_kind(&net, piece, err) : set_detail(&net, piece, err);
 		if (status < 0)
 			return status;
@@ -174,15 +181,15 @@ static int parse_port(const char *text, const char *all, uint16_t *ret_port, str
 
 	if (cli_parse_number(text, 1, 65535, &number) < 0)
 		return error_set(err, EINVAL,
-			"--forward '%s': '%s' is no port; give [udp:][ADDRESS:]PORT:GUESTPORT, such as 8080:80", all,
-			text);
+			"--forward '%s': '%s' is no port; give [udp:][ADDRESS:]PORT:GUESTPORT, such as 8080:80",
+			all, text);
 	*ret_port = (uint16_t)number;
 	return 0;
 }
 
 int opt_net_forward(struct opt_net *o, const char *value, struct error *err)
 {
-	struct network_forward f = { .host.s_addr = htonl(INADDR_LOOPBACK) };
+	struct network_forward f = {.host.s_addr = htonl(INADDR_LOOPBACK)};
 	const char *all = value, *colon = strchr(value, ':');
 	char piece[PIECE_MAX];
 
@@ -196,9 +203,11 @@ int opt_net_forward(struct opt_net *o, const char *value, struct error *err)
 	/* Two colons: an address comes first. */
 	if (colon && strchr(colon + 1, ':')) {
 		if (!next_piece(&value, ':', piece) ||
-			(strcmp(piece, "*") ? inet_pton(AF_INET, piece, &f.host) != 1 : (f.host.s_addr = 0)))
+			(strcmp(piece, "*") ? inet_pton(AF_INET, piece, &f.host) != 1
+					    : (f.host.s_addr = 0)))
 			return error_set(err, EINVAL,
-				"--forward '%s': '%s' is no IPv4 address of this host (* stands for all)", all, piece);
+				"--forward '%s': '%s' is no IPv4 address of this host (* stands for all)",
+				all, piece);
 	}
 	if (!next_piece(&value, ':', piece))
 		piece[0] = 0;

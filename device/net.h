@@ -17,7 +17,8 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define NET_FRAME_MAX (65536 + 18) /* of a frame with segmentation left to do; the header not counted */
+#define NET_FRAME_MAX \
+	(65536 + 18) /* of a frame with segmentation left to do; the header not counted */
 
 struct net_offload {
 	uint8_t flags;	  /* VIRTIO_NET_HDR_F_* */
@@ -27,7 +28,8 @@ struct net_offload {
 };
 
 enum { /* net_offload.flags and .gso_type */
-	NET_NEEDS_CSUM = 1, /* sum up from csum_start to the frame's end, store at csum_start + csum_offset */
+	NET_NEEDS_CSUM =
+		1, /* sum up from csum_start to the frame's end, store at csum_start + csum_offset */
 	NET_DATA_VALID = 2, /* its checksums were found right */
 	NET_GSO_NONE = 0,
 	NET_GSO_TCP4 = 1,
@@ -38,9 +40,9 @@ enum { /* net_offload.flags and .gso_type */
 
 #define NET_HEADER_BYTES 12 /* of struct net_offload on the wire */
 
-enum net_feature { /* what a side can take in the frames that it is given */
-	NET_CSUM = 1,  /* checksums left to do */
-	NET_TSO4 = 2,  /* TCP segments larger than the MTU */
+enum net_feature {    /* what a side can take in the frames that it is given */
+	NET_CSUM = 1, /* checksums left to do */
+	NET_TSO4 = 2, /* TCP segments larger than the MTU */
 	NET_TSO6 = 4,
 	NET_USO = 8,
 };

@@ -39,27 +39,27 @@ struct network_forward { /* a port of the host is a port of the guest's */
 struct network_spec {
 	enum network_kind kind;
 	char name[NETWORK_NAME_MAX];
-	uint16_t mtu; /* 0: the network's own */
-	bool isolated;	/* USER: nothing leaves but answers to forwards */
-	bool no_host;	/* USER: this host's loopback can't be reached */
-	bool no_ipv6;	/* USER */
+	uint16_t mtu;  /* 0: the network's own */
+	bool isolated; /* USER: nothing leaves but answers to forwards */
+	bool no_host;  /* USER: this host's loopback can't be reached */
+	bool no_ipv6;  /* USER */
 	unsigned forward_count;
 	struct network_forward forward[NETWORK_FORWARDS_MAX];
 };
 
 /* Errors: with a line for people that says what to do. */
-MUST_CHECK int network_open(
-	const struct network_spec *spec, struct loop *loop, struct net **ret_net, struct error *err);
+MUST_CHECK int network_open(const struct network_spec *spec, struct loop *loop,
+	struct net **ret_net, struct error *err);
 
 /* The same, by kind. */
-MUST_CHECK int user_open(
-	const struct network_spec *spec, struct loop *loop, struct net **ret_net, struct error *err);
-MUST_CHECK int tap_open(
-	const struct network_spec *spec, struct loop *loop, struct net **ret_net, struct error *err);
-MUST_CHECK int passt_open(
-	const struct network_spec *spec, struct loop *loop, struct net **ret_net, struct error *err);
-MUST_CHECK int switch_open(
-	const struct network_spec *spec, struct loop *loop, struct net **ret_net, struct error *err);
+MUST_CHECK int user_open(const struct network_spec *spec, struct loop *loop, struct net **ret_net,
+	struct error *err);
+MUST_CHECK int tap_open(const struct network_spec *spec, struct loop *loop, struct net **ret_net,
+	struct error *err);
+MUST_CHECK int passt_open(const struct network_spec *spec, struct loop *loop, struct net **ret_net,
+	struct error *err);
+MUST_CHECK int switch_open(const struct network_spec *spec, struct loop *loop, struct net **ret_net,
+	struct error *err);
 
 /* May it be the name of a switch: letters, digits, '-', '_' and '.', not first a '.'? */
 bool switch_name_valid(const char *name);

@@ -87,8 +87,7 @@ static bool layout_ipv6(const uint8_t *frame, size_t bytes, bool large, struct f
 	return false;
 }
 
-bool offload_layout(
-	const uint8_t *frame, size_t bytes, bool large, struct frame_layout *ret_layout)
+bool offload_layout(const uint8_t *frame, size_t bytes, bool large, struct frame_layout *ret_layout)
 {
 	struct frame_layout l = {0};
 	uint16_t type;
@@ -247,8 +246,8 @@ bool offload_make_whole(uint8_t *frame, size_t bytes, const struct frame_layout 
 /* ---- cutting ---- */
 
 /* The headers of the segment that begins at `done` of the payload. */
-static void head_of_segment(uint8_t *segment, const struct frame_layout *l, uint32_t done,
-	unsigned index, bool last)
+static void head_of_segment(
+	uint8_t *segment, const struct frame_layout *l, uint32_t done, unsigned index, bool last)
 {
 	uint8_t *ip = segment + l->ip, *tcp = segment + l->transport;
 
@@ -258,7 +257,7 @@ static void head_of_segment(uint8_t *segment, const struct frame_layout *l, uint
 		return;
 	store_be32(tcp + 4, load_be32(tcp + 4) + done);
 	if (!last)
-		tcp[13] &= (uint8_t)~(TCP_FIN | TCP_PSH);
+		tcp[13] &= (uint8_t) ~(TCP_FIN | TCP_PSH);
 	if (index)
 		tcp[13] &= (uint8_t)~TCP_CWR;
 }
@@ -350,8 +349,8 @@ static void give_complete(void *opaque, uint8_t *frame, size_t bytes)
 	c->give(c->opaque, &(struct net_offload){0}, frame, bytes);
 }
 
-void offload_complete(unsigned takes, const struct net_offload *offload, uint8_t *frame, size_t bytes,
-	uint8_t *room, offload_give *give, void *opaque)
+void offload_complete(unsigned takes, const struct net_offload *offload, uint8_t *frame,
+	size_t bytes, uint8_t *room, offload_give *give, void *opaque)
 {
 	struct completion c = {give, opaque};
 
@@ -395,7 +394,7 @@ static void update_sum(uint8_t *sum, uint16_t before, uint16_t after)
 
 	memcpy(&old, sum, 2);
 	store_raw16(sum, (uint16_t)~offload_fold((uint64_t)(uint16_t)~old +
-				   (uint16_t)~htobe16(before) + htobe16(after)));
+						 (uint16_t)~htobe16(before) + htobe16(after)));
 }
 
 bool offload_raise_mss(uint8_t *frame, size_t bytes, bool partial, uint16_t from, uint16_t to)

@@ -65,9 +65,10 @@ bool offload_fragment(const uint8_t *frame, size_t bytes, unsigned mtu, uint8_t 
 
 /* A frame for somebody who takes `takes` (enum net_feature): `emit` gets it as it is, or in as many frames as are
  * complete enough. The frame is changed. `room`: OFFLOAD_FRAME_MAX bytes. What can't be cut is dropped. */
-typedef void offload_give(void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes);
-void offload_complete(unsigned takes, const struct net_offload *offload, uint8_t *frame, size_t bytes,
-	uint8_t *room, offload_give *give, void *opaque);
+typedef void offload_give(
+	void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes);
+void offload_complete(unsigned takes, const struct net_offload *offload, uint8_t *frame,
+	size_t bytes, uint8_t *room, offload_give *give, void *opaque);
 
 /* A frame of a guest's for a network that knows no offloads but large frames: completed, TCP work as few packets
  * of up to `most` bytes (of IP), UDP work as its datagrams. The frame is changed; `room` as above. */

@@ -111,8 +111,8 @@ static bool take_frames(struct passt *p)
 
 static void passt_readable(struct passt *p)
 {
-	ssize_t size = recv(p->fd, p->input + p->input_bytes, sizeof(p->input) - p->input_bytes,
-		MSG_DONTWAIT);
+	ssize_t size = recv(
+		p->fd, p->input + p->input_bytes, sizeof(p->input) - p->input_bytes, MSG_DONTWAIT);
 
 	if (size < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
@@ -270,7 +270,8 @@ static void add_argument(struct arguments *a, const char *option, const char *va
 	a->list[a->count] = NULL;
 }
 
-static void make_arguments(struct arguments *a, const struct passt *p, const struct network_spec *spec)
+static void make_arguments(
+	struct arguments *a, const struct passt *p, const struct network_spec *spec)
 {
 	char address[INET_ADDRSTRLEN];
 
@@ -284,7 +285,8 @@ static void make_arguments(struct arguments *a, const struct passt *p, const str
 	for (unsigned i = 0; i < spec->forward_count; i++) {
 		const struct network_forward *f = &spec->forward[i];
 		inet_ntop(AF_INET, &f->host, address, sizeof(address));
-		snprintf(a->forward[i], FORWARD_TEXT, "%s/%u:%u", address, f->host_port, f->guest_port);
+		snprintf(a->forward[i], FORWARD_TEXT, "%s/%u:%u", address, f->host_port,
+			f->guest_port);
 		add_argument(a, f->udp ? "-u" : "-t", a->forward[i]);
 	}
 }

@@ -41,16 +41,16 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
-#define PEERS_MAX	 1024
-#define STATIONS	 1024 /* places in the table of who is where */
-#define STATION_LIFE_NS	 (300 * NS_PER_SEC)
-#define PEER_LIMIT	 MIB(4) /* that wait for one socket */
-#define WAITING_LIMIT	 MIB(4) /* that wait for the guest's buffers */
-#define BATCH		 64	/* frames, then others have their turn */
-#define SOCKET_BYTES	 MIB(1) /* asked for; the system gives less */
-#define PARTS_MAX	 256	/* a frame in more pieces is copied first */
-#define JOIN_TRIES	 5
-#define NAME_BYTES	 16 /* of a port: its number in hexadecimal */
+#define PEERS_MAX	1024
+#define STATIONS	1024 /* places in the table of who is where */
+#define STATION_LIFE_NS (300 * NS_PER_SEC)
+#define PEER_LIMIT	MIB(4) /* that wait for one socket */
+#define WAITING_LIMIT	MIB(4) /* that wait for the guest's buffers */
+#define BATCH		64     /* frames, then others have their turn */
+#define SOCKET_BYTES	MIB(1) /* asked for; the system gives less */
+#define PARTS_MAX	256    /* a frame in more pieces is copied first */
+#define JOIN_TRIES	5
+#define NAME_BYTES	16 /* of a port: its number in hexadecimal */
 
 struct switch_peer {
 	struct switch_net *in;
@@ -357,8 +357,8 @@ static void peer_writable(void *opaque, uint32_t events)
 		(void)!loop_change(peer->source, 0);
 }
 
-static void switch_send(struct net *net, const struct net_offload *offload,
-	const struct iovec *iov, unsigned iov_count)
+static void switch_send(struct net *net, const struct net_offload *offload, const struct iovec *iov,
+	unsigned iov_count)
 {
 	struct switch_net *s = switch_of(net);
 	struct net_offload said = *offload;
@@ -431,7 +431,8 @@ static void switch_readable(void *opaque, uint32_t events)
 	struct switch_net *s = opaque;
 
 	for (unsigned i = 0; i < BATCH && !s->waiting.first; i++) {
-		ssize_t size = recv(s->fd, s->datagram, sizeof(s->datagram), MSG_DONTWAIT | MSG_TRUNC);
+		ssize_t size =
+			recv(s->fd, s->datagram, sizeof(s->datagram), MSG_DONTWAIT | MSG_TRUNC);
 		if (size < 0)
 			break;
 		if ((size_t)size <= sizeof(s->datagram))
@@ -527,7 +528,8 @@ static int make_private(const char *path, struct error *err)
 	if (mkdir(path, 0700) < 0 && errno != EEXIST)
 		return error_set_errno(err, errno, "can't make directory %s for the switch", path);
 	if (lstat(path, &st) < 0)
-		return error_set_errno(err, errno, "can't look at directory %s of the switch", path);
+		return error_set_errno(
+			err, errno, "can't look at directory %s of the switch", path);
 	if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077)
 		return error_set(err, EPERM,
 			"%s must be a directory of yours that nobody else may enter (chmod 700): the switch's "
@@ -584,9 +586,8 @@ static int try_to_join(struct switch_net *s)
 		return -errno;
 	s->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
 	/* Watched before the scan: who comes in between is seen twice, and nobody never. */
-	if (s->inotify_fd < 0 ||
-		inotify_add_watch(s->inotify_fd, s->directory,
-			IN_MOVED_TO | IN_DELETE | IN_ONLYDIR) < 0)
+	if (s->inotify_fd < 0 || inotify_add_watch(s->inotify_fd, s->directory,
+					 IN_MOVED_TO | IN_DELETE | IN_ONLYDIR) < 0)
 		return -errno;
 	return make_port(s);
 }
@@ -616,13 +617,15 @@ static int join(struct switch_net *s, const char *name, struct error *err)
 	}
 	if (status == -ENAMETOOLONG)
 		return error_set(err, ENAMETOOLONG,
-			"the directory of switch %s has too long a name for sockets: %s", name, s->directory);
+			"the directory of switch %s has too long a name for sockets: %s", name,
+			s->directory);
 	if (status < 0)
-		return error_set_errno(err, -status, "can't join switch %s in %s", name, s->directory);
+		return error_set_errno(
+			err, -status, "can't join switch %s in %s", name, s->directory);
 	status = loop_add(s->loop, s->fd, 0, switch_readable, s, &s->source);
 	if (status == 0)
-		status = loop_add(s->loop, s->inotify_fd, EPOLLIN, directory_changed, s,
-			&s->inotify_source);
+		status = loop_add(
+			s->loop, s->inotify_fd, EPOLLIN, directory_changed, s, &s->inotify_source);
 	if (status < 0)
 		return error_set_errno(err, -status, "can't wait for switch %s", name);
 	scan(s);

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define SWITCH_MAGIC	    0x3157534cu /* "LSW1" */
-#define SWITCH_HEADER_BYTES 24		/* u32 magic, u64 sender's port, net_offload; little endian */
+#define SWITCH_HEADER_BYTES 24 /* u32 magic, u64 sender's port, net_offload; little endian */
 
 struct switch_net;
 

@@ -129,8 +129,7 @@ static void tap_send(struct net *net, const struct net_offload *offload, const s
 
 	all[0] = (struct iovec){header, sizeof(header)};
 	if (iov_count > PARTS_MAX) {
-		size_t bytes =
-			offload_gather(tap->frame, OFFLOAD_FRAME_MAX, iov, iov_count, 0);
+		size_t bytes = offload_gather(tap->frame, OFFLOAD_FRAME_MAX, iov, iov_count, 0);
 		all[1] = (struct iovec){tap->frame, bytes};
 		iov_count = 1;
 	} else {
@@ -248,7 +247,8 @@ static int put_on_bridge(
 }
 
 /* Up, with its MTU looked up or set. */
-static int prepare(struct tap *tap, const struct network_spec *spec, const char *name, struct error *err)
+static int prepare(
+	struct tap *tap, const struct network_spec *spec, const char *name, struct error *err)
 {
 	AUTO_CLOSE int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	struct ifreq request = {0};
@@ -264,7 +264,8 @@ static int prepare(struct tap *tap, const struct network_spec *spec, const char 
 	if (spec->mtu) {
 		request.ifr_mtu = spec->mtu;
 		if (ioctl(fd, SIOCSIFMTU, &request) < 0)
-			return error_set_errno(err, errno, "can't set the MTU of tap %s to %u", name, spec->mtu);
+			return error_set_errno(
+				err, errno, "can't set the MTU of tap %s to %u", name, spec->mtu);
 	}
 	if (ioctl(fd, SIOCGIFMTU, &request) == 0)
 		tap->mtu = (uint16_t)MIN(MAX(request.ifr_mtu, NETWORK_MTU_MIN), NETWORK_MTU_MAX);
@@ -274,7 +275,8 @@ static int prepare(struct tap *tap, const struct network_spec *spec, const char 
 		return 0;
 	request.ifr_flags |= IFF_UP;
 	if (ioctl(fd, SIOCSIFFLAGS, &request) < 0)
-		return error_set(err, errno, "tap %s is down: an administrator can start it with ip link set %s up",
+		return error_set(err, errno,
+			"tap %s is down: an administrator can start it with ip link set %s up",
 			name, name);
 	return 0;
 }
@@ -291,7 +293,8 @@ static int open_device(struct tap *tap, const struct network_spec *spec, struct 
 	snprintf(request.ifr_name, sizeof(request.ifr_name), "%.15s",
 		spec->kind == NETWORK_BRIDGE ? "lodge%d" : spec->name);
 	int status = set_interface(tap->fd, &request);
-	return status < 0 ? refuse_tap(spec, -status, err) : prepare(tap, spec, request.ifr_name, err);
+	return status < 0 ? refuse_tap(spec, -status, err)
+			  : prepare(tap, spec, request.ifr_name, err);
 }
 
 int tap_open(

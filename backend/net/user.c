@@ -60,11 +60,11 @@ struct user {
 	struct loop_call call;
 	struct poll_slot *slot; /* what libslirp wants, in its order */
 	unsigned slots, slot_capacity;
-	struct watched {	   /* by file descriptor */
-		uint32_t armed;	   /* events in the epoll set; 0: not in it */
-		unsigned slot;	   /* valid in this round if `round` is the current one */
+	struct watched {	/* by file descriptor */
+		uint32_t armed; /* events in the epoll set; 0: not in it */
+		unsigned slot;	/* valid in this round if `round` is the current one */
 		uint64_t round;
-	} *watched;
+	} * watched;
 	unsigned watched_count;
 	uint64_t round;
 
@@ -142,7 +142,8 @@ static ssize_t slirp_sends(const void *bytes, size_t size, void *opaque)
 	memcpy(head, frame, head_bytes);
 	if (takes_tcp(user, ipv6))
 		(void)offload_bundle(head, head_bytes, size, guest_mss(user, ipv6), &offload);
-	struct iovec iov[2] = {{head, head_bytes}, {(uint8_t *)frame + head_bytes, size - head_bytes}};
+	struct iovec iov[2] = {
+		{head, head_bytes}, {(uint8_t *)frame + head_bytes, size - head_bytes}};
 	frame_queue_receive(&user->waiting, &user->peer, &offload, iov, 2);
 	return (ssize_t)size;
 }
@@ -407,7 +408,8 @@ static void slirp_timer_free(void *timer, void *opaque)
 
 static void slirp_timer_set(void *timer, int64_t expire_ms, void *opaque)
 {
-	loop_timer_arm(((struct user_timer *)timer)->timer, (uint64_t)MAX(expire_ms, 0) * NS_PER_MS);
+	loop_timer_arm(
+		((struct user_timer *)timer)->timer, (uint64_t)MAX(expire_ms, 0) * NS_PER_MS);
 }
 
 static void slirp_notifies(void *opaque)
@@ -492,20 +494,22 @@ static int refuse_forward(const struct network_forward *forward, int code, struc
 	const char *kind = forward->udp ? "UDP port" : "port";
 	char owner[128];
 
-	if (code == EADDRINUSE && port_owner(forward->udp, forward->host_port, owner, sizeof(owner)))
-		return error_set(err, code, "%s %u of this host is taken by %s: forward another", kind,
-			forward->host_port, owner);
+	if (code == EADDRINUSE &&
+		port_owner(forward->udp, forward->host_port, owner, sizeof(owner)))
+		return error_set(err, code, "%s %u of this host is taken by %s: forward another",
+			kind, forward->host_port, owner);
 	if (code == EADDRINUSE)
 		return error_set(err, code, "%s %u of this host is taken: forward another", kind,
 			forward->host_port);
 	if (code == EACCES || code == EPERM)
-		return error_set(err, code, "%s %u of this host is for root only: forward one from 1024 on",
-			kind, forward->host_port);
+		return error_set(err, code,
+			"%s %u of this host is for root only: forward one from 1024 on", kind,
+			forward->host_port);
 	if (code == EADDRNOTAVAIL)
-		return error_set(err, code, "%s is no address of this host",
-			inet_ntoa(forward->host));
-	return error_set_errno(err, code, "can't forward %s %u of this host", kind,
-		forward->host_port);
+		return error_set(
+			err, code, "%s is no address of this host", inet_ntoa(forward->host));
+	return error_set_errno(
+		err, code, "can't forward %s %u of this host", kind, forward->host_port);
 }
 
 static int add_forwards(struct user *user, const struct network_spec *spec, struct error *err)

@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TX_BATCH       64	  /* chains, then others have their turn */
+#define TX_BATCH       64 /* chains, then others have their turn */
 #define TX_BATCH_BYTES MIB(1)
 
 #define ETHERTYPE_IPV4 0x0800
@@ -75,10 +75,10 @@ static void card_config_read(void *opaque, unsigned offset, void *bytes, unsigne
 }
 
 /* The calls to the network that it may answer at once. */
-#define BELOW_NETWORK(card, call)       \
-	do {                            \
-		(card)->in_card = true; \
-		call;                   \
+#define BELOW_NETWORK(card, call)        \
+	do {                             \
+		(card)->in_card = true;  \
+		call;                    \
 		(card)->in_card = false; \
 	} while (0)
 
@@ -91,8 +91,9 @@ static pthread_mutex_t *lock_card(const struct virtio_net *card)
 	return card->lock;
 }
 
-#define AUTO_CARD(card) \
-	CLEANUP(cleanup_unlock) pthread_mutex_t *auto_card_ __attribute__((unused)) = lock_card(card)
+#define AUTO_CARD(card)         \
+	CLEANUP(cleanup_unlock) \
+	pthread_mutex_t *auto_card_ __attribute__((unused)) = lock_card(card)
 
 /* ---- flows: a reply goes to the pair that sent (5.1.6.5.6.1) ---- */
 
@@ -121,7 +122,8 @@ static unsigned flow_of(const uint8_t *head, size_t head_bytes)
 /* ---- to the network ---- */
 
 /* What was negotiated bounds what a frame may ask for; a driver that asks for more loses the frame. */
-static bool sendable(const struct virtio_net *card, const struct net_offload *offload, uint64_t bytes)
+static bool sendable(
+	const struct virtio_net *card, const struct net_offload *offload, uint64_t bytes)
 {
 	unsigned needs = net_offload_needs(offload), may = 0;
 

@@ -24,8 +24,9 @@ struct virtio_device;
 struct virtio_net;
 
 struct virtio_net_config {
-	const struct virtio_config *wiring; /* all but ops and device; the loop is the network's too */
-	struct net *net;		    /* stays the caller's, and outlives the card */
+	const struct virtio_config
+		*wiring; /* all but ops and device; the loop is the network's too */
+	struct net *net; /* stays the caller's, and outlives the card */
 	uint8_t mac[6];
 	unsigned queue_pairs; /* 1 to VIRTIO_NET_PAIRS_MAX */
 	uint16_t mtu;	      /* 0: the network's */

@@ -14,8 +14,14 @@
 #define CTRL_OK	 0
 #define CTRL_ERR 1
 
-enum { CLASS_RX = 0, CLASS_MAC = 1, CLASS_VLAN = 2, CLASS_ANNOUNCE = 3, CLASS_MQ = 4,
-	CLASS_OFFLOADS = 5 };
+enum {
+	CLASS_RX = 0,
+	CLASS_MAC = 1,
+	CLASS_VLAN = 2,
+	CLASS_ANNOUNCE = 3,
+	CLASS_MQ = 4,
+	CLASS_OFFLOADS = 5
+};
 enum { RX_PROMISC, RX_ALLMULTI, RX_ALLUNI, RX_NOMULTI, RX_NOUNI, RX_NOBCAST };
 enum { MAC_TABLE_SET, MAC_ADDR_SET };
 enum { VLAN_ADD, VLAN_DEL };
@@ -67,9 +73,9 @@ bool net_filter_pass(const struct virtio_net *card, const uint8_t *head, size_t 
 	if (head[0] & 1)
 		return !f->no_multicast && (f->all_multicast || f->multicast_overflow ||
 						   listed(f->multicast, f->multicasts, head));
-	return !f->no_unicast && (f->all_unicast || f->unicast_overflow ||
-					 memcmp(head, card->mac, 6) == 0 ||
-					 listed(f->unicast, f->unicasts, head));
+	return !f->no_unicast &&
+	       (f->all_unicast || f->unicast_overflow || memcmp(head, card->mac, 6) == 0 ||
+		       listed(f->unicast, f->unicasts, head));
 }
 
 /* ---- commands; the data of one begin behind class and command ---- */

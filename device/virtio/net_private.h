@@ -36,16 +36,16 @@
 #define NET_F_HOST_USO		  (1ull << 56)
 
 /* What CTRL_GUEST_OFFLOADS may turn on and off. */
-#define NET_GUEST_OFFLOADS                                                               \
-	(NET_F_GUEST_CSUM | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN |      \
+#define NET_GUEST_OFFLOADS                                                          \
+	(NET_F_GUEST_CSUM | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN | \
 		NET_F_GUEST_USO4 | NET_F_GUEST_USO6)
 
-#define NET_QUEUE_SIZE	  256
-#define NET_CHAINS_MAX	  128 /* receive buffers under one frame */
-#define NET_FLOWS	  256 /* places of the steering table */
-#define NET_FILTER_MACS	  64
-#define NET_HEAD_BYTES	  64 /* of a frame, looked at for its flow */
-#define NET_CONFIG_BYTES  12
+#define NET_QUEUE_SIZE	 256
+#define NET_CHAINS_MAX	 128 /* receive buffers under one frame */
+#define NET_FLOWS	 256 /* places of the steering table */
+#define NET_FILTER_MACS	 64
+#define NET_HEAD_BYTES	 64 /* of a frame, looked at for its flow */
+#define NET_CONFIG_BYTES 12
 
 #define NET_STATUS_LINK_UP  1
 #define NET_STATUS_ANNOUNCE 2

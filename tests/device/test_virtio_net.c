@@ -12,8 +12,8 @@
 #define FRAMES 64
 #define ALL_TX (NET_F_CSUM | NET_F_HOST_TSO4 | NET_F_HOST_TSO6 | NET_F_HOST_ECN | NET_F_HOST_USO)
 #define ALL_RX (NET_F_GUEST_CSUM | NET_F_GUEST_TSO4 | NET_F_GUEST_TSO6 | NET_F_GUEST_ECN)
-#define CTRL                                                                            \
-	(NET_F_CTRL_VQ | NET_F_CTRL_RX | NET_F_CTRL_RX_EXTRA | NET_F_CTRL_VLAN |        \
+#define CTRL                                                                     \
+	(NET_F_CTRL_VQ | NET_F_CTRL_RX | NET_F_CTRL_RX_EXTRA | NET_F_CTRL_VLAN | \
 		NET_F_CTRL_MAC_ADDR | NET_F_CTRL_GUEST_OFFLOADS | NET_F_GUEST_ANNOUNCE)
 
 /* A network that remembers what it is given, and can answer at once. */
@@ -237,9 +237,16 @@ static void test_transmit_checks(void **state)
 		{{.flags = 0xfe}, 100, true}, /* bits that are not for senders */
 		{{0}, 13, false},
 		{{0}, 0, false},
-		{{.flags = 1, .gso_type = 1, .gso_bytes = 1448, .csum_start = 34, .csum_offset = 16},
+		{{.flags = 1,
+			 .gso_type = 1,
+			 .gso_bytes = 1448,
+			 .csum_start = 34,
+			 .csum_offset = 16},
 			60000, true},
-		{{.flags = 1, .gso_type = 0x81, .gso_bytes = 1448, .csum_start = 34,
+		{{.flags = 1,
+			 .gso_type = 0x81,
+			 .gso_bytes = 1448,
+			 .csum_start = 34,
 			 .csum_offset = 16},
 			60000, true},
 		{{.flags = 0, .gso_type = 1, .gso_bytes = 1448}, 60000, false},
@@ -266,8 +273,7 @@ static void test_transmit_checks(void **state)
 	for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
 		unsigned before = f->net.sent;
 		transmit(f, 1, &cases[i].offload, cases[i].bytes, 1);
-		assert_int_equal(
-			f->net.sent - before, cases[i].sent && !cases[i].offload.gso_type);
+		assert_int_equal(f->net.sent - before, cases[i].sent && !cases[i].offload.gso_type);
 	}
 	begin(f, 0);
 	unsigned before = f->net.sent;
@@ -330,8 +336,12 @@ static void test_receive(void **state)
 static void test_receive_merged(void **state)
 {
 	struct fixture *f = *state;
-	struct net_offload gso = {.flags = NET_NEEDS_CSUM, .gso_type = NET_GSO_TCP4,
-		.gso_bytes = 1448, .csum_start = 34, .csum_offset = 16, .header_bytes = 54};
+	struct net_offload gso = {.flags = NET_NEEDS_CSUM,
+		.gso_type = NET_GSO_TCP4,
+		.gso_bytes = 1448,
+		.csum_start = 34,
+		.csum_offset = 16,
+		.header_bytes = 54};
 	gpa_t gpa[64];
 	uint32_t written;
 
@@ -442,8 +452,8 @@ static void test_echo(void **state)
 	transmit(f, 1, &(struct net_offload){0}, 700, 2);
 	assert_true(virtio_rig_used(&f->rig, 0, &written) >= 0);
 	assert_int_equal(written, 712);
-	assert_int_equal(((uint8_t *)virtio_rig_at(&f->rig, gpa))[NET_HEADER_BYTES + 1],
-		(uint8_t)(7 + 700));
+	assert_int_equal(
+		((uint8_t *)virtio_rig_at(&f->rig, gpa))[NET_HEADER_BYTES + 1], (uint8_t)(7 + 700));
 }
 
 static void test_config(void **state)
@@ -485,8 +495,8 @@ static uint8_t command(struct fixture *f, unsigned queue, const void *bytes, uin
 	return status;
 }
 
-#define COMMAND(f, ...)                                            \
-	command(f, 2, (const uint8_t[]){__VA_ARGS__},              \
+#define COMMAND(f, ...)                               \
+	command(f, 2, (const uint8_t[]){__VA_ARGS__}, \
 		(uint32_t)sizeof((const uint8_t[]){__VA_ARGS__}))
 
 /* Does a frame to this address, with this VLAN (0: none) come through? */
@@ -653,8 +663,9 @@ static void test_pairs(void **state)
 		unsigned pair = port % 4;
 		tcp_head(bytes + NET_HEADER_BYTES, port, 80);
 		virtio_rig_used(&f->rig, 2 * pair + 1, &written);
-		assert_int_equal(virtio_rig_request(
-			&f->rig, 2 * pair + 1, bytes, sizeof(bytes), NULL, 0), 0);
+		assert_int_equal(
+			virtio_rig_request(&f->rig, 2 * pair + 1, bytes, sizeof(bytes), NULL, 0),
+			0);
 		tcp_head(head, 80, port);
 		assert_true(receive(f, &(struct net_offload){0}, 60, head, sizeof(head)));
 		assert_true(virtio_rig_used(&f->rig, 2 * pair, &written) >= 0);

@@ -74,7 +74,8 @@ static void whole(uint8_t *frame, size_t bytes, const struct net_offload *offloa
 
 	(void)offload_raise_mss(frame, bytes, offload->flags & NET_NEEDS_CSUM, 1460, 32768);
 	offload_whole(offload, frame, bytes, 65520, room, count, NULL);
-	(void)offload_fragment(frame, bytes, 576 + offload->gso_bytes % 1500, room, sizeof(room), count, NULL);
+	(void)offload_fragment(
+		frame, bytes, 576 + offload->gso_bytes % 1500, room, sizeof(room), count, NULL);
 	(void)offload_bundle(frame, MIN(bytes, (size_t)160), bytes, 1448, &bundle);
 }
 
@@ -128,9 +129,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 /* Frames that are nearly right. */
 static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 {
-	static const uint8_t plain[] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 1, 0x90, 0, 1, 0, 0,
-		64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 1, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0x60, 2, 1,
-		0, 0, 0, 0, 0, 2, 4, 5, 0xb4};
+	static const uint8_t plain[] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 1, 0x90,
+		0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 1, 0, 0, 0, 0, 1, 0, 0, 0,
+		2, 0x60, 2, 1, 0, 0, 0, 0, 0, 2, 4, 5, 0xb4};
 	size_t at = 1;
 
 	buf[0] = (uint8_t)(rig_random(seed) >> 16);

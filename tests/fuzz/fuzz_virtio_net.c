@@ -118,13 +118,9 @@ static const struct net_ops fake_ops = {
 	.ready = fake_ready,
 };
 
-static void ignore_queue(void *opaque, unsigned queue)
-{
-}
+static void ignore_queue(void *opaque, unsigned queue) {}
 
-static void ignore(void *opaque)
-{
-}
+static void ignore(void *opaque) {}
 
 static const struct virtio_transport_ops transport = {
 	.queue_interrupt = ignore_queue, .config_interrupt = ignore, .was_reset = ignore};
@@ -294,10 +290,12 @@ static void one_op(struct target *t, struct rig_input *in)
 
 static void init(struct target *t)
 {
-	struct virtio_config wiring = {.memory = t->memory, .lock = &t->lock, .loop = t->loop,
-		.name = "fuzz"};
-	struct virtio_net_config config = {
-		.wiring = &wiring, .net = &t->fake.net, .mac = {2, 0, 0, 0, 0, 1}, .queue_pairs = PAIRS};
+	struct virtio_config wiring = {
+		.memory = t->memory, .lock = &t->lock, .loop = t->loop, .name = "fuzz"};
+	struct virtio_net_config config = {.wiring = &wiring,
+		.net = &t->fake.net,
+		.mac = {2, 0, 0, 0, 0, 1},
+		.queue_pairs = PAIRS};
 
 	t->fake = (struct fake){.net.ops = &fake_ops};
 	MUST(virtio_net_create(&config, &t->card) == 0);

@@ -137,7 +137,8 @@ static void join_segment(void *opaque, uint8_t *f, size_t bytes)
 		if (j->count)
 			flags &= (uint8_t)~0x80;
 		assert_int_equal(tcp[13], flags);
-		assert_memory_equal(tcp + 20, w->frame + w->transport + 20, w->payload - w->transport - 20);
+		assert_memory_equal(
+			tcp + 20, w->frame + w->transport + 20, w->payload - w->transport - 20);
 	}
 	memcpy(j->bytes + j->payload, f + w->payload, part);
 	j->payload += part;
@@ -157,7 +158,8 @@ static void test_cut(void **state)
 		if (payload / segment > 3000)
 			segment = 100;
 		struct joined j = {.whole = &m, .segment_bytes = segment, .bytes = bytes};
-		assert_true(offload_cut(m.frame, m.bytes, segment, room, sizeof(room), join_segment, &j));
+		assert_true(offload_cut(
+			m.frame, m.bytes, segment, room, sizeof(room), join_segment, &j));
 		assert_int_equal(j.payload, payload);
 		assert_memory_equal(bytes, m.frame + m.payload, payload);
 	}
@@ -230,7 +232,8 @@ static void test_bundle(void **state)
 		assert_int_equal(o.gso_type, m.ipv6 ? NET_GSO_TCP6 : NET_GSO_TCP4);
 		assert_int_equal(o.header_bytes, m.payload);
 		struct joined j = {.whole = &m, .segment_bytes = o.gso_bytes, .bytes = bytes};
-		assert_true(offload_cut(m.frame, m.bytes, o.gso_bytes, room, sizeof(room), join_segment, &j));
+		assert_true(offload_cut(
+			m.frame, m.bytes, o.gso_bytes, room, sizeof(room), join_segment, &j));
 		/* And the sum that was left is the pseudo header's: completing it gives a right one. */
 		offload_checksum(m.frame, m.bytes, &o);
 		if (!m.ipv6) {
@@ -279,13 +282,15 @@ static void test_fragment(void **state)
 		make(&m, false, true, false, 0, 1500 + rnd() % 60000);
 		store_be16(m.frame + m.ip + 6, 0);
 		memset(&j, 0, sizeof(j));
-		assert_true(offload_fragment(m.frame, m.bytes, 1500, room, sizeof(room), join_fragment, &j));
+		assert_true(offload_fragment(
+			m.frame, m.bytes, 1500, room, sizeof(room), join_fragment, &j));
 		assert_true(j.ended);
 		assert_int_equal(j.at, m.bytes - 34);
 		assert_memory_equal(j.bytes, m.frame + 34, j.at);
 	}
 	store_be16(m.frame + m.ip + 6, 0x4000);
-	assert_false(offload_fragment(m.frame, m.bytes, 1500, room, sizeof(room), join_fragment, &j));
+	assert_false(
+		offload_fragment(m.frame, m.bytes, 1500, room, sizeof(room), join_fragment, &j));
 }
 
 static void test_mss(void **state)
@@ -319,7 +324,8 @@ static void test_mss(void **state)
 	}
 }
 
-static void count_give(void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes)
+static void count_give(
+	void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes)
 {
 	unsigned *needs = opaque;
 
@@ -337,8 +343,11 @@ static void test_complete(void **state)
 		for (unsigned kind = 0; kind < 4; kind++) {
 			make(&m, kind & 1, kind & 2, false, 0, 9000);
 			struct net_offload o = {.flags = NET_NEEDS_CSUM,
-				.gso_type = m.udp ? NET_GSO_UDP : m.ipv6 ? NET_GSO_TCP6 : NET_GSO_TCP4,
-				.gso_bytes = 1000, .csum_start = (uint16_t)m.transport,
+				.gso_type = m.udp    ? NET_GSO_UDP
+					    : m.ipv6 ? NET_GSO_TCP6
+						     : NET_GSO_TCP4,
+				.gso_bytes = 1000,
+				.csum_start = (uint16_t)m.transport,
 				.csum_offset = m.udp ? 6 : 16};
 			unsigned given = 0;
 			offload_complete(takes, &o, m.frame, m.bytes, room, count_give, &given);
@@ -352,7 +361,8 @@ static void ignore(void *opaque, uint8_t *frame, size_t bytes)
 	*(uint64_t *)opaque += frame[bytes - 1];
 }
 
-static void ignore_give(void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes)
+static void ignore_give(
+	void *opaque, const struct net_offload *offload, uint8_t *frame, size_t bytes)
 {
 	*(uint64_t *)opaque += frame[bytes - 1];
 }
@@ -372,8 +382,10 @@ static void test_hostile(void **state)
 		size_t bytes = i % 3 ? m.bytes : rnd() % (m.bytes + 1);
 		uint8_t *exact = malloc(bytes + !bytes);
 		memcpy(exact, m.frame, bytes);
-		struct net_offload o = {.flags = rnd() & 1, .gso_type = (uint8_t)(rnd() % 7),
-			.gso_bytes = (uint16_t)(rnd() % 300), .csum_start = (uint16_t)(rnd() % 200),
+		struct net_offload o = {.flags = rnd() & 1,
+			.gso_type = (uint8_t)(rnd() % 7),
+			.gso_bytes = (uint16_t)(rnd() % 300),
+			.csum_start = (uint16_t)(rnd() % 200),
 			.csum_offset = (uint16_t)(rnd() % 100)};
 		(void)offload_fragment(exact, bytes, rnd() % 200, room, sizeof(room), ignore, &sum);
 		(void)offload_cut(exact, bytes, rnd() % 200, room, sizeof(room), ignore, &sum);

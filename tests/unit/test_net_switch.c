@@ -138,8 +138,8 @@ static int teardown(void **state)
 	return 0;
 }
 
-static void send_offload(struct fixture *f, unsigned from, unsigned to, uint8_t *frame, size_t bytes,
-	const struct net_offload *offload)
+static void send_offload(struct fixture *f, unsigned from, unsigned to, uint8_t *frame,
+	size_t bytes, const struct net_offload *offload)
 {
 	struct iovec iov[2] = {{frame, 6}, {frame + 6, bytes - 6}};
 
@@ -252,8 +252,12 @@ static void test_offloads(void **state)
 {
 	struct fixture *f = *state;
 	static uint8_t frame[OFFLOAD_FRAME_MAX];
-	struct net_offload o = {.flags = NET_NEEDS_CSUM, .gso_type = NET_GSO_TCP4, .gso_bytes = 1000,
-		.csum_start = 34, .csum_offset = 16, .header_bytes = 9999};
+	struct net_offload o = {.flags = NET_NEEDS_CSUM,
+		.gso_type = NET_GSO_TCP4,
+		.gso_bytes = 1000,
+		.csum_start = 34,
+		.csum_offset = 16,
+		.header_bytes = 9999};
 
 	join(f, 0, NET_CSUM);
 	join(f, 1, 0);
