@@ -8,8 +8,8 @@
  * looks.
  *
  * Invariants: the first `running` requests are those that the flush under way answers; the rest wait for the next.
- * A request that the queue held when the driver reset the device is forgotten, by making both counts zero and
- * counting the reset: a flush that ends finds that it is of an earlier life.
+ * Requests that are here when the driver resets the device are forgotten, by making both counts zero: a flush that
+ * ends then has nothing to answer.
  */
 #include "device/virtio/pmem.h"
 
@@ -40,7 +40,6 @@ struct virtio_pmem {
 
 	struct virtq_buffer requests[QUEUE_SIZE];
 	unsigned waiting, running;
-	uint64_t resets;
 
 	pthread_t thread;
 	bool has_thread, ending;
@@ -80,8 +79,6 @@ static void answer(struct virtio_pmem *pmem, bool good)
 /* With the lock held, which it drops to flush. */
 static void flush(struct virtio_pmem *pmem)
 {
-	const uint64_t resets = pmem->resets;
-
 	pmem->running = pmem->waiting;
 	pthread_mutex_unlock(pmem->lock);
 	const int status = memory_file_flush(pmem->config.file);
@@ -90,8 +87,6 @@ static void flush(struct virtio_pmem *pmem)
 		log_limited(&pmem->limit, LOG_LEVEL_WARN, "pmem",
 			"%s: can't make lasting what the guest wrote: %s", pmem->config.wiring.name,
 			strerror(-status));
-	if (resets != pmem->resets)
-		return;
 	if (virtio_live(pmem->device))
 		answer(pmem, status == 0);
 	else
@@ -186,7 +181,6 @@ static bool pmem_reset(void *device)
 	struct virtio_pmem *pmem = device;
 
 	pmem->waiting = pmem->running = 0;
-	pmem->resets++;
 	return true;
 }
 

@@ -147,7 +147,7 @@ static void test_patted(void **state)
 	bus_write(f->bus, BUS_MMIO, RELOAD, 2, 0x100);
 	bus_write(f->bus, BUS_MMIO, RELOAD, 2, 0x86);
 	bus_write(f->bus, BUS_MMIO, RELOAD, 2, 0x100);
-	bus_write(f->bus, BUS_MMIO, BAR, 4, 0xfffff);
+	bus_write(f->bus, BUS_MMIO, BAR + 4, 4, 0xfffff);
 	fake_time_run(&f->time, 11000 * NS);
 	assert_int_equal(f->barks, 1);
 }
