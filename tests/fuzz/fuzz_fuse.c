@@ -388,7 +388,9 @@ static void remember(struct fuzz *f, uint32_t opcode, const uint8_t *payload, ui
 	const struct fuse_open_out *open_out = (const void *)payload;
 
 	switch (opcode) {
-	case FUSE_CREATE: open_out = (const void *)(payload + sizeof(*entry)); /* fallthrough */
+	case FUSE_CREATE:
+		open_out = (const void *)(payload + sizeof(*entry));
+		__attribute__((fallthrough));
 	case FUSE_LOOKUP:
 	case FUSE_MKDIR:
 	case FUSE_MKNOD:
