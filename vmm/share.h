@@ -25,8 +25,8 @@ struct vmm_shares {
 
 struct machine_share;
 
-/* Serve them all; NULL is none. *ret_shares is an array of shares->count for machine_config. Before there are threads: it raises the
- * process's limit of open files to what it may be. Errors: with a line for people. */
+/* Serve them all; NULL is none. *ret_shares is an array of shares->count for machine_config. Raises the process's
+ * limit of open files to what it may be. Errors: with a line for people. */
 MUST_CHECK int vmm_shares_open(
 	const struct vmm_shares *shares, struct machine_share **ret_shares, struct error *err);
 /* NULL is allowed; no machine uses them any more. */
