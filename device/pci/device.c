@@ -65,6 +65,8 @@ struct pci_device {
 	struct pci_bar bar[PCI_BARS];
 	struct pci_host *host;
 	unsigned devfn;
+	struct pci_link *link; /* or that */
+	unsigned express;      /* where the capability is */
 
 	bool intx;	 /* raised by the device */
 	bool intx_shown; /* on the line */
@@ -395,6 +397,9 @@ static void space_write(void *function, unsigned offset, unsigned size_bytes, ui
 		d->config.config_written(d->config.opaque, offset, size_bytes);
 }
 
+static const struct pci_function_ops space_ops = {
+	.config_read = space_read, .config_write = space_write};
+
 int pci_device_add_capability(struct pci_device *d, uint8_t id, const uint8_t *bytes,
 	const uint8_t *writable, unsigned size)
 {
@@ -451,22 +456,27 @@ void pci_device_set_writable(struct pci_device *d, unsigned offset, uint8_t bits
 	d->writable[offset] = bits;
 }
 
-/* Version 2, with a link only for what is on one: 2.5 GT/s, one lane, always up. */
+/* Version 2, with a link only for what is on one: 2.5 GT/s, one lane. */
 static int add_express(struct pci_device *d)
 {
+	static const uint16_t type[] = {[PCI_EXPRESS_INTEGRATED] = 0x90,
+		[PCI_EXPRESS_ENDPOINT] = 0x00,
+		[PCI_EXPRESS_ROOT_PORT] = 0x140};
 	uint8_t cap[0x3c] = {0}, writable[0x3c] = {0};
 
-	store_le16(cap + 0x02, (uint16_t)(2 | (d->config.endpoint ? 0x00 : 0x90)));
+	store_le16(cap + 0x02, (uint16_t)(2 | type[d->config.express]));
 	store_le32(cap + 0x04, 0x8000); /* role-based error reporting; payloads of 128 bytes */
 	store_le16(writable + 0x08,
 		0x7fff); /* device control: no effect, as there is no link to see it */
-	if (d->config.endpoint) {
+	if (d->config.express != PCI_EXPRESS_INTEGRATED) {
 		store_le32(cap + 0x0c, 0x11); /* link: x1, 2.5 GT/s */
 		store_le16(cap + 0x12, 0x11);
 		store_le16(writable + 0x10, 0x00c3);
 	}
 	store_le16(writable + 0x28, 0x001f); /* completion timeout */
-	return pci_device_add_capability(d, CAP_ID_EXPRESS, cap, writable, sizeof(cap));
+	const int at = pci_device_add_capability(d, CAP_ID_EXPRESS, cap, writable, sizeof(cap));
+	d->express = (unsigned)at;
+	return at;
 }
 
 /* ---- life ---- */
@@ -508,15 +518,37 @@ int pci_device_create(const struct pci_device_config *config, struct pci_device 
 
 int pci_device_plug(struct pci_device *d, struct pci_host *host, unsigned devfn)
 {
-	static const struct pci_function_ops ops = {
-		.config_read = space_read, .config_write = space_write};
-	int status = pci_host_add(host, devfn, &ops, d);
+	int status = pci_host_add(host, devfn, &space_ops, d);
 
 	if (status < 0)
 		return status;
 	d->host = host;
 	d->devfn = devfn;
 	return 0;
+}
+
+void pci_device_plug_link(struct pci_device *d, struct pci_link *link)
+{
+	link->ops = &space_ops;
+	link->function = d;
+	d->link = link;
+}
+
+void pci_device_unplug_link(struct pci_device *d)
+{
+	if (d->link)
+		d->link->ops = NULL;
+	d->link = NULL;
+}
+
+unsigned pci_device_express_at(const struct pci_device *d)
+{
+	return d->express;
+}
+
+uint8_t *pci_device_config_mask(struct pci_device *d)
+{
+	return d->writable;
 }
 
 /* What the guest could change is as it was at first; capabilities have no other initial values than 0 there. */
@@ -544,6 +576,7 @@ void pci_device_free(struct pci_device *d)
 		irq_line_set(&d->config.intx, false);
 	if (d->host)
 		pci_host_remove(d->host, d->devfn);
+	pci_device_unplug_link(d);
 	free(d->msix_table);
 	free(d->msix_pending);
 	free(d);

@@ -25,6 +25,12 @@
 
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 /* takes two */ };
 
+enum pci_express {
+	PCI_EXPRESS_INTEGRATED, /* into the root complex: on bus 0 */
+	PCI_EXPRESS_ENDPOINT,	/* on a link below a port */
+	PCI_EXPRESS_ROOT_PORT,	/* with a slot that devices are plugged into: port.c fills in the rest */
+};
+
 struct pci_device;
 
 struct pci_device_config {
@@ -36,8 +42,8 @@ struct pci_device_config {
 	pthread_mutex_t *lock; /* around all handlers */
 	struct irq_line intx;  /* .set NULL: no INTx; else pin A */
 	struct msi_sink msi;
-	bool endpoint; /* on a link, below a port; else integrated into the root complex */
 	bool conventional; /* from before PCI Express: without that capability */
+	enum pci_express express;
 	/* After the guest's write to any part of the configuration space, and before its read, with the lock held. Both
 	 * may be NULL. */
 	void (*config_written)(void *opaque, unsigned offset, unsigned size_bytes);
@@ -52,6 +58,12 @@ void pci_device_free(struct pci_device *device); /* NULL is allowed; its BARs le
 
 /* Plug it into the host bridge. The interrupt pin's wiring is the board's (config.intx). Errors: pci_host_add()'s. */
 MUST_CHECK int pci_device_plug(struct pci_device *device, struct pci_host *host, unsigned devfn);
+
+/* Or onto a link, with the host bridge's lock held. It is taken off when the device is freed, or by this. */
+void pci_device_plug_link(struct pci_device *device, struct pci_link *link);
+void pci_device_unplug_link(struct pci_device *device);
+unsigned pci_device_express_at(const struct pci_device *device); /* its PCI Express capability */
+uint8_t *pci_device_config_mask(struct pci_device *device); /* what the guest may change, 4096 bytes */
 
 /* size_bytes: a power of 2, at least 16 (I/O: 4). Errors: -EINVAL. `ops` may be NULL for memory that the caller maps
  * otherwise (pci_device_bar()). */

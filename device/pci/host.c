@@ -30,6 +30,7 @@ struct pci_host {
 	struct pci_host_config config;
 	struct pci_host_state s;
 	struct pci_slot slot[PCI_FUNCTIONS];
+	struct pci_link *links;
 };
 
 static uint32_t ones(unsigned size_bytes)
@@ -75,32 +76,41 @@ static const struct pci_function_ops bridge_ops = {
 	.config_write = bridge_write,
 };
 
-/* The function at a bus and devfn if the access fits into its configuration space, else NULL. */
-static const struct pci_slot *find(const struct pci_host *host, unsigned bus_number, unsigned devfn,
-	unsigned offset, unsigned size_bytes)
+static struct pci_slot slot_of(const struct pci_host *host, unsigned bus_number, unsigned devfn)
 {
-	const struct pci_slot *slot = &host->slot[devfn & 0xff];
+	if (!bus_number)
+		return host->slot[devfn & 0xff];
+	for (const struct pci_link *link = host->links; link && !devfn; link = link->next)
+		if (link->number == bus_number)
+			return (struct pci_slot){.ops = link->ops, .function = link->function};
+	return (struct pci_slot){0};
+}
 
-	if (bus_number || !slot->ops || offset + size_bytes > CONFIG_BYTES)
-		return NULL;
-	return slot;
+/* The function at a bus and devfn if the access fits into its configuration space. */
+static bool find(const struct pci_host *host, unsigned bus_number, unsigned devfn,
+	unsigned offset, unsigned size_bytes, struct pci_slot *ret_slot)
+{
+	*ret_slot = slot_of(host, bus_number, devfn);
+	return ret_slot->ops && offset + size_bytes <= CONFIG_BYTES;
 }
 
 static uint32_t config_read(const struct pci_host *host, unsigned bus_number, unsigned devfn,
 	unsigned offset, unsigned size_bytes)
 {
-	const struct pci_slot *slot = find(host, bus_number, devfn, offset, size_bytes);
+	struct pci_slot slot;
 
-	return slot ? slot->ops->config_read(slot->function, offset, size_bytes) : ones(size_bytes);
+	if (!find(host, bus_number, devfn, offset, size_bytes, &slot))
+		return ones(size_bytes);
+	return slot.ops->config_read(slot.function, offset, size_bytes);
 }
 
 static void config_write(struct pci_host *host, unsigned bus_number, unsigned devfn,
 	unsigned offset, unsigned size_bytes, uint32_t value)
 {
-	const struct pci_slot *slot = find(host, bus_number, devfn, offset, size_bytes);
+	struct pci_slot slot;
 
-	if (slot)
-		slot->ops->config_write(slot->function, offset, size_bytes, value);
+	if (find(host, bus_number, devfn, offset, size_bytes, &slot))
+		slot.ops->config_write(slot.function, offset, size_bytes, value);
 }
 
 /* Ports 0xcf8-0xcfb: the address takes whole accesses only, the reset register hides behind it. */
@@ -202,8 +212,9 @@ int pci_host_attach_ecam(struct pci_host *host, struct bus *bus, gpa_t base)
 	static const struct bus_ops ecam_ops = {
 		.read = ecam_read, .write = ecam_write, .access_max_bytes = 4};
 
-	return bus_add(bus, BUS_MMIO, base, PCI_ECAM_BUS_BYTES, "pci-ecam", &ecam_ops, host,
-		host->config.lock);
+	return bus_add(bus, BUS_MMIO, base,
+		(uint64_t)PCI_ECAM_BUS_BYTES * MAX(host->config.buses, 1u), "pci-ecam", &ecam_ops,
+		host, host->config.lock);
 }
 
 int pci_host_add(
@@ -221,6 +232,28 @@ void pci_host_remove(struct pci_host *host, unsigned devfn)
 {
 	if (devfn < PCI_FUNCTIONS)
 		host->slot[devfn] = (struct pci_slot){0};
+}
+
+void pci_host_add_link(struct pci_host *host, struct pci_link *link)
+{
+	AUTO_LOCK(host->config.lock);
+	link->next = host->links;
+	host->links = link;
+}
+
+void pci_host_remove_link(struct pci_host *host, struct pci_link *link)
+{
+	AUTO_LOCK(host->config.lock);
+	for (struct pci_link **at = &host->links; *at; at = &(*at)->next)
+		if (*at == link) {
+			*at = link->next;
+			return;
+		}
+}
+
+pthread_mutex_t *pci_host_lock(const struct pci_host *host)
+{
+	return host->config.lock;
 }
 
 void pci_host_save(struct pci_host *host, struct pci_host_state *ret_state)

@@ -1,10 +1,10 @@
 /*
  * The PCI host bridge: configuration space by ports 0xcf8 and 0xcfc (PCI Local Bus 3.0, section 3.2.2.3.2)
  * and by a memory window (PCI Express Base, "Enhanced Configuration Access Mechanism"), for the functions
- * of bus 0. The bridge itself is function 00:00.0. Port 0xcf9 is the reset control register of Intel's
+ * of bus 0 and those on links below root ports (port.h). The bridge itself is function 00:00.0. Port 0xcf9 is the reset control register of Intel's
  * chip sets.
  *
- * A function that is not there reads as all ones. Left out: other buses, and BARs of the bridge (none).
+ * A function that is not there reads as all ones. Left out: BARs of the bridge (none).
  *
  * Threads: functions are added and removed while no vCPU runs or with the lock held; the lock is held
  * around a function's handlers.
@@ -38,6 +38,7 @@ struct pci_host_config {
 	 * only note it. May be NULL. */
 	void (*reset)(void *opaque);
 	void *opaque;
+	unsigned buses; /* that the memory window is for; 0: one */
 	/* The bridge's own function in place of the plain one, or NULL. */
 	const struct pci_function_ops *bridge;
 	void *bridge_opaque;
@@ -54,13 +55,24 @@ int pci_host_create(const struct pci_host_config *config, struct pci_host **ret_
 void pci_host_free(struct pci_host *host);
 /* Registers ports 0xcf8-0xcff. Errors: as bus_add(). */
 int pci_host_attach(struct pci_host *host, struct bus *bus);
-/* Registers the memory window for bus 0: PCI_ECAM_BUS_BYTES at base. Errors: as bus_add(). */
+/* Registers the memory window: PCI_ECAM_BUS_BYTES for each bus at base. Errors: as bus_add(). */
 int pci_host_attach_ecam(struct pci_host *host, struct bus *bus, gpa_t base);
 
 /* Errors: -EEXIST; -EINVAL (not a devfn). The ops outlive the host. */
 int pci_host_add(
 	struct pci_host *host, unsigned devfn, const struct pci_function_ops *ops, void *function);
 void pci_host_remove(struct pci_host *host, unsigned devfn);
+
+/* A bus of one function, its device 0, below a root port. The number is changed with the host's lock held. */
+struct pci_link {
+	uint8_t number; /* of the bus; 0: none yet */
+	const struct pci_function_ops *ops; /* NULL: nothing is plugged in */
+	void *function;
+	struct pci_link *next; /* the host's */
+};
+void pci_host_add_link(struct pci_host *host, struct pci_link *link);
+void pci_host_remove_link(struct pci_host *host, struct pci_link *link);
+pthread_mutex_t *pci_host_lock(const struct pci_host *host);
 
 void pci_host_save(struct pci_host *host, struct pci_host_state *ret_state);
 /* Errors: -EINVAL, and nothing was changed. */

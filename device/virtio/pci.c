@@ -433,7 +433,7 @@ static int create_function(struct virtio_pci *p)
 		.lock = virtio_lock(p->virtio),
 		.intx = p->config.intx,
 		.msi = p->config.msi,
-		.endpoint = p->config.endpoint,
+		.express = p->config.express,
 		.config_written = config_written,
 		.config_reading = config_reading,
 		.opaque = p,
@@ -479,6 +479,14 @@ int virtio_pci_create(const struct virtio_pci_config *config, struct virtio_pci 
 struct pci_device *virtio_pci_function(struct virtio_pci *p)
 {
 	return p->function;
+}
+
+void virtio_pci_reset(struct virtio_pci *p)
+{
+	pci_device_reset(p->function);
+	virtio_set_master(p->virtio, false);
+	virtio_set_status(p->virtio, 0);
+	place_bells(p);
 }
 
 void virtio_pci_free(struct virtio_pci *p)

@@ -21,13 +21,16 @@ struct virtio_pci_config {
 	 * device's lock held. */
 	int (*doorbell)(void *opaque, const struct bus_doorbell *bell, bool on);
 	void *opaque;
-	bool endpoint; /* as pci_device_config.endpoint */
+	enum pci_express express;
 };
 
 /* Errors: -ENOMEM, -EINVAL (the device's configuration space is too large). */
 MUST_CHECK int virtio_pci_create(
 	const struct virtio_pci_config *config, struct virtio_pci **ret_pci);
 void virtio_pci_free(struct virtio_pci *pci); /* NULL is allowed */
+
+/* The function and the device as they were at first: a reset of the bus. With the lock held. */
+void virtio_pci_reset(struct virtio_pci *pci);
 
 /* To plug it in and give its BARs addresses. */
 struct pci_device *virtio_pci_function(struct virtio_pci *pci);
