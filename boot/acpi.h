@@ -58,6 +58,7 @@ struct acpi_config {
 	bool pci; /* a host bridge at the ports 0xcf8 to 0xcff */
 	gpa_t ecam_base;	   /* 0: only the ports */
 	uint8_t pci_last_bus;
+	bool pci_hotplug; /* PCI Express's own, which the system is to drive */
 	gpa_t pci_window_base;	   /* below 4 GiB */
 	uint64_t pci_window_bytes;
 	gpa_t pci_window2_base; /* a second one below 4 GiB, or 0 */

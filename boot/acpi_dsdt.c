@@ -3,8 +3,8 @@
  * and the sleep states (ACPI 6.4: 6.1 device identification, 6.2 configuration, 7.4.2 \_Sx, 8.4
  * processors; PCI Firmware Specification 3.3 for the host bridge and its ECAM).
  *
- * Only names and constants: no method that touches hardware. Left out on purpose: _OSC (the system then
- * leaves PCIe's native services alone), _PRW, thermal zones, hot-plug.
+ * Only names and constants: no method that touches hardware. _OSC is there for PCI Express's hot-plug only (without it the
+ * system leaves PCIe's native services alone). Left out on purpose: _PRW, thermal zones, hot-plug by ACPI.
  */
 #include <stdio.h>
 
@@ -177,6 +177,15 @@ static void write_ecam(struct aml *aml, const struct acpi_config *config)
 	aml_close(aml, device);
 }
 
+/* The system may drive whatever it asks for (PCI Firmware Specification, 4.5): nobody else does. */
+static void write_osc(struct aml *aml)
+{
+	unsigned method = aml_method_open(aml, "_OSC", 4);
+
+	aml_return_argument(aml, 3);
+	aml_close(aml, method);
+}
+
 static void write_pci(struct aml *aml, const struct acpi_config *config)
 {
 	unsigned device = aml_device_open(aml, "PCI0");
@@ -193,6 +202,8 @@ static void write_pci(struct aml *aml, const struct acpi_config *config)
 	aml_integer(aml, 0);
 	write_pci_resources(aml, config);
 	write_pci_routes(aml, config);
+	if (config->pci_hotplug)
+		write_osc(aml);
 	aml_close(aml, device);
 	if (config->ecam_base)
 		write_ecam(aml, config);

@@ -21,6 +21,9 @@ enum aml_op {
 	AML_SCOPE = 0x10,
 	AML_BUFFER = 0x11,
 	AML_PACKAGE = 0x12,
+	AML_METHOD = 0x14,
+	AML_ARGUMENT = 0x68,
+	AML_RETURN = 0xa4,
 	AML_EXT = 0x5b,
 	AML_EXT_DEVICE = 0x82,
 };
@@ -160,6 +163,23 @@ unsigned aml_device_open(struct aml *aml, const char *name)
 	block = aml->size_bytes;
 	put_name(aml, name);
 	return block;
+}
+
+unsigned aml_method_open(struct aml *aml, const char *name, unsigned arguments)
+{
+	unsigned block;
+
+	put8(aml, AML_METHOD);
+	block = aml->size_bytes;
+	put_name(aml, name);
+	put8(aml, (uint8_t)arguments);
+	return block;
+}
+
+void aml_return_argument(struct aml *aml, unsigned n)
+{
+	put8(aml, AML_RETURN);
+	put8(aml, (uint8_t)(AML_ARGUMENT + n));
 }
 
 unsigned aml_package_open(struct aml *aml, uint8_t elements)

@@ -35,9 +35,13 @@ void aml_string(struct aml *aml, const char *text);
 /* A compressed EISA identifier such as "PNP0501". */
 void aml_eisaid(struct aml *aml, const char *id);
 
+/* In a method: its result is its n-th argument. */
+void aml_return_argument(struct aml *aml, unsigned n);
+
 /* Blocks: each returns what aml_close() wants. */
 unsigned aml_scope_open(struct aml *aml, const char *name);
 unsigned aml_device_open(struct aml *aml, const char *name);
+unsigned aml_method_open(struct aml *aml, const char *name, unsigned arguments);
 unsigned aml_package_open(struct aml *aml, uint8_t elements);
 void aml_close(struct aml *aml, unsigned block);
 

@@ -42,6 +42,7 @@ struct run_options {
 	struct opt_links links;
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
+	uint64_t hotplug_ports;
 	struct vmm_shares shares;
 };
 
@@ -88,6 +89,7 @@ static const char usage_text[] =
 	"                      user also takes isolated, no-host, no-ipv6 (docs/networks.md)\n"
 	"  --forward [udp:][ADDRESS:]PORT:GUESTPORT\n"
 	"                      a port of this host (127.0.0.1 unless told otherwise) is one of the guest's\n"
+	"  --hotplug-ports N   PCI Express ports for devices that come while the guest runs (default: 0)\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
 	"  --console WHAT      what is typed goes to: serial (default), the serial port; virtio, a virtio console\n"
 	"                      (hvc0). What either prints is printed\n"
@@ -295,6 +297,13 @@ LINK_OPTION(vsock)
 LINK_OPTION(pmem)
 LINK_OPTION(balloon)
 LINK_OPTION(watchdog)
+static int set_hotplug_ports(struct run_options *o, const char *value)
+{
+	if (cli_parse_number(value, 0, MACHINE_HOTPLUG_PORTS_MAX, &o->hotplug_ports) < 0)
+		return refuse("--hotplug-ports '%s': give a number up to %d", value,
+			MACHINE_HOTPLUG_PORTS_MAX);
+	return 0;
+}
 
 static int set_rng(struct run_options *o, const char *value)
 {
@@ -351,6 +360,7 @@ static const struct {
 	{ "--disk", set_disk },
 	{ "--net", set_net },
 	{ "--forward", set_forward },
+	{ "--hotplug-ports", set_hotplug_ports },
 	{ "--rng", set_rng },
 	{ "--share", set_share },
 	{ "--console", set_console },
@@ -544,6 +554,7 @@ static int run(struct run_options *o)
 			.balloon_bytes = o->links.balloon_bytes,
 			.watchdog = o->links.watchdog,
 			.virtio_mmio = o->virtio.mmio,
+			.hotplug_ports = (unsigned)o->hotplug_ports,
 			.virtio_features_off = o->virtio.features_off,
 			.boot = {
 				.kernel = o->kernel,

@@ -43,6 +43,7 @@
 #define VGA_SLOT  30 /* behind the devices of devices.c */
 #define HPET_PINS 0x00f00000u /* 20 to 23, which nothing else drives */
 
+#define PCI_BUSES_WITH_PORTS 64
 #define HIGH_WINDOW_ALIGN GIB(1)
 #define HIGH_WINDOW_BYTES GIB(512)
 
@@ -59,6 +60,7 @@ struct board {
 	struct hpet *hpet;
 	bool hpet_legacy; /* the HPET drives the PIT's and the RTC's interrupts; device_lock */
 	struct pci_host *pci;
+	struct boot_map_entry ecam; /* of a machine without firmware */
 	pthread_mutex_t line_lock;
 	unsigned shared_line[PCI_LINES]; /* how many devices raise it */
 	struct uart *uart;
@@ -413,10 +415,16 @@ void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *re
 	*ret_bytes = *ret_base < limit ? MIN(limit - *ret_base, HIGH_WINDOW_BYTES) : 0;
 }
 
+/* One for each port would do; some systems want to keep a few in reserve. */
+static unsigned pci_buses(const struct board *board)
+{
+	return board->machine->config.hotplug_ports ? PCI_BUSES_WITH_PORTS : 1;
+}
+
 static int add_pci(struct board *board)
 {
 	struct pci_host_config config = { .lock = &board->device_lock, .reset = request_reset,
-		.opaque = board };
+		.opaque = board, .buses = pci_buses(board) };
 
 	if (board->has_firmware) {
 		board_firmware_init(&board->firmware, board, board->machine, &board->device_lock);
@@ -506,7 +514,8 @@ static void describe_pci(struct board *board, struct acpi_config *config)
 {
 	config->pci = true;
 	config->ecam_base = BOOT_ECAM_GPA;
-	config->pci_last_bus = 0;
+	config->pci_last_bus = (uint8_t)(pci_buses(board) - 1);
+	config->pci_hotplug = board->machine->config.hotplug_ports;
 	config->pci_window_base = BOOT_PCI_WINDOW_GPA;
 	config->pci_window_bytes = BOOT_PCI_WINDOW_BYTES;
 	board_pci_high_window(board, &config->pci_high_window_base, &config->pci_high_window_bytes);
@@ -546,14 +555,13 @@ void board_describe(struct board *board, struct acpi_config *ret_config)
 
 int board_tables(struct board *board, struct boot_config *boot, struct error *err)
 {
-	static const struct boot_map_entry reserved[] = {
-		{ BOOT_ECAM_GPA, PCI_ECAM_BUS_BYTES, BOOT_MAP_RESERVED },
-	};
 	struct acpi_config config;
 
 	board_describe(board, &config);
-	boot->reserved = reserved;
-	boot->reserved_count = ARRAY_SIZE(reserved);
+	board->ecam = (struct boot_map_entry){ BOOT_ECAM_GPA,
+		(uint64_t)PCI_ECAM_BUS_BYTES * pci_buses(board), BOOT_MAP_RESERVED };
+	boot->reserved = &board->ecam;
+	boot->reserved_count = 1;
 	return acpi_install(board->machine->memory, &config, &boot->rsdp, err);
 }
 

@@ -15,39 +15,15 @@
 #include "device/virtio/pci.h"
 #include "device/virtio/rng.h"
 #include "device/virtio/transport.h"
-#include "machine/kinds.h"
-#include "machine/private.h"
+#include "machine/devices_private.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define DEVICES_MAX	28 /* the slots behind them are the watchdog's, the screen's and the chip set's */
 #define AHCI_SLOT	31 /* where Q35 has it */
 #define AHCI_FUNCTION	2
 #define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
-
-struct machine_device {
-	struct devices *all;
-	const struct device_kind *kind;
-	char name[16];
-	pthread_mutex_t lock;
-	void *device;
-	struct virtio_device *virtio;
-	unsigned gsi;		  /* of its line */
-	struct virtio_pci *pci;	  /* or: */
-	struct virtio_mmio *mmio;
-};
-
-struct devices {
-	struct machine *machine;
-	unsigned count;
-	struct machine_device *device[DEVICES_MAX];
-	struct ahci *ahci;	      /* or NULL */
-	uint64_t next_low, next_high; /* addresses for BARs */
-	int status;
-	struct error *err;
-};
 
 /* ---- the kinds ---- */
 
@@ -197,7 +173,7 @@ static gpa_t mmio_base(unsigned place)
 	return BOOT_VIRTIO_MMIO_GPA + (gpa_t)VIRTIO_MMIO_BYTES * place;
 }
 
-static int set_doorbell(void *opaque, const struct bus_doorbell *bell, bool on)
+int device_set_doorbell(void *opaque, const struct bus_doorbell *bell, bool on)
 {
 	struct machine *m = opaque;
 
@@ -216,7 +192,7 @@ static uint64_t take_address(uint64_t *next, uint64_t bytes, uint64_t end)
 }
 
 /* As firmware would. What finds no place is left to the guest. */
-static void assign_bars(struct devices *all, struct pci_device *function)
+void device_assign_bars(struct devices *all, struct pci_device *function)
 {
 	uint64_t high_base, high_bytes;
 
@@ -247,7 +223,7 @@ static int plug_into_pci(struct machine_device *d, unsigned place, struct error 
 		.bus = m->bus,
 		.intx = board_shared_line(m->board, slot, &d->gsi),
 		.msi = board_msi(m->board),
-		.doorbell = set_doorbell,
+		.doorbell = device_set_doorbell,
 		.opaque = m,
 	};
 	int status = virtio_pci_create(&config, &d->pci);
@@ -257,7 +233,7 @@ static int plug_into_pci(struct machine_device *d, unsigned place, struct error 
 	if (status < 0)
 		return error_set_errno(err, -status, "can't put %s on the PCI bus", d->name);
 	if (!m->config.boot.firmware.path)
-		assign_bars(d->all, virtio_pci_function(d->pci));
+		device_assign_bars(d->all, virtio_pci_function(d->pci));
 	return 0;
 }
 
@@ -271,7 +247,7 @@ static int plug_into_memory(struct machine_device *d, unsigned place, struct err
 		.bus = m->bus,
 		.base = mmio_base(place),
 		.irq = board_shared_line(m->board, place, &d->gsi),
-		.doorbell = set_doorbell,
+		.doorbell = device_set_doorbell,
 		.opaque = m,
 	};
 	int status = virtio_mmio_create(&config, &d->mmio);
@@ -291,7 +267,7 @@ void devices_describe(const struct devices *all, struct acpi_config *acpi)
 
 /* ---- life ---- */
 
-static void free_device(struct machine_device *d)
+void device_free(struct machine_device *d)
 {
 	virtio_pci_free(d->pci);
 	virtio_mmio_free(d->mmio);
@@ -301,29 +277,63 @@ static void free_device(struct machine_device *d)
 	free(d);
 }
 
-static int create_device(struct devices *all, const struct device_kind *kind, unsigned index)
+int device_create(struct devices *all, const struct device_kind *kind,
+	const struct machine_config *config, unsigned index, const char *name,
+	struct machine_device **ret_device, struct error *err)
 {
 	struct machine *m = all->machine;
-
-	if (all->count == DEVICES_MAX)
-		return error_set(all->err, ENOSPC, "a machine has at most %d devices", DEVICES_MAX);
 	struct machine_device *d = calloc(1, sizeof(*d));
+
 	if (!d)
-		return error_set(all->err, ENOMEM, "no memory for devices");
+		return error_set(err, ENOMEM, "no memory for devices");
 	d->all = all;
 	d->kind = kind;
 	pthread_mutex_init(&d->lock, NULL);
-	snprintf(d->name, sizeof(d->name), "%s%u", kind->name, index);
-	const unsigned place = all->count++;
-	all->device[place] = d;
+	snprintf(d->name, sizeof(d->name), "%s", name);
 	const struct virtio_config wiring = { .memory = m->memory, .lock = &d->lock,
 		.loop = m->config.io, .name = d->name,
 		.features_off = m->config.virtio_features_off };
-	int status = kind->create(&m->config, index, &wiring, &d->device, &d->virtio, all->err);
+	int status = kind->create(config, index, &wiring, &d->device, &d->virtio, err);
+	if (status < 0) {
+		device_free(d);
+		return status;
+	}
+	*ret_device = d;
+	return 0;
+}
+
+const struct device_kind *device_only_kind(const struct machine_config *config)
+{
+	const struct device_kind *only = NULL;
+	unsigned count = 0;
+
+	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
+		if (kinds[k].count(config))
+			only = &kinds[k];
+		count += kinds[k].count(config);
+	}
+	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
+		count += more_kinds[k]->count(config);
+	return count == 1 ? only : NULL;
+}
+
+/* One that is there from the start. */
+static int add_device(struct devices *all, const struct device_kind *kind, unsigned index)
+{
+	const struct machine_config *config = &all->machine->config;
+	struct machine_device *d;
+	char name[sizeof(d->name)];
+
+	if (all->count + config->hotplug_ports >= DEVICES_MAX)
+		return error_set(all->err, ENOSPC, "a machine has at most %d devices and ports", DEVICES_MAX);
+	snprintf(name, sizeof(name), "%s%u", kind->name, index);
+	int status = device_create(all, kind, config, index, name, &d, all->err);
 	if (status < 0)
 		return status;
-	return m->config.virtio_mmio ? plug_into_memory(d, place, all->err) :
-				       plug_into_pci(d, place, all->err);
+	const unsigned place = all->count++;
+	all->device[place] = d;
+	return config->virtio_mmio ? plug_into_memory(d, place, all->err) :
+				     plug_into_pci(d, place, all->err);
 }
 
 /* The SATA controller, with what hangs on it. */
@@ -366,7 +376,7 @@ static void create_kind(struct devices *all, const struct device_kind *kind)
 	const unsigned count = kind->count(&all->machine->config);
 
 	for (unsigned i = 0; all->status == 0 && i < count; i++)
-		all->status = create_device(all, kind, i);
+		all->status = add_device(all, kind, i);
 }
 
 static void create_all(void *opaque)
@@ -379,6 +389,8 @@ static void create_all(void *opaque)
 		create_kind(all, more_kinds[k]);
 	if (all->status == 0)
 		all->status = create_ahci(all);
+	if (all->status == 0 && all->machine->config.hotplug_ports)
+		all->status = hotplug_create(&all->hotplug, all, all->err);
 }
 
 void *devices_find(const struct devices *all, const char *kind)
@@ -394,7 +406,8 @@ static void free_all(void *opaque)
 	struct devices *all = opaque;
 
 	for (unsigned i = 0; i < all->count; i++)
-		free_device(all->device[i]);
+		device_free(all->device[i]);
+	hotplug_free(all->hotplug);
 }
 
 int devices_create(struct devices **ret_devices, struct machine *m, struct error *err)
@@ -429,6 +442,7 @@ void devices_free(struct devices *all)
 		if (all->device[i]->virtio)
 			virtio_quiesce(all->device[i]->virtio);
 	ahci_free(all->ahci);
+	hotplug_quiesce(all->hotplug);
 	loop_invoke(all->machine->config.io, free_all, all);
 	free(all);
 }

@@ -109,6 +109,10 @@ static int check_config(const struct machine_config *config, struct error *err)
 			config->engine->name);
 	if (config->virtio_mmio && config->boot.firmware.path)
 		return error_set(err, EINVAL, "firmware needs a PCI bus, which a machine with virtio in memory lacks");
+	if (config->hotplug_ports > MACHINE_HOTPLUG_PORTS_MAX || (config->hotplug_ports && config->virtio_mmio))
+		return error_set(err, EINVAL,
+			"a machine has at most %d ports to plug devices into, and none without PCI",
+			MACHINE_HOTPLUG_PORTS_MAX);
 	return config->virtual_time.on ? virtual_check(config, err) : 0;
 }
 

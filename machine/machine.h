@@ -18,6 +18,7 @@
 #define MACHINE_CPUS_MAX     64
 #define MACHINE_MEMORY_MIN   MIB(16) /* less holds no kernel */
 #define MACHINE_MEMORY_MAX   GIB(1024)
+#define MACHINE_HOTPLUG_PORTS_MAX 16
 
 struct balloon_statistics;
 struct display;
@@ -105,6 +106,7 @@ struct machine_config {
 	const struct machine_disk *disks; /* in this order */
 	unsigned disk_count;
 	bool vga;		      /* a graphics card, keyboard and mouse: machine_display() */
+	unsigned hotplug_ports;	      /* root ports for machine_device_plug(); not with virtio_mmio */
 	const struct machine_nic *nics;
 	unsigned nic_count;
 	const struct machine_share *shares;
@@ -158,6 +160,22 @@ void machine_resume(struct machine *machine);
 /* Every signal of the eventfd, until it is turned off, is an edge on the interrupt line: for back ends that
  * other processes or threads serve. With KVM no thread of ours runs for it. The eventfd stays the caller's. */
 MUST_CHECK int machine_irqfd(struct machine *machine, unsigned gsi, int eventfd, bool on);
+
+/*
+ * Plug a device into a free port, for the guest to find: the only one that `with` asks for, of which nothing but
+ * its devices counts and which need not outlive the call (what it points to does). `name` is at most 15 characters long.
+ * After a reset, which makes a new machine, it is there if that one's configuration has it.
+ *
+ * unplug asks the guest to let go of it, and waits; 0: it is gone, and its back end is free. May be called again after
+ * -ETIMEDOUT: a guest may also throw a device out by itself.
+ *
+ * Threads: on any but the devices' loop and vCPUs; vCPUs are paused for a moment. Errors: with a line for people;
+ * -ENODEV (no ports), -EBUSY (no free one), -EEXIST, -ENOENT, -ETIMEDOUT, and what making the device says.
+ */
+MUST_CHECK int machine_device_plug(struct machine *machine, const char *name,
+	const struct machine_config *with, struct error *err);
+MUST_CHECK int machine_device_unplug(
+	struct machine *machine, const char *name, unsigned timeout_ms, struct error *err);
 
 /* Press the power button: a guest that listens shuts down. */
 void machine_press_power(struct machine *machine);

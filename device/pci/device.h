@@ -28,7 +28,7 @@ enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_IO, PCI_BAR_MEM32, PCI_BAR_MEM64 /* ta
 enum pci_express {
 	PCI_EXPRESS_INTEGRATED, /* into the root complex: on bus 0 */
 	PCI_EXPRESS_ENDPOINT,	/* on a link below a port */
-	PCI_EXPRESS_ROOT_PORT,	/* with a slot that devices are plugged into: port.c fills in the rest */
+	PCI_EXPRESS_ROOT_PORT, /* with a slot that devices are plugged into: port.c fills in the rest */
 };
 
 struct pci_device;
@@ -63,7 +63,8 @@ MUST_CHECK int pci_device_plug(struct pci_device *device, struct pci_host *host,
 void pci_device_plug_link(struct pci_device *device, struct pci_link *link);
 void pci_device_unplug_link(struct pci_device *device);
 unsigned pci_device_express_at(const struct pci_device *device); /* its PCI Express capability */
-uint8_t *pci_device_config_mask(struct pci_device *device); /* what the guest may change, 4096 bytes */
+uint8_t *pci_device_config_mask(
+	struct pci_device *device); /* what the guest may change, 4096 bytes */
 
 /* size_bytes: a power of 2, at least 16 (I/O: 4). Errors: -EINVAL. `ops` may be NULL for memory that the caller maps
  * otherwise (pci_device_bar()). */

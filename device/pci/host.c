@@ -87,8 +87,8 @@ static struct pci_slot slot_of(const struct pci_host *host, unsigned bus_number,
 }
 
 /* The function at a bus and devfn if the access fits into its configuration space. */
-static bool find(const struct pci_host *host, unsigned bus_number, unsigned devfn,
-	unsigned offset, unsigned size_bytes, struct pci_slot *ret_slot)
+static bool find(const struct pci_host *host, unsigned bus_number, unsigned devfn, unsigned offset,
+	unsigned size_bytes, struct pci_slot *ret_slot)
 {
 	*ret_slot = slot_of(host, bus_number, devfn);
 	return ret_slot->ops && offset + size_bytes <= CONFIG_BYTES;
@@ -183,7 +183,8 @@ int pci_host_create(const struct pci_host_config *config, struct pci_host **ret_
 	host->config = *config;
 	host->slot[0] = (struct pci_slot){.ops = &bridge_ops, .function = host};
 	if (config->bridge)
-		host->slot[0] = (struct pci_slot){.ops = config->bridge, .function = config->bridge_opaque};
+		host->slot[0] =
+			(struct pci_slot){.ops = config->bridge, .function = config->bridge_opaque};
 	*ret_host = host;
 	return 0;
 }

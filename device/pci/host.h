@@ -65,7 +65,7 @@ void pci_host_remove(struct pci_host *host, unsigned devfn);
 
 /* A bus of one function, its device 0, below a root port. The number is changed with the host's lock held. */
 struct pci_link {
-	uint8_t number; /* of the bus; 0: none yet */
+	uint8_t number;			    /* of the bus; 0: none yet */
 	const struct pci_function_ops *ops; /* NULL: nothing is plugged in */
 	void *function;
 	struct pci_link *next; /* the host's */

@@ -26,12 +26,12 @@
 #define BRIDGE_BUS_RESET   0x0040u
 
 /* Offsets into the capability */
-#define LINK_CAP      0x0cu
-#define LINK_STATUS   0x12u
-#define SLOT_CAP      0x14u
-#define SLOT_CONTROL  0x18u
-#define SLOT_STATUS   0x1au
-#define ROOT_CONTROL  0x1cu
+#define LINK_CAP     0x0cu
+#define LINK_STATUS  0x12u
+#define SLOT_CAP     0x14u
+#define SLOT_CONTROL 0x18u
+#define SLOT_STATUS  0x1au
+#define ROOT_CONTROL 0x1cu
 
 #define LINK_CAP_REPORTS_ACTIVE 0x00100000u
 #define LINK_ACTIVE		0x2000u
@@ -71,16 +71,16 @@ struct pci_port {
 static void show_status(struct pci_port *p)
 {
 	store_le16(p->cap + SLOT_STATUS, p->status);
-	store_le16(p->cap + LINK_STATUS,
-		(uint16_t)((load_le16(p->cap + LINK_STATUS) & ~LINK_ACTIVE) |
-			   (p->status & PRESENT ? LINK_ACTIVE : 0)));
+	store_le16(
+		p->cap + LINK_STATUS, (uint16_t)((load_le16(p->cap + LINK_STATUS) & ~LINK_ACTIVE) |
+						 (p->status & PRESENT ? LINK_ACTIVE : 0)));
 }
 
 /* An edge as a message, a level on the line. */
 static void update_interrupt(struct pci_port *p)
 {
-	const uint16_t enabled = (p->control & CONTROL_EVENTS) |
-				 (p->control & CONTROL_LINK ? EVENT_LINK : 0);
+	const uint16_t enabled =
+		(p->control & CONTROL_EVENTS) | (p->control & CONTROL_LINK ? EVENT_LINK : 0);
 	const bool assert = (p->control & CONTROL_INTERRUPT) && (p->status & enabled & EVENTS);
 
 	if (assert != p->asserted) {
@@ -105,7 +105,8 @@ static bool was_written(unsigned reg, unsigned offset, unsigned size_bytes)
 	return offset < reg + 2 && offset + size_bytes > reg;
 }
 
-static void slot_status_written(struct pci_port *p, unsigned reg, unsigned offset, unsigned size_bytes)
+static void slot_status_written(
+	struct pci_port *p, unsigned reg, unsigned offset, unsigned size_bytes)
 {
 	uint16_t ones = 0;
 
@@ -113,7 +114,7 @@ static void slot_status_written(struct pci_port *p, unsigned reg, unsigned offse
 	for (unsigned i = 0; i < 2; i++)
 		if (reg + i >= offset && reg + i < offset + size_bytes)
 			ones |= (uint16_t)(p->cap[SLOT_STATUS + i] << 8 * i);
-	p->status &= (uint16_t)~(ones & EVENTS);
+	p->status &= (uint16_t) ~(ones & EVENTS);
 	show_status(p);
 }
 
@@ -214,9 +215,9 @@ static void fill_capability(struct pci_port *p)
 	uint8_t *mask = pci_device_config_mask(p->function) + at;
 
 	store_le32(p->cap + LINK_CAP, load_le32(p->cap + LINK_CAP) | LINK_CAP_REPORTS_ACTIVE);
-	store_le32(p->cap + SLOT_CAP,
-		SLOT_BUTTON | SLOT_POWER_CONTROLLER | SLOT_POWER_INDICATOR | SLOT_HOT_PLUG |
-			SLOT_NO_COMMAND_COMPLETED | p->config.slot << SLOT_NUMBER_SHIFT);
+	store_le32(p->cap + SLOT_CAP, SLOT_BUTTON | SLOT_POWER_CONTROLLER | SLOT_POWER_INDICATOR |
+					      SLOT_HOT_PLUG | SLOT_NO_COMMAND_COMPLETED |
+					      p->config.slot << SLOT_NUMBER_SHIFT);
 	store_le16(mask + SLOT_CONTROL, CONTROL_WRITABLE);
 	store_le16(mask + SLOT_STATUS, EVENTS);
 	store_le16(mask + ROOT_CONTROL, 0x001f);

@@ -121,9 +121,9 @@ static uint32_t reg_read(struct virtio_mmio *m, uint64_t reg)
 	case REG_DEVICE_ID: return virtio_ops_of(v)->id;
 	case REG_VENDOR_ID: return VENDOR;
 	case REG_DEVICE_FEATURES:
-		return m->device_half > 1 ?
-			       0 :
-			       (uint32_t)(virtio_features_offered(v) >> 32 * m->device_half);
+		return m->device_half > 1
+			       ? 0
+			       : (uint32_t)(virtio_features_offered(v) >> 32 * m->device_half);
 	case REG_QUEUE_NUM_MAX: return setup ? setup->size_max : 0;
 	case REG_QUEUE_READY: return setup ? setup->enabled : 0;
 	case REG_INTERRUPT_STATUS: return m->isr;

@@ -63,7 +63,8 @@ struct virtq_buffer {
 	struct iovec *in; /* device-writable */
 	unsigned in_count;
 	uint64_t out_bytes, in_bytes;
-	struct virtq_extent *extents; /* where each `in` is in the guest: to tell memory what was written */
+	struct virtq_extent
+		*extents; /* where each `in` is in the guest: to tell memory what was written */
 	/* the core's: */
 	uint16_t id, descriptors;
 	unsigned capacity;

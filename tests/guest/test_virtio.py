@@ -1,11 +1,12 @@
 """Virtio devices of every machine, with the drivers of stock kernels: over PCI with message-signalled
 interrupts and with lines."""
 
+import pathlib
 import subprocess
 
 import pytest
 
-from lodge import BOOT_S, PROMPT, dev
+from lodge import BOOT_S, PROGRAM, PROMPT, dev
 
 # In the order in which they are to be loaded.
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
@@ -42,7 +43,7 @@ def check_rng(machine):
 
 
 def start(boot, modules, *options, cmdline=""):
-    machine = boot(*options, files=modules, cmdline=cmdline)
+    machine = boot("--net", "none", "--balloon", "off", *options, files=modules, cmdline=cmdline)
     machine.expect(PROMPT, BOOT_S)
     machine.run("stty cols 200 2>/dev/null; " + LOAD, 60)
     return machine
@@ -117,3 +118,48 @@ def test_without_rng(boot, virtio_modules):
     machine = start(boot, virtio_modules, "--engine", "jit", "--rng", "off")
     assert machine.run("ls /sys/bus/virtio/devices | wc -l").strip() == "0"
     finish(machine)
+
+
+PLUG = pathlib.Path(PROGRAM).parent / "tests" / "guest" / "plug"
+HOTPLUG = r"""
+mkdir -p /tmp; %s
+wait_for() { n=0; until eval "$1"; do n=$((n+1)); [ $n -gt 300 ] && { echo "NEVER: $1"; poweroff -f; }; sleep 0.1; done; }
+count() { ls /sys/bus/virtio/devices | wc -l; }
+echo; echo "ports $(ls /sys/bus/pci/slots | tr '\n' ' ')"
+for round in 1 2 3; do
+    echo "@plug hot0"
+    wait_for '[ $(count) = 1 ]'
+    echo "@plug hot1"
+    wait_for '[ $(count) = 2 ]'
+    wait_for 'grep -q virtio_rng /sys/class/misc/hw_random/rng_current'
+    echo; echo "bytes $(head -c 1000 /dev/hwrng | wc -c) $(grep -c virtio.-input /proc/interrupts)"
+    echo "@plug hot2"
+    echo "@unplug hot0"
+    wait_for '[ $(count) = 1 ]'
+    echo; echo "still $(head -c 1000 /dev/hwrng | wc -c)"
+    # The other one is thrown out by the guest itself.
+    for s in /sys/bus/pci/slots/*; do [ "$(cat $s/power)" = 1 ] && echo 0 > $s/power; done
+    wait_for '[ $(count) = 0 ]'
+    echo "@unplug hot1"
+    sleep 1
+    echo; echo "round $round"
+done
+dmesg | grep -iE "hotplug|pciehp|pci_bus" | tail -30
+poweroff -f
+""" % LOAD
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine, cmdline", [("jit", ""), ("jit", "pci=nomsi"), ("interp", "")])
+def test_hotplug(console, kernel, initrd, virtio_modules, engine, cmdline):
+    """Entropy devices come and go in the slots of root ports."""
+    command = initrd(HOTPLUG, virtio_modules)
+    machine = console(PLUG, engine, kernel(), command, "console=ttyS0 panic=-1 " + cmdline)
+    assert machine.wait(120) == 0, machine.text[-4000:]
+    text = machine.text.replace("\r", "")
+    assert "NEVER" not in text, text[-4000:]
+    assert text.count("bytes 1000 2") == text.count("still 1000") == 3, text[-6000:]
+    for line, times in [("@@plug hot0: done", 3), ("@@plug hot1: done", 3), ("@@unplug hot0: done", 3),
+                        ("@@unplug hot1: done", 3), ("@@plug hot2: all 2 ports are taken", 3)]:
+        assert text.count(line) == times, (line, text[-6000:])
+    assert "round 3" in text
