@@ -24,7 +24,7 @@ struct hot_slot {
 	struct hotplug *hotplug;
 	char name[16];
 	struct pci_port *port;
-	struct irq_line intx;
+	struct irq_line intx; /* of pin A of what is plugged in */
 	/* Changed by calls only, which have no device in the guest's hands then. */
 	struct machine_device *device;
 	bool gone; /* the guest has let go of it; under `lock` */
@@ -76,13 +76,14 @@ static int add_port(struct hotplug *h, unsigned index, struct error *err)
 	slot->hotplug = h;
 	snprintf(slot->name, sizeof(slot->name), "port%u", index);
 	slot->intx = board_shared_line(m->board, device, &gsi);
+	const struct irq_line pin_b = board_shared_line(m->board, device + 1, &gsi);
 	const struct pci_port_config config = {
 		.name = slot->name,
 		.slot = index + 1,
 		.host = board_pci(m->board),
 		.devfn = PCI_DEVFN(device, 0),
 		.bus = m->bus,
-		.intx = slot->intx,
+		.intx = pin_b,
 		.msi = board_msi(m->board),
 		.reset = reset_slot,
 		.eject = eject,

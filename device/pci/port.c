@@ -22,6 +22,7 @@
 #define REG_MEMORY_WINDOW  0x20u
 #define REG_PREFETCH	   0x24u
 #define REG_PREFETCH_UPPER 0x28u
+#define REG_INTERRUPT_PIN  0x3du
 #define REG_BRIDGE_CONTROL 0x3eu
 #define BRIDGE_BUS_RESET   0x0040u
 
@@ -195,6 +196,8 @@ static void fill_header(struct pci_port *p)
 	uint8_t *mask = pci_device_config_mask(p->function);
 
 	p->space[REG_HEADER_TYPE] = 1;
+	/* With one line for both, Linux's hot-plug thread waits for itself when it removes a device. */
+	p->space[REG_INTERRUPT_PIN] = 2;
 	memset(mask + REG_BUS_NUMBERS, 0xff, 3);
 	/* Windows end before they begin; that of I/O ports is not there. */
 	store_le16(p->space + REG_MEMORY_WINDOW, 0xfff0);

@@ -25,7 +25,7 @@ struct pci_port_config {
 	struct pci_host *host;
 	unsigned devfn;
 	struct bus *bus;
-	struct irq_line intx;
+	struct irq_line intx; /* its own, of pin B: pin A's is for what is plugged in */
 	struct msi_sink msi;
 	/* The guest resets the bus behind it: whatever is plugged in. With the host's and the port's lock held. */
 	void (*reset)(void *opaque);

@@ -132,13 +132,13 @@ for round in 1 2 3; do
     echo "@plug hot1"
     wait_for '[ $(count) = 2 ]'
     wait_for 'grep -q virtio_rng /sys/class/misc/hw_random/rng_current'
-    echo; echo "bytes $(head -c 1000 /dev/hwrng | wc -c) $(grep -c virtio.-input /proc/interrupts)"
+    echo; echo "bytes $(head -c 1000 /dev/hwrng | wc -c)"
     echo "@plug hot2"
     echo "@unplug hot0"
     wait_for '[ $(count) = 1 ]'
     echo; echo "still $(head -c 1000 /dev/hwrng | wc -c)"
     # The other one is thrown out by the guest itself.
-    for s in /sys/bus/pci/slots/*; do [ "$(cat $s/power)" = 1 ] && echo 0 > $s/power; done
+    for s in /sys/bus/pci/slots/*; do [ "$(cat $s/adapter)$(cat $s/power)" = 11 ] && echo 0 > $s/power; done
     wait_for '[ $(count) = 0 ]'
     echo "@unplug hot1"
     sleep 1
@@ -150,7 +150,7 @@ poweroff -f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine, cmdline", [("jit", ""), ("jit", "pci=nomsi"), ("interp", "")])
+@pytest.mark.parametrize("engine, cmdline", [("jit", ""), ("jit", "pci=nomsi pcie_ports=native"), ("interp", "")])
 def test_hotplug(console, kernel, initrd, virtio_modules, engine, cmdline):
     """Entropy devices come and go in the slots of root ports."""
     command = initrd(HOTPLUG, virtio_modules)
@@ -158,7 +158,7 @@ def test_hotplug(console, kernel, initrd, virtio_modules, engine, cmdline):
     assert machine.wait(120) == 0, machine.text[-4000:]
     text = machine.text.replace("\r", "")
     assert "NEVER" not in text, text[-4000:]
-    assert text.count("bytes 1000 2") == text.count("still 1000") == 3, text[-6000:]
+    assert text.count("bytes 1000") == text.count("still 1000") == 3, text[-6000:]
     for line, times in [("@@plug hot0: done", 3), ("@@plug hot1: done", 3), ("@@unplug hot0: done", 3),
                         ("@@unplug hot1: done", 3), ("@@plug hot2: all 2 ports are taken", 3)]:
         assert text.count(line) == times, (line, text[-6000:])
