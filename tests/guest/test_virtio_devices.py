@@ -185,7 +185,7 @@ def send_all(client, data):
     client.shutdown(socket.SHUT_WR)
 
 
-@pytest.mark.parametrize("engine, cpus", [("jit", 1), ("jit", 2), ("interp", 1)])
+@pytest.mark.parametrize("engine, cpus", [("jit", 1), ("jit", 2), pytest.param("interp", 1, marks=pytest.mark.slow)])
 def test_vsock(vsock_guest, tmp_path, engine, cpus):
     """Megabytes both ways at once, from connections that either side opens; half-closed; refused."""
     size = (8 if engine == "jit" else 2) << 20
@@ -342,7 +342,7 @@ def mount_pmem(machine, options):
     assert "/dev/pmem0 /mnt ext4 %s" % options.split(",")[0] in said, said
 
 
-@pytest.mark.parametrize("engine", ["jit", "interp"])
+@pytest.mark.parametrize("engine", ["jit", pytest.param("interp", marks=pytest.mark.slow)])
 def test_pmem(guest, ext4_image, engine):
     """Written through DAX, synced: it is in the file, and there again for the next machine."""
     machine = guest(PMEM, "--pmem", ext4_image, engine=engine)
