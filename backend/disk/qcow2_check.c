@@ -29,6 +29,7 @@ struct checker {
 	uint32_t buckets, chunks;
 	uint64_t end;	    /* the first cluster behind all that is referred to */
 	bool rebuild;	    /* the blocks of counts are not sound */
+	uint64_t too_many; /* clusters with more users than counts can say */
 	bool flags;	    /* some flag is wrong */
 	uint8_t *buf;	    /* a cluster */
 	struct chunk *last; /* that was looked at */
@@ -415,6 +416,7 @@ static int write_new_blocks(struct checker *c, uint64_t start, uint64_t blocks)
 		for (uint64_t n = 0; n < BIT(q->refblock_bits); n++) {
 			uint64_t want = counted(c, (i << q->refblock_bits) + n);
 
+			c->too_many += want > max;
 			qcow2_refcount_store(c->buf, q->header.refcount_order, n, MIN(want, max));
 		}
 		r = disk_file_write(
@@ -463,7 +465,7 @@ static int rebuild_counts(struct checker *c)
 		return r;
 	q->header.reftable_offset = (start + blocks) << bits;
 	q->header.reftable_clusters = (uint32_t)clusters;
-	c->check->errors_mended = c->check->errors;
+	c->check->errors_mended = c->check->errors - MIN(c->check->errors, c->too_many);
 	c->check->leaks_mended = c->check->leaks;
 	r = qcow2_header_write(q);
 	q->grown_bytes = MAX(q->grown_bytes, (start + blocks + clusters) << bits);
