@@ -329,13 +329,18 @@ static int compare_counts(struct checker *c)
 	return r;
 }
 
-/* The flag that says that a cluster has one user only. *changed: the word is another now. */
+/* The flag that says that a cluster has one user only. *changed: the word is another now. Missing where the count is too
+ * high, it agrees with the count, and does no harm; repair, which mends the count, sets it. */
 static void check_flag(
 	struct checker *c, uint64_t *word, uint64_t cluster, const char *what, bool *changed)
 {
 	bool alone = counted(c, cluster) == 1;
+	uint64_t count = 1;
 
 	if (alone == !!(*word & QCOW2_COPIED))
+		return;
+	if (alone && !c->check->repair && qcow2_refcount_get(c->q, cluster, &count) == 0 &&
+		count != 1)
 		return;
 	c->check->errors++;
 	report(c, "%s at cluster %llu has a wrong 'copied' flag", what,
