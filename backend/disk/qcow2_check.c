@@ -27,9 +27,10 @@ struct checker {
 	struct image_check *check;
 	struct chunk **bucket;
 	uint32_t buckets, chunks;
-	uint64_t end;	    /* the first cluster behind all that is referred to */
-	bool rebuild;	    /* the blocks of counts are not sound */
-	uint64_t too_many; /* clusters with more users than counts can say */
+	uint64_t end; /* the first cluster behind all that is referred to */
+	bool rebuild; /* the blocks of counts are not sound */
+	uint64_t
+		unmendable; /* errors that a rebuilt set of counts leaves: too many users for a count, say */
 	bool flags;	    /* some flag is wrong */
 	uint8_t *buf;	    /* a cluster */
 	struct chunk *last; /* that was looked at */
@@ -175,6 +176,7 @@ static int count_tree(
 		/* Each tree can lead to it once: more is nonsense, which could take forever to read. */
 		if (counted(c, offset >> q->header.cluster_bits) > q->header.snapshots + 1) {
 			c->check->errors++;
+			c->unmendable++;
 			report(c, "L1 entry %u leads to a table of others", i);
 			continue;
 		}
@@ -421,7 +423,7 @@ static int write_new_blocks(struct checker *c, uint64_t start, uint64_t blocks)
 		for (uint64_t n = 0; n < BIT(q->refblock_bits); n++) {
 			uint64_t want = counted(c, (i << q->refblock_bits) + n);
 
-			c->too_many += want > max;
+			c->unmendable += want > max;
 			qcow2_refcount_store(c->buf, q->header.refcount_order, n, MIN(want, max));
 		}
 		r = disk_file_write(
@@ -470,7 +472,7 @@ static int rebuild_counts(struct checker *c)
 		return r;
 	q->header.reftable_offset = (start + blocks) << bits;
 	q->header.reftable_clusters = (uint32_t)clusters;
-	c->check->errors_mended = c->check->errors - MIN(c->check->errors, c->too_many);
+	c->check->errors_mended = c->check->errors - MIN(c->check->errors, c->unmendable);
 	c->check->leaks_mended = c->check->leaks;
 	r = qcow2_header_write(q);
 	q->grown_bytes = MAX(q->grown_bytes, (start + blocks + clusters) << bits);
