@@ -32,13 +32,18 @@ static bool show_progress(void *opaque, uint64_t done, uint64_t all)
 	return interrupted;
 }
 
-void disk_progress_init(struct disk_progress *progress, const struct disk_args *args,
-	const char *what, struct image_progress *ret_progress)
+static void catch_signals(void)
 {
 	struct sigaction action = {.sa_handler = on_signal};
 
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
+}
+
+void disk_progress_init(struct disk_progress *progress, const struct disk_args *args,
+	const char *what, struct image_progress *ret_progress)
+{
+	catch_signals();
 	*progress = (struct disk_progress){
 		.shown = !args->quiet && isatty(STDERR_FILENO), .what = what, .percent = 101};
 	*ret_progress = (struct image_progress){show_progress, progress};
@@ -84,6 +89,7 @@ int disk_verb_convert(struct disk_args *args)
 
 	if (status)
 		return status;
+	catch_signals(); /* from here on there is something to remove */
 	disk_create_options(args, &create);
 	create.format = args->to ? args->to : "qcow2";
 	create.size_bytes = disk_size_bytes(from);
