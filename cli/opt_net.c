@@ -120,7 +120,7 @@ static int set_flag(struct vmm_net *net, const char *name, struct error *err)
 		return 0;
 	}
 	return error_set(err, EINVAL,
-		"--net knows no '%s': there are mac=, mtu=, queues=, and with user isolated, no-host and no-ipv6",
+		"--net knows no '%s': there are mac=, mtu=, queues=, card=, and with user isolated, no-host and no-ipv6",
 		name);
 }
 
@@ -140,6 +140,12 @@ static int set_detail(struct vmm_net *net, char *piece, struct error *err)
 		if (status == 0)
 			net->network.mtu = (uint16_t)number;
 		return status;
+	}
+	if (strcmp(piece, "card") == 0) {
+		net->e1000 = strcmp(value, "e1000") == 0;
+		return net->e1000 || strcmp(value, "virtio") == 0
+			       ? 0
+			       : error_set(err, EINVAL, "card=%s: give virtio or e1000", value);
 	}
 	if (strcmp(piece, "queues") == 0) {
 		status = set_number("queues", value, 1, VIRTIO_NET_PAIRS_MAX, &number, err);

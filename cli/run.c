@@ -83,7 +83,7 @@ static const char usage_text[] =
 	"  --virtio SWITCH,... of virtio devices: mmio (no PCI); split, noevent, noindirect (of their queues)\n"
 	"  --disk FILE[,format=raw|qcow2,readonly,cache=MODE,as=sata|cdrom,serial=TEXT...]\n"
 	"                      a disk: an image, or an export at an nbd:// URI. Several times; docs/disks.md\n"
-	"  --net NETWORK[,mac=MAC,mtu=N,queues=N]\n"
+	"  --net NETWORK[,mac=MAC,mtu=N,queues=N,card=e1000]\n"
 	"                      a network card on: user (default: NAT, nothing to set up), passt, tap=NAME,\n"
 	"                      bridge=NAME, switch=NAME (your own machines only); none. Several times.\n"
 	"                      user also takes isolated, no-host, no-ipv6 (docs/networks.md)\n"

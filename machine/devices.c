@@ -8,6 +8,7 @@
 #include "boot/layout.h"
 #include "device/bus.h"
 #include "device/disk/ahci.h"
+#include "device/net_e1000.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/fs.h"
 #include "device/virtio/mmio.h"
@@ -53,14 +54,27 @@ static void rng_free(void *device)
 
 static unsigned nic_count(const struct machine_config *config)
 {
-	return config->nic_count;
+	unsigned count = 0;
+
+	for (unsigned i = 0; i < config->nic_count; i++)
+		count += !config->nics[i].e1000;
+	return count;
+}
+
+static const struct machine_nic *nth_virtio_nic(const struct machine_config *config, unsigned n)
+{
+	const struct machine_nic *nic = config->nics;
+
+	for (;; nic++)
+		if (!nic->e1000 && !n--)
+			return nic;
 }
 
 static int nic_create(const struct machine_config *config, unsigned index,
 	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
 	struct error *err)
 {
-	const struct machine_nic *nic = &config->nics[index];
+	const struct machine_nic *nic = nth_virtio_nic(config, index);
 	struct virtio_net_config card_config = {
 		.wiring = wiring, .net = nic->net, .queue_pairs = nic->queue_pairs};
 	struct virtio_net *card;
@@ -336,6 +350,40 @@ static int add_device(struct devices *all, const struct device_kind *kind, unsig
 				     plug_into_pci(d, place, all->err);
 }
 
+static int create_e1000(struct devices *all, const struct machine_nic *nic)
+{
+	struct machine *m = all->machine;
+	const unsigned slot = all->count + all->e1000_count + 1;
+	struct e1000_config config = {
+		.memory = m->memory, .loop = m->config.io, .bus = m->bus, .net = nic->net };
+	unsigned gsi;
+
+	if (!board_pci(m->board))
+		return error_set(all->err, ENOTSUP, "an e1000 needs PCI, which --virtio mmio leaves out");
+	if (slot + m->config.hotplug_ports > DEVICES_MAX || all->e1000_count == E1000_MAX)
+		return error_set(all->err, ENOSPC, "no slot for one more network card");
+	memcpy(config.mac, nic->mac, sizeof(config.mac));
+	config.intx = board_shared_line(m->board, slot, &gsi);
+	int status = e1000_create(
+		&config, board_pci(m->board), PCI_DEVFN(slot, 0), &all->e1000[all->e1000_count]);
+	if (status < 0)
+		return error_set_errno(all->err, -status, "can't make an e1000 network card");
+	if (!m->config.boot.firmware.path)
+		e1000_assign(all->e1000[all->e1000_count],
+			take_address(&all->next_low, KIB(128), BOOT_PCI_WINDOW_GPA + BOOT_PCI_WINDOW_BYTES));
+	all->e1000_count++;
+	return 0;
+}
+
+static void create_e1000s(struct devices *all)
+{
+	const struct machine_config *config = &all->machine->config;
+
+	for (unsigned i = 0; all->status == 0 && i < config->nic_count; i++)
+		if (config->nics[i].e1000)
+			all->status = create_e1000(all, &config->nics[i]);
+}
+
 /* The SATA controller, with what hangs on it. */
 static int create_ahci(struct devices *all)
 {
@@ -387,6 +435,7 @@ static void create_all(void *opaque)
 		create_kind(all, &kinds[k]);
 	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
 		create_kind(all, more_kinds[k]);
+	create_e1000s(all);
 	if (all->status == 0)
 		all->status = create_ahci(all);
 	if (all->status == 0 && all->machine->config.hotplug_ports)
@@ -405,6 +454,8 @@ static void free_all(void *opaque)
 {
 	struct devices *all = opaque;
 
+	for (unsigned i = 0; i < all->e1000_count; i++)
+		e1000_free(all->e1000[i]);
 	for (unsigned i = 0; i < all->count; i++)
 		device_free(all->device[i]);
 	hotplug_free(all->hotplug);

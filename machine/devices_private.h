@@ -10,6 +10,8 @@
 
 #define DEVICES_MAX 28 /* the slots behind them are the watchdog's, the screen's and the chip set's */
 
+#define E1000_MAX   8
+
 struct machine_device {
 	struct devices *all;
 	const struct device_kind *kind;
@@ -28,6 +30,8 @@ struct devices {
 	struct machine_device *device[DEVICES_MAX];
 	struct hotplug *hotplug;      /* or NULL */
 	struct ahci *ahci;	      /* or NULL */
+	unsigned e1000_count;	      /* in the slots behind those of `device` */
+	struct e1000 *e1000[E1000_MAX];
 	uint64_t next_low, next_high; /* addresses for BARs */
 	int status;
 	struct error *err;

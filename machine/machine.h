@@ -45,7 +45,8 @@ struct machine_virtual_time {
 struct machine_nic {
 	struct net *net;
 	uint8_t mac[6];
-	unsigned queue_pairs;
+	unsigned queue_pairs; /* of a virtio card */
+	bool e1000;	      /* Intel's card in place of virtio's */
 };
 
 /* A directory of the host's, or whatever file system the server has. */

@@ -43,6 +43,7 @@ static void open_all(void *opaque)
 	for (unsigned i = 0; i < nets->count && nets->status == 0; i++) {
 		const struct vmm_net *net = &nets->net[i];
 		struct machine_nic *nic = &nets->nic[i];
+		nic->e1000 = net->e1000;
 		nic->queue_pairs =
 			net->queues ? net->queues : MIN(nets->cpus, (unsigned)QUEUES_DEFAULT_MAX);
 		choose_mac(net, i, nic->mac);

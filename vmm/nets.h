@@ -19,6 +19,7 @@ struct vmm_net {
 	bool mac_given;
 	uint8_t mac[6];	 /* if given; else one is chosen */
 	unsigned queues; /* pairs; 0: by the number of vCPUs */
+	bool e1000;	 /* the card is Intel's, not virtio's */
 };
 
 /* Open them on the loop, which is running. Errors: with a line for people. */

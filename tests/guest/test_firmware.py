@@ -1,14 +1,18 @@
 """Stock firmware of Debian's packages seabios and ovmf starts in place of a kernel."""
 
+import json
 import pathlib
+import re
 import socket
 import struct
+import subprocess
 import time
 import zlib
 
 import pytest
 
 from lodge import PATIENCE, PROGRAM, lodge
+from test_debian import ENV, debian  # noqa: F401
 
 BIOS = pathlib.Path("/usr/share/seabios/bios-256k.bin")
 UEFI = pathlib.Path("/usr/share/ovmf/OVMF.fd")
@@ -162,3 +166,62 @@ def test_screen_and_keyboard_by_vnc(console, tmp_path):
                  for line, other in zip(lines, shown))
     assert differ <= 20, "%d lines differ" % differ  # the cursor blinks
     assert not vnc.exists()
+
+
+@pytest.fixture(scope="session")
+def memtest(tmp_path_factory):
+    """The files of Debian's package memtest86+."""
+    folder = tmp_path_factory.mktemp("memtest")
+    done = subprocess.run(["apt-get", "download", "-q", "memtest86+"], cwd=folder, capture_output=True, text=True,
+                          check=False)
+    packages = list(folder.glob("memtest86+*.deb"))
+    if not packages:
+        pytest.skip("NOT CHECKED: memtest86+ (it cannot be downloaded: %s)" % done.stderr.strip())
+    subprocess.run(["dpkg-deb", "-x", packages[0], folder / "root"], check=True)
+    return folder / "root"
+
+
+@pytest.mark.slow
+def test_memtest_starts_from_a_cdrom(console, memtest, tmp_path):
+    """SeaBIOS and GRUB start it; its picture is judged by the colours."""
+    need(BIOS, "seabios")
+    shot = tmp_path / "shot.png"
+    iso = memtest / "usr" / "lib" / "memtest86+" / "memtest86+x64.iso"
+    machine = console(PROGRAM, "run", "--engine", "jit", "--firmware", "bios", "--memory", "64", "--net", "none",
+                      "--disk", "%s,format=raw,as=cdrom" % iso, "--screenshot", shot)
+    time.sleep(45 * PATIENCE)
+    machine.send("\x01x")
+    assert machine.wait() == 103
+    picture = b"".join(png_lines(shot))
+    assert picture.count(bytes((0, 0, 0xaa))) > 100000, "not memtest's blue screen"
+    assert bytes((0xaa, 0, 0)) * 100 not in picture, "errors, which it shows in red"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["jit", "interp"])
+def test_memtest_passes(console, memtest, engine):
+    """One pass over a small machine's memory, told on its serial console; 80 seconds of it are waiting."""
+    machine = console(PROGRAM, "run", "--engine", engine, "--memory", "32", "--net", "none", "--keep-packed",
+                      "--kernel", memtest / "boot" / "memtest86+x64.bin", "--cmdline", "console=ttyS0,115200")
+    machine.expect("Memtest86", 60)
+    machine.expect("Pass: *1 ", 900)
+    assert not re.search("Errors: *[1-9]", machine.text)
+    machine.send("\x01x")
+    assert machine.wait() == 103
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_firmware_boots_debian(console, debian, firmware, tmp_path):  # noqa: F811
+    need(BIOS if firmware == "bios" else UEFI, "seabios" if firmware == "bios" else "ovmf")
+    disk = json.loads(lodge("image", "show", debian, "--json", env=ENV).stdout)["disk"]
+    clone = tmp_path / "disk.img"
+    subprocess.run(["cp", "--sparse=always", disk, clone], check=True)
+    clone.chmod(0o600)
+    machine = console(PROGRAM, "run", "--engine", "jit", "--firmware", firmware, "--memory", "1024", "--disk",
+                      "%s,format=raw" % clone)
+    machine.expect(r"root@debian:~# ", 300)
+    machine.send("[ -d /sys/firmware/efi ] && echo firm''ware=uefi || echo firm''ware=bios\n")
+    machine.expect("firmware=" + firmware)
+    machine.send("poweroff\n")
+    assert machine.wait(120) == 0

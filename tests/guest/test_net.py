@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import socket
@@ -15,7 +16,7 @@ import time
 
 import pytest
 
-from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, lodge
+from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, dev, lodge
 from netguest import MODULES, net_guest_files
 
 BLOB_BYTES = 100 << 20
@@ -163,6 +164,32 @@ def finish(machine):
         assert word not in log.lower(), log
     machine.send("poweroff -f\n")
     assert machine.wait(30) == 0
+
+
+# ---- Intel's card ----
+
+@pytest.mark.parametrize("offloads", ["on", "off"])
+def test_e1000(boot, net_files, blob, offloads):
+    """The standard kernel's e1000 driver, with its segmentation and checksums and without."""
+    tree = pathlib.Path(dev("kernel", "standard", "--modules"))
+    files = {name: path for name, path in net_files.items() if not name.startswith("mod/")}
+    files["mod/e1000.ko"] = next(tree.rglob("e1000.ko"))
+    machine = boot("--engine", "jit", "--cpus", 2, "--net", "user,card=e1000,mac=52:54:00:12:34:77",
+                   variant="standard", files=files)
+    machine.expect(PROMPT, BOOT_S)
+    machine.run("insmod /mod/e1000.ko; ip link set lo up", 60)
+    assert "52:54:00:12:34:77" in machine.run("ip link show eth0")
+    if offloads == "off":
+        machine.run("ip link set eth0 gso_max_segs 1")
+    lease(machine)
+    check_blob(machine, blob)
+    with iperf_server() as port:
+        check_iperf(machine, "10.0.2.2", "-p", port, count=50 << 20)
+    counts = machine.run("cat /sys/class/net/eth0/statistics/rx_errors /sys/class/net/eth0/statistics/tx_errors")
+    assert counts.split() == ["0", "0"]
+    machine.run("ip link set eth0 down; ip link set eth0 up; ip addr flush dev eth0")
+    lease(machine)
+    finish(machine)
 
 
 # ---- user mode ---------------------------------------------------------------------------------------------------------
