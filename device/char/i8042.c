@@ -230,6 +230,8 @@ void i8042_save(struct i8042 *device, struct i8042_state *ret_state)
 
 int i8042_load(struct i8042 *device, const struct i8042_state *state)
 {
+	if (state->output_full > 1 || state->output_aux > 1 || state->breaking > 1)
+		return -EINVAL;
 	AUTO_LOCK(device->lock);
 	device->s = *state;
 	update_lines(device);

@@ -24,8 +24,9 @@ struct i8042_state {
 	uint8_t command; /* the command byte ("configuration") */
 	uint8_t pending; /* command that waits for its data byte; 0 = none */
 	uint8_t output;
-	bool output_full, output_aux; /* aux: it is the mouse's */
-	bool breaking;		      /* an F0 of set 2 came and is held back for the translation of the next byte */
+	/* 0 or 1: */
+	uint8_t output_full, output_aux; /* aux: it is the mouse's */
+	uint8_t breaking;		 /* an F0 of set 2 came and is held back for the translation of the next byte */
 };
 
 struct i8042 {

@@ -7,6 +7,8 @@
 #include "device/char/i8042.h"
 #include "device/char/pvpanic.h"
 
+#include <errno.h>
+
 struct fixture {
 	struct bus *bus;
 	struct i8042 i8042;
@@ -125,6 +127,9 @@ static void test_i8042_save_load(void **state)
 	command(f, 0xaa);
 	assert_int_equal(i8042_load(&f->i8042, &saved), 0);
 	outb(f->bus, 0x60, 0x22);
+	assert_int_equal(command(f, 0x20), 0x22);
+	saved.output_full = 2;
+	assert_int_equal(i8042_load(&f->i8042, &saved), -EINVAL);
 	assert_int_equal(command(f, 0x20), 0x22);
 }
 

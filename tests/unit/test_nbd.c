@@ -17,6 +17,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +35,18 @@ struct fixture {
 
 /* ---- the server ---- */
 
+/* Its socket is there a moment before it listens. */
+static bool does_listen(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	strcpy(address.sun_path, path);
+	bool listens = connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0;
+	close(fd);
+	return listens;
+}
+
 static void start_server(struct fixture *f, const char *const *more)
 {
 	const char *argv[24] = {"nbdkit", "--exit-with-parent", "-f", "-U", f->socket};
@@ -46,9 +60,13 @@ static void start_server(struct fixture *f, const char *const *more)
 		execvp("nbdkit", (char **)argv);
 		_exit(127);
 	}
-	for (unsigned i = 0; i < 500 && access(f->socket, F_OK); i++)
-		usleep(10000);
-	assert_int_equal(access(f->socket, F_OK), 0);
+	bool listens = false;
+	for (unsigned i = 0; i < 500 && !listens; i++) {
+		listens = does_listen(f->socket);
+		if (!listens)
+			usleep(10000);
+	}
+	assert_true(listens);
 }
 
 static void serve_file(struct fixture *f)
