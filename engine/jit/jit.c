@@ -232,10 +232,11 @@ static struct jit_block *find_block(struct engine_vcpu *v)
 	return jit_translate(v, gpa, host - in_page, mode);
 }
 
-/* Another page: the guest has mapped it where the first was, which was still running by what the branch cache knew. */
+/* Another page: the guest has mapped it where the first was, which was still running by what the branch cache knew.
+ * A way out of spans leads to the same page's code without them. */
 static bool same_page(const struct jit_block *a, const struct jit_block *b)
 {
-	return !((a->key ^ b->key) & ~jit_key(GUEST_PAGE_SIZE - 1, 0));
+	return !((a->key ^ b->key) & ~jit_key(GUEST_PAGE_SIZE - 1, JIT_MODE_PLAIN));
 }
 
 /* Tie the way that was taken to its target, so that it is not missed again. */
