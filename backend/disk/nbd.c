@@ -17,10 +17,12 @@
 #include "base/log.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <libnbd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #define REQUEST_BYTES_MAX MIB(32) /* what every server takes, if it does not say */
 #define RETRY_NS	  500000000ull
@@ -298,10 +300,18 @@ static uint32_t wanted_events(const struct nbd_file *nbd)
 	       (direction & LIBNBD_AIO_DIRECTION_WRITE ? EPOLLOUT : 0);
 }
 
-static void lose_connection(struct nbd_file *nbd)
+static void stop_watching(struct nbd_file *nbd)
 {
+	if (!nbd->source)
+		return;
 	loop_remove(nbd->source);
 	nbd->source = NULL;
+	close(nbd->watched_fd);
+}
+
+static void lose_connection(struct nbd_file *nbd)
+{
+	stop_watching(nbd);
 	/* What was under way has ended by op_done() when the connection did. */
 	nbd_close(nbd->handle);
 	nbd->handle = NULL;
@@ -358,11 +368,17 @@ static void connection_ready(void *opaque, uint32_t events)
 
 static int watch(struct nbd_file *nbd, struct nbd_handle *handle)
 {
-	int status = loop_add(
-		nbd->loop, nbd_aio_get_fd(handle), EPOLLIN, connection_ready, nbd, &nbd->source);
+	/* A descriptor of our own: libnbd closes its when the connection dies, while the loop still has it; and where another
+	 * process holds a copy, the loop would go on hearing of it. */
+	AUTO_CLOSE int fd = fcntl(nbd_aio_get_fd(handle), F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	int status = loop_add(nbd->loop, fd, EPOLLIN, connection_ready, nbd, &nbd->source);
 
-	if (status == 0)
+	if (status == 0) {
 		nbd->handle = handle;
+		nbd->watched_fd = take_fd(&fd);
+	}
 	return status;
 }
 
@@ -443,6 +459,7 @@ static void release(struct nbd_file *nbd)
 {
 	if (nbd->handle)
 		nbd_close(nbd->handle);
+	stop_watching(nbd);
 	loop_free(nbd->loop);
 	journal_drop(nbd, UINT64_MAX);
 	pthread_mutex_destroy(&nbd->lock);

@@ -45,6 +45,7 @@ struct nbd_file {
 	/* The thread's. */
 	struct nbd_handle *handle; /* NULL: no connection */
 	struct loop_source *source;
+	int watched_fd; /* of `source`: a copy of the connection's */
 	struct loop_timer *retry;
 	uint64_t lost_ns; /* when the connection was lost; 0: it is there */
 	bool given_up;	  /* operations fail meanwhile */

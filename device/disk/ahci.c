@@ -478,6 +478,7 @@ static void write_sctl(struct ahci_port *port, uint32_t value)
 	if ((value & 15) == DET_COMRESET) {
 		port->resetting = true;
 		port->tfd = 0x7f;
+		port->ci = port->sact = 0; /* the drive has forgotten them */
 		give_up(port);
 	}
 	port_settle(port);
