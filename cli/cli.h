@@ -4,6 +4,7 @@
 #ifndef LODGE_CLI_CLI_H
 #define LODGE_CLI_CLI_H
 
+#include "base/util.h"
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -29,6 +30,13 @@ int cli_cpu_check(const struct engine_ops *engine, const struct x86_cpu_choice *
 
 /* Build an image, say on stderr how it goes, and stop at Ctrl-C. Returns an exit status. */
 int cli_image_build(struct image_build *build);
+
+/* One line on stderr. Returns an exit status. */
+int cli_complain(const struct error *err);
+/* The same of what was asked for; control characters in it, which may be a file's name, become '?'. Returns -EINVAL. */
+int cli_refuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
+/* Where that is the verb's end: returns an exit status. */
+#define cli_misuse(...) (cli_refuse(__VA_ARGS__), EXIT_USAGE)
 
 /* Print text as a JSON string. */
 void cli_print_json_string(const char *text);

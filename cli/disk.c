@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,26 +109,6 @@ static const struct {
 	{"map", disk_verb_map, 1, 1},
 };
 
-int disk_say(const struct error *err)
-{
-	fprintf(stderr, "lodge: %s\n", err->text);
-	return EXIT_FAILURE;
-}
-
-int disk_misuse(const char *fmt, ...)
-{
-	struct error err;
-	char text[sizeof(err.text)];
-	va_list args;
-
-	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
-	va_end(args);
-	error_set(&err, EINVAL, "%s", text);
-	fprintf(stderr, "lodge: %s\n", err.text);
-	return EXIT_USAGE;
-}
-
 /* As cli_parse_size(), and with the suffix B. */
 int disk_parse_size(const char *text, uint64_t *ret_bytes)
 {
@@ -157,7 +136,7 @@ static int parse_rule(const char *value, enum disk_backing_rule *ret_rule)
 			return 0;
 		}
 	}
-	return disk_misuse("--backings is any, beside or refuse, not '%s'", value);
+	return cli_misuse("--backings is any, beside or refuse, not '%s'", value);
 }
 
 static int set_option(struct disk_args *args, const struct option *option, const char *value)
@@ -170,11 +149,11 @@ static int set_option(struct disk_args *args, const struct option *option, const
 	case RULE: return parse_rule(value, field);
 	case SIZE:
 		return disk_parse_size(value, field) < 0
-			       ? disk_misuse("%s '%s' is not a size", option->name, value)
+			       ? cli_misuse("%s '%s' is not a size", option->name, value)
 			       : 0;
 	case NUMBER:
 		return cli_parse_number(value, 1, 64, field) < 0
-			       ? disk_misuse("%s '%s' is not a number from 1 to 64", option->name,
+			       ? cli_misuse("%s '%s' is not a number from 1 to 64", option->name,
 					 value)
 			       : 0;
 	}
@@ -201,10 +180,10 @@ static int parse_option(struct disk_args *args, int argc, char **argv, int *at)
 	const struct option *option = find_option(word, &value);
 
 	if (!option || (option->kind == FLAG && value))
-		return disk_misuse("no option '%s' (lodge disk --help lists them)", word);
+		return cli_misuse("no option '%s' (lodge disk --help lists them)", word);
 	if (option->kind != FLAG && !value) {
 		if (++*at == argc)
-			return disk_misuse("%s wants a value", word);
+			return cli_misuse("%s wants a value", word);
 		value = argv[*at];
 	}
 	return set_option(args, option, value);
@@ -223,7 +202,7 @@ static int parse(struct disk_args *args, int argc, char **argv)
 			 (argv[i][1] < '0' || argv[i][1] > '9'))
 			status = parse_option(args, argc, argv, &i);
 		else if (args->count == ARRAY_SIZE(args->word))
-			status = disk_misuse("too many arguments: '%s'", argv[i]);
+			status = cli_misuse("too many arguments: '%s'", argv[i]);
 		else
 			args->word[args->count++] = argv[i];
 		if (status)
@@ -254,10 +233,10 @@ int verb_disk(int argc, char **argv)
 		if (strcmp(verbs[i].name, argv[1]))
 			continue;
 		if (args.count < verbs[i].fewest || args.count > verbs[i].most)
-			return disk_misuse("disk %s takes %u to %u arguments, but got %u "
+			return cli_misuse("disk %s takes %u to %u arguments, but got %u "
 					   "(lodge disk --help)",
 				argv[1], verbs[i].fewest, verbs[i].most, args.count);
 		return verbs[i].run(&args);
 	}
-	return disk_misuse("no verb 'disk %s' (lodge disk --help lists them)", argv[1]);
+	return cli_misuse("no verb 'disk %s' (lodge disk --help lists them)", argv[1]);
 }

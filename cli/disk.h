@@ -15,9 +15,6 @@ struct disk_args {
 	bool compress, lazy, replace, unlocked, metadata_only, keep, repair, shrink, json, quiet;
 };
 
-/* One line on stderr; the exit status. */
-int disk_say(const struct error *err);
-int disk_misuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 int disk_parse_size(const char *text, uint64_t *ret_bytes);
 
 /* Open an image as the options say. 0, or an exit status after a line on stderr. */

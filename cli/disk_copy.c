@@ -69,10 +69,10 @@ static int copy_into(struct disk_args *args, struct disk *from, const char *path
 	copy.target_zero = to->file->growable;
 	disk_progress_init(&progress, args, "copying", &copy.progress);
 	if (image_copy(from, to, &copy, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	else if (disk_flush(to) < 0) {
 		error_set(&err, EIO, "can't write %s", path);
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	}
 	disk_progress_done(&progress);
 	return disk_close_arg(to, status);
@@ -94,9 +94,9 @@ int disk_verb_convert(struct disk_args *args)
 	create.format = args->to ? args->to : "qcow2";
 	create.size_bytes = disk_size_bytes(from);
 	if (args->compress && strcmp(create.format, "qcow2"))
-		status = disk_misuse("only qcow2 images can be compressed");
+		status = cli_misuse("only qcow2 images can be compressed");
 	else if (image_create(path, &create, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	else {
 		status = copy_into(args, from, path);
 		if (status && !there) /* half an image is of no use */
@@ -122,7 +122,7 @@ int disk_verb_compare(struct disk_args *args)
 		return disk_close_arg(a, status);
 	disk_progress_init(&progress, args, "comparing", &report);
 	if (image_compare(a, b, &report, &same, &offset, &err) < 0) {
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	} else if (!same) {
 		printf("different at byte %" PRIu64 "\n", offset);
 		status = EXIT_FAILURE;
@@ -161,7 +161,7 @@ static int rebase_copy(struct disk_args *args, struct disk *disk, const char *ba
 	}
 	disk_progress_init(&progress, args, "copying", &report);
 	if (image_rebase_copy(disk, behind, &report, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	disk_progress_done(&progress);
 	disk_close(behind);
 	return status;
@@ -180,11 +180,11 @@ int disk_verb_rebase(struct disk_args *args)
 	if (backing && !*backing)
 		backing = NULL;
 	if (disk_open(args->word[0], &options, &disk, &err) < 0)
-		return disk_say(&err);
+		return cli_complain(&err);
 	if (!args->metadata_only)
 		status = rebase_copy(args, disk, backing);
 	if (!status && image_set_backing(disk, backing, args->backing_format, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	return disk_close_arg(disk, status);
 }
 
@@ -205,14 +205,14 @@ static int open_pair(const struct disk_args *args, struct disk **ret_disk, struc
 		return status;
 	if (!disk_backing(chain))
 		return disk_close_arg(
-			chain, disk_misuse("%s has no backing file to commit to", args->word[0]));
+			chain, cli_misuse("%s has no backing file to commit to", args->word[0]));
 	path = strdup(disk_backing(chain)->file->name);
 	format = strdup(disk_format_name(disk_backing(chain)));
 	disk_close(chain);
 	if (!path || !format)
 		return EXIT_FAILURE;
 	if (disk_open(args->word[0], &options, ret_disk, &err) < 0)
-		return disk_say(&err);
+		return cli_complain(&err);
 	status = disk_open_arg(args, path, format, false, ret_base);
 	return status ? disk_close_arg(*ret_disk, status) : 0;
 }
@@ -234,10 +234,10 @@ int disk_verb_commit(struct disk_args *args)
 		r = image_copy(disk, base, &copy, &err);
 	disk_progress_done(&progress);
 	if (r < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	/* Only once it is lasting there may it go here. */
 	status = disk_close_arg(base, status);
 	if (!status && !args->keep && image_empty(disk, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	return disk_close_arg(disk, status);
 }

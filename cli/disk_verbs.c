@@ -24,7 +24,7 @@ int disk_open_arg(const struct disk_args *args, const char *path, const char *fo
 		.backing = args->rule};
 	struct error err = {0};
 
-	return disk_open(path, &options, ret_disk, &err) < 0 ? disk_say(&err) : 0;
+	return disk_open(path, &options, ret_disk, &err) < 0 ? cli_complain(&err) : 0;
 }
 
 int disk_close_arg(struct disk *disk, int status)
@@ -36,7 +36,7 @@ int disk_close_arg(struct disk *disk, int status)
 	if (r == 0)
 		return status;
 	error_set_errno(&err, -r, "can't finish writing %s", name ? name : "the image");
-	return disk_say(&err);
+	return cli_complain(&err);
 }
 
 void disk_create_options(const struct disk_args *args, struct image_create *ret_create)
@@ -67,19 +67,19 @@ static int create(
 
 	disk_create_options(args, &options);
 	if (size && (disk_parse_size(size, &options.size_bytes) < 0 || !options.size_bytes))
-		return disk_misuse("'%s' is not the size of a disk: such as 10G", size);
+		return cli_misuse("'%s' is not the size of a disk: such as 10G", size);
 	if (!size && !backing)
-		return disk_misuse("the size of the disk is missing: such as 10G");
+		return cli_misuse("the size of the disk is missing: such as 10G");
 	if (backing) {
 		name = name_from(path, backing);
 		if (!name) {
 			error_set_errno(&err, errno, "can't find %s", backing);
-			return disk_say(&err);
+			return cli_complain(&err);
 		}
 		options.backing = name;
 		options.backing_format = args->backing_format;
 	}
-	return image_create(path, &options, &err) < 0 ? disk_say(&err) : EXIT_SUCCESS;
+	return image_create(path, &options, &err) < 0 ? cli_complain(&err) : EXIT_SUCCESS;
 }
 
 /* The format of a backing file is always stored: guessing it later would let a guest choose it. */
@@ -190,7 +190,7 @@ static int open_alone(const struct disk_args *args, bool write, struct disk **re
 		.lock = args->unlocked ? DISK_LOCK_NONE : DISK_LOCK_AUTO};
 	struct error err = {0};
 
-	return disk_open(args->word[0], &options, ret_disk, &err) < 0 ? disk_say(&err) : 0;
+	return disk_open(args->word[0], &options, ret_disk, &err) < 0 ? cli_complain(&err) : 0;
 }
 
 int disk_verb_info(struct disk_args *args)
@@ -205,7 +205,7 @@ int disk_verb_info(struct disk_args *args)
 	r = image_info(disk, &info);
 	if (r < 0) {
 		error_set_errno(&err, -r, "can't examine %s", args->word[0]);
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	} else if (args->json) {
 		json_info(disk, &info);
 	} else {
@@ -253,7 +253,7 @@ int disk_verb_check(struct disk_args *args)
 	if (status)
 		return status;
 	if (image_check(disk, &check, &err) < 0) {
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	} else {
 		print_check(args, &check);
 		if (check.errors > check.errors_mended)
@@ -288,12 +288,12 @@ int disk_verb_resize(struct disk_args *args)
 	if (status)
 		return status;
 	if (new_size(disk, args->word[1], &size) < 0)
-		status = disk_misuse("'%s' is not a size that the disk can have", args->word[1]);
+		status = cli_misuse("'%s' is not a size that the disk can have", args->word[1]);
 	else if (size < disk_size_bytes(disk) && !args->shrink)
-		status = disk_misuse(
+		status = cli_misuse(
 			"a smaller disk loses what is behind its new end: say --shrink if that is meant");
 	else if (disk_resize(disk, size, &err) < 0)
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	return disk_close_arg(disk, status);
 }
 
@@ -338,7 +338,7 @@ static int list_snapshots(struct disk_args *args)
 	if (status)
 		return status;
 	if (image_snapshots(disk, &list, &count, &err) < 0)
-		return disk_close_arg(disk, disk_say(&err));
+		return disk_close_arg(disk, cli_complain(&err));
 	print_snapshots(args, list, count);
 	image_snapshots_free(list, count);
 	return disk_close_arg(disk, EXIT_SUCCESS);
@@ -359,23 +359,23 @@ int disk_verb_snapshot(struct disk_args *args)
 
 	if (strcmp(args->word[0], "list") == 0)
 		return args->count == 2 ? list_snapshots(args)
-					: disk_misuse("disk snapshot list takes one file");
+					: cli_misuse("disk snapshot list takes one file");
 	for (size_t i = 0; i < ARRAY_SIZE(actions); i++) {
 		int status;
 
 		if (strcmp(args->word[0], actions[i].name))
 			continue;
 		if (args->count != 3)
-			return disk_misuse(
+			return cli_misuse(
 				"disk snapshot %s wants a file and a name", actions[i].name);
 		status = disk_open_arg(args, args->word[1], args->format, false, &disk);
 		if (status)
 			return status;
 		if (actions[i].run(disk, args->word[2], &err) < 0)
-			status = disk_say(&err);
+			status = cli_complain(&err);
 		return disk_close_arg(disk, status);
 	}
-	return disk_misuse(
+	return cli_misuse(
 		"disk snapshot can list, create, apply and delete, not '%s'", args->word[0]);
 }
 
@@ -439,7 +439,7 @@ int disk_verb_map(struct disk_args *args)
 		printf("\n]\n");
 	if (r < 0) {
 		error_set_errno(&err, -r, "can't read %s", args->word[0]);
-		status = disk_say(&err);
+		status = cli_complain(&err);
 	}
 	return disk_close_arg(disk, status);
 }

@@ -26,21 +26,6 @@ static void print_text(const struct doctor_report *report)
 	printf("\n--engine auto takes: %s\n", report->engine);
 }
 
-void cli_print_json_string(const char *text)
-{
-	putchar('"');
-	for (; *text; text++) {
-		unsigned char c = (unsigned char)*text;
-		if (c == '"' || c == '\\')
-			printf("\\%c", c);
-		else if (c < 0x20)
-			printf("\\u%04x", c);
-		else
-			putchar(c);
-	}
-	putchar('"');
-}
-
 static void print_json(const struct doctor_report *report)
 {
 	printf("{\"engine\":");

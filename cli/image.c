@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,32 +77,11 @@ static void catch_signals(void)
 
 /* ---- options ---- */
 
-PRINTF_LIKE(1, 2)
-static int refuse(const char *fmt, ...)
-{
-	struct error err;
-	char text[sizeof(err.text)];
-	va_list args;
-
-	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
-	va_end(args);
-	error_set(&err, EINVAL, "%s", text);
-	fprintf(stderr, "lodge: %s\n", err.text);
-	return -EINVAL;
-}
-
-static int complain(const struct error *err)
-{
-	fprintf(stderr, "lodge: %s\n", err->text);
-	return EXIT_FAILURE;
-}
-
 static int set_size(struct image_options *o, const char *value)
 {
 	if (cli_parse_size(value, &o->build.size_bytes) < 0 || o->build.size_bytes < MIB(128) ||
 		o->build.size_bytes > GIB(16384))
-		return refuse("--size '%s' is no size of a disk: give 128M to 16T, such as 8G", value);
+		return cli_refuse("--size '%s' is no size of a disk: give 128M to 16T, such as 8G", value);
 	return 0;
 }
 
@@ -121,7 +99,7 @@ static int set_valued(struct image_options *o, const char *name, const char *val
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
 		if (strcmp(name, texts[i].name) == 0) {
 			if (!*value)
-				return refuse("%s wants a value", name);
+				return cli_refuse("%s wants a value", name);
 			*texts[i].to = value;
 			return 1;
 		}
@@ -159,7 +137,7 @@ static int set_option(struct image_options *o, char *arg, const char *next)
 
 	if (arg[0] != '-') {
 		if (o->word_count == ARRAY_SIZE(o->words))
-			return refuse("too many words");
+			return cli_refuse("too many words");
 		o->words[o->word_count++] = arg;
 		return 1;
 	}
@@ -168,9 +146,9 @@ static int set_option(struct image_options *o, char *arg, const char *next)
 	if (equals)
 		*equals = '\0';
 	if (!is_valued(arg))
-		return refuse("no option '%s' (lodge image --help lists them)", arg);
+		return cli_refuse("no option '%s' (lodge image --help lists them)", arg);
 	if (!equals && !next)
-		return refuse("%s wants a value", arg);
+		return cli_refuse("%s wants a value", arg);
 	int status = set_valued(o, arg, equals ? equals + 1 : next);
 	return status < 0 ? status : equals ? 1 : 2;
 }
@@ -219,9 +197,9 @@ static int list(const struct image_options *o)
 	unsigned count;
 
 	if (o->word_count > 1)
-		return refuse("list takes no names"), EXIT_USAGE;
+		return cli_misuse("list takes no names");
 	if (image_list(&all, &count, &err) < 0)
-		return complain(&err);
+		return cli_complain(&err);
 	if (o->json)
 		putchar('[');
 	else if (count)
@@ -247,7 +225,7 @@ static int show_one(const char *name, bool json)
 	char size[16], used[16];
 
 	if (image_find(&info, name, &err) < 0 || image_disk_path(&path, name, &err) < 0)
-		return complain(&err);
+		return cli_complain(&err);
 	if (json) {
 		print_json(&info);
 		putchar('\n');
@@ -265,7 +243,7 @@ static int show_one(const char *name, bool json)
 static int show(const struct image_options *o)
 {
 	if (o->word_count != 2)
-		return refuse("show wants the name of one image"), EXIT_USAGE;
+		return cli_misuse("show wants the name of one image");
 	return show_one(o->words[1], o->json);
 }
 
@@ -275,10 +253,10 @@ static int remove_all(const struct image_options *o)
 	int status = 0;
 
 	if (o->word_count < 2)
-		return refuse("remove wants names of images"), EXIT_USAGE;
+		return cli_misuse("remove wants names of images");
 	for (unsigned i = 1; i < o->word_count; i++)
 		if (image_remove(o->words[i], &err) < 0)
-			status = complain(&err);
+			status = cli_complain(&err);
 	return status;
 }
 
@@ -287,9 +265,9 @@ static int import(const struct image_options *o)
 	struct error err;
 
 	if (o->word_count != 3)
-		return refuse("import wants a name and a file"), EXIT_USAGE;
+		return cli_misuse("import wants a name and a file");
 	if (image_import(o->words[1], o->words[2], o->build.replace, &err) < 0)
-		return complain(&err);
+		return cli_complain(&err);
 	return o->json ? show_one(o->words[1], true) : 0;
 }
 
@@ -311,13 +289,13 @@ static int check_build(struct image_options *o)
 	const int sources = debian + !!b->tar + !!b->oci;
 
 	if (o->word_count > 2 || (o->word_count == 2 && !debian))
-		return refuse("can't build '%s': there is debian, --from-tar and --from-oci", o->words[o->word_count - 1]);
+		return cli_refuse("can't build '%s': there is debian, --from-tar and --from-oci", o->words[o->word_count - 1]);
 	if (sources != 1)
-		return refuse("build wants one source: debian, --from-tar FILE or --from-oci LAYOUT");
+		return cli_refuse("build wants one source: debian, --from-tar FILE or --from-oci LAYOUT");
 	if (!debian && (b->debian_suite || b->include || b->mirror))
-		return refuse("--suite, --include and --mirror go with build debian");
+		return cli_refuse("--suite, --include and --mirror go with build debian");
 	if (!debian && !b->name)
-		return refuse("give the image a name: --name NAME");
+		return cli_refuse("give the image a name: --name NAME");
 	if (debian && !b->debian_suite)
 		b->debian_suite = "bookworm";
 	if (!b->name)
@@ -337,7 +315,7 @@ int cli_image_build(struct image_build *build)
 	build->stop = stop;
 	build->opaque = &begun;
 	if (image_build(build, &built, &err) < 0)
-		return complain(&err);
+		return cli_complain(&err);
 	if (!built)
 		fprintf(stderr, "lodge: the image '%s' is there already; --replace builds it anew\n", build->name);
 	else
@@ -379,5 +357,5 @@ int verb_image(int argc, char **argv)
 		return remove_all(&o);
 	if (strcmp(o.words[0], "import") == 0)
 		return import(&o);
-	return refuse("no verb 'image %s' (lodge image --help lists them)", o.words[0]), EXIT_USAGE;
+	return cli_misuse("no verb 'image %s' (lodge image --help lists them)", o.words[0]);
 }

@@ -22,10 +22,8 @@ static int list(bool json)
 	struct error err;
 	unsigned count;
 
-	if (clone_list(&all, &count, &err) < 0) {
-		fprintf(stderr, "lodge: %s\n", err.text);
-		return EXIT_FAILURE;
-	}
+	if (clone_list(&all, &count, &err) < 0)
+		return cli_complain(&err);
 	if (json)
 		putchar('[');
 	else if (count)
@@ -51,12 +49,9 @@ static int remove_all(int count, char **names)
 	struct error err;
 	int status = 0;
 
-	for (int i = 0; i < count; i++) {
-		if (clone_remove(names[i], &err) == 0)
-			continue;
-		fprintf(stderr, "lodge: %s\n", err.text);
-		status = EXIT_FAILURE;
-	}
+	for (int i = 0; i < count; i++)
+		if (clone_remove(names[i], &err) < 0)
+			status = cli_complain(&err);
 	return status;
 }
 

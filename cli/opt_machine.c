@@ -41,12 +41,6 @@ int opt_machine_check(const struct opt_machine *o, struct error *err)
 	return 0;
 }
 
-static int complain(const struct error *err)
-{
-	fprintf(stderr, "lodge: %s\n", err->text);
-	return EXIT_FAILURE;
-}
-
 /* The one image that everybody may expect to be there. */
 static int build_if_missing(const char *image)
 {
@@ -63,7 +57,7 @@ static int build_if_missing(const char *image)
 /* A word that is neither a file nor an image may be either's misspelling. */
 static int explain_missing(const struct opt_machine *o, const struct error *err)
 {
-	complain(err);
+	cli_complain(err);
 	if (o->what && access(o->what, F_OK) == 0)
 		fprintf(stderr, "lodge: there is a file of that name: say ./%s\n", o->what);
 	return EXIT_FAILURE;
@@ -124,7 +118,7 @@ static int open_clone(struct opt_machine *o)
 		if (status == -ENOENT)
 			return explain_missing(o, &err);
 		if (status < 0 || write_seed(o, &err) < 0)
-			return complain(&err);
+			return cli_complain(&err);
 	}
 	o->disk = file ? o->what : o->clone.disk;
 	if (o->clone.seed && access(o->clone.seed, F_OK) == 0)

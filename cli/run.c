@@ -16,7 +16,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,267 +110,185 @@ static const char usage_text[] =
 	"writes to I/O port 0xf4; 1 not started or failed; 2 bad usage; 100 reboot; 101 guest panic;\n"
 	"102 guest crash; 103 Ctrl-A x; 128 + N ended by signal N.\n";
 
-PRINTF_LIKE(1, 2)
-static int refuse(const char *fmt, ...)
-{
-	/* error_set makes names that hold control characters fit to print. */
-	struct error err;
-	char text[sizeof(err.text)];
-	va_list args;
+/* ---- options with a value: 0, or an error with a line for people ---- */
 
-	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
-	va_end(args);
-	error_set(&err, EINVAL, "%s", text);
-	fprintf(stderr, "lodge: %s\n", err.text);
-	return -EINVAL;
-}
-
-static int set_kernel(struct run_options *o, const char *value)
-{
-	o->kernel.path = value;
-	return *value ? 0 : refuse("--kernel wants the name of a kernel file");
-}
-
-static int set_firmware(struct run_options *o, const char *value)
+static int set_firmware(struct run_options *o, const char *value, struct error *err)
 {
 	if (!*value)
-		return refuse("--firmware wants bios, uefi or the name of a file");
+		return error_set(err, EINVAL, "--firmware wants bios, uefi or the name of a file");
 	o->firmware.path = firmware_path(value);
 	return 0;
 }
 
-static int set_vnc(struct run_options *o, const char *value)
-{
-	o->vnc = value;
-	return *value ? 0 : refuse("--vnc wants a place: unix:PATH, 127.0.0.1:PORT or a display such as :1");
-}
-
-static int set_screenshot(struct run_options *o, const char *value)
-{
-	o->screenshot = value;
-	return *value ? 0 : refuse("--screenshot wants the name of a file");
-}
-
-static int set_firmware_log(struct run_options *o, const char *value)
-{
-	o->firmware_log = value;
-	return *value ? 0 : refuse("--firmware-log wants the name of a file");
-}
-
-static int set_initrd(struct run_options *o, const char *value)
+static int set_initrd(struct run_options *o, const char *value, struct error *err)
 {
 	if (o->initrd_count == BOOT_INITRDS_MAX)
-		return refuse("more than %d --initrd", BOOT_INITRDS_MAX);
+		return error_set(err, EINVAL, "more than %d --initrd", BOOT_INITRDS_MAX);
 	if (!*value)
-		return refuse("--initrd wants the name of a file");
+		return error_set(err, EINVAL, "--initrd wants the name of a file");
 	o->initrd[o->initrd_count++].path = value;
 	return 0;
 }
 
-static int set_cmdline(struct run_options *o, const char *value)
-{
-	o->cmdline = value;
-	return 0;
-}
-
-static int set_append(struct run_options *o, const char *value)
-{
-	o->append = value;
-	return 0;
-}
-
-static int set_name(struct run_options *o, const char *value)
-{
-	o->machine.name = value;
-	return *value ? 0 : refuse("--name wants a name");
-}
-
-static int set_cloud_init(struct run_options *o, const char *value)
-{
-	o->machine.cloud_init = value;
-	return *value ? 0 : refuse("--cloud-init wants the name of a file");
-}
-
-static int set_meta_data(struct run_options *o, const char *value)
-{
-	o->machine.meta_data = value;
-	return *value ? 0 : refuse("--meta-data wants the name of a file");
-}
-
-static int set_network_config(struct run_options *o, const char *value)
-{
-	o->machine.network_config = value;
-	return *value ? 0 : refuse("--network-config wants the name of a file");
-}
-
-static int set_memory(struct run_options *o, const char *value)
+static int set_memory(struct run_options *o, const char *value, struct error *err)
 {
 	int status = cli_parse_size(value, &o->memory_bytes);
 
 	if (status < 0 || o->memory_bytes < MACHINE_MEMORY_MIN || o->memory_bytes > MACHINE_MEMORY_MAX)
-		return refuse("--memory '%s' is no size of guest memory: give %dM to %dG, such as 512M",
+		return error_set(err, EINVAL, "--memory '%s' is no size of guest memory: give %dM to %dG, such as 512M",
 			value, (int)(MACHINE_MEMORY_MIN >> 20), (int)(MACHINE_MEMORY_MAX >> 30));
 	return 0;
 }
 
-static int set_cpus(struct run_options *o, const char *value)
+static int set_cpus(struct run_options *o, const char *value, struct error *err)
 {
 	if (cli_parse_number(value, 1, MACHINE_CPUS_MAX, &o->cpus) < 0)
-		return refuse("--cpus '%s' is no number of vCPUs: give 1 to %d", value,
+		return error_set(err, EINVAL, "--cpus '%s' is no number of vCPUs: give 1 to %d", value,
 			MACHINE_CPUS_MAX);
 	return 0;
 }
 
-static int set_cpu(struct run_options *o, const char *value)
+static int set_cpu(struct run_options *o, const char *value, struct error *err)
 {
-	struct error err;
-
 	o->cpu_help = strcmp(value, "help") == 0;
-	if (o->cpu_help || x86_cpu_choice_parse(&o->cpu, value, &err) == 0)
-		return 0;
-	fprintf(stderr, "lodge: %s\n", err.text);
-	return -EINVAL;
+	return o->cpu_help ? 0 : x86_cpu_choice_parse(&o->cpu, value, err);
 }
 
-static int set_engine(struct run_options *o, const char *value)
+static int set_engine(struct run_options *o, const char *value, struct error *err)
 {
 	o->engine = value;
 	if (strcmp(value, "auto") && !engine_find(value))
-		return refuse("no engine '%s': there are auto, kvm, jit and interp", value);
+		return error_set(err, EINVAL, "no engine '%s': there are auto, kvm, jit and interp", value);
 	return 0;
 }
 
-static int set_jit(struct run_options *o, const char *value)
+static int set_jit(struct run_options *o, const char *value, struct error *err)
 {
 	struct jit_options options;
-	struct error err;
 
 	o->jit = value;
-	if (jit_options_parse(&options, value, &err) == 0)
-		return 0;
-	fprintf(stderr, "lodge: %s\n", err.text);
-	return -EINVAL;
+	return jit_options_parse(&options, value, err);
 }
 
-static int set_boot(struct run_options *o, const char *value)
+static int set_boot(struct run_options *o, const char *value, struct error *err)
 {
 	if (boot_protocol_parse(value, &o->protocol) < 0)
-		return refuse("no boot protocol '%s': there are auto, linux, pvh, elf and multiboot",
+		return error_set(err, EINVAL, "no boot protocol '%s': there are auto, linux, pvh, elf and multiboot",
 			value);
 	return 0;
 }
 
-static int set_on_reboot(struct run_options *o, const char *value)
+static int set_on_reboot(struct run_options *o, const char *value, struct error *err)
 {
 	o->exit_on_reboot = strcmp(value, "exit") == 0;
 	if (!o->exit_on_reboot && strcmp(value, "restart"))
-		return refuse("--on-reboot '%s': give restart or exit", value);
+		return error_set(err, EINVAL, "--on-reboot '%s': give restart or exit", value);
 	return 0;
 }
 
-static int set_share(struct run_options *o, const char *value)
+static int set_virtio(struct run_options *o, const char *value, struct error *err)
 {
-	struct error err;
-
-	return cli_parse_share(&o->shares, value, &err) < 0 ? refuse("%s", err.text) : 0;
+	if (cli_parse_virtio(value, &o->virtio) < 0)
+		return error_set(err, EINVAL, "--virtio '%s': give mmio, split, noevent or noindirect, with commas", value);
+	return 0;
 }
 
-static int set_virtio(struct run_options *o, const char *value)
-{
-	return cli_parse_virtio(value, &o->virtio) < 0 ?
-		       refuse("--virtio '%s': give mmio, split, noevent or noindirect, with commas", value) :
-		       0;
-}
-
-#define LINK_OPTION(name)                                                       \
-	static int set_##name(struct run_options *o, const char *value)         \
-	{                                                                       \
-		struct error err;                                               \
-		return opt_links_##name(&o->links, value, &err) < 0 ?           \
-			       refuse("%s", err.text) :                          \
-			       0;                                                \
-	}
-LINK_OPTION(console)
-LINK_OPTION(port)
-LINK_OPTION(vsock)
-LINK_OPTION(pmem)
-LINK_OPTION(balloon)
-LINK_OPTION(watchdog)
-static int set_hotplug_ports(struct run_options *o, const char *value)
+static int set_hotplug_ports(struct run_options *o, const char *value, struct error *err)
 {
 	if (cli_parse_number(value, 0, MACHINE_HOTPLUG_PORTS_MAX, &o->hotplug_ports) < 0)
-		return refuse("--hotplug-ports '%s': give a number up to %d", value,
+		return error_set(err, EINVAL, "--hotplug-ports '%s': give a number up to %d", value,
 			MACHINE_HOTPLUG_PORTS_MAX);
 	return 0;
 }
 
-static int set_rng(struct run_options *o, const char *value)
+static int set_rng(struct run_options *o, const char *value, struct error *err)
 {
 	o->no_rng = strcmp(value, "off") == 0;
 	if (!o->no_rng && strcmp(value, "on"))
-		return refuse("--rng '%s': give on or off", value);
+		return error_set(err, EINVAL, "--rng '%s': give on or off", value);
 	return 0;
 }
 
-static int set_disk(struct run_options *o, const char *value)
-{
-	struct error err;
+/* What has a file of its own. */
+#define OTHERS_OPTION(name, field, add)                                                   \
+	static int set_##name(struct run_options *o, const char *value, struct error *err) \
+	{                                                                                 \
+		return add(&o->field, value, err);                                        \
+	}
+OTHERS_OPTION(disk, disk, opt_disk_add)
+OTHERS_OPTION(net, net, opt_net_add)
+OTHERS_OPTION(forward, net, opt_net_forward)
+OTHERS_OPTION(share, shares, cli_parse_share)
+OTHERS_OPTION(console, links, opt_links_console)
+OTHERS_OPTION(port, links, opt_links_port)
+OTHERS_OPTION(vsock, links, opt_links_vsock)
+OTHERS_OPTION(pmem, links, opt_links_pmem)
+OTHERS_OPTION(balloon, links, opt_links_balloon)
+OTHERS_OPTION(watchdog, links, opt_links_watchdog)
 
-	return opt_disk_add(&o->disk, value, &err) == 0 ? 0 : refuse("%s", err.text);
-}
-
-static int set_net(struct run_options *o, const char *value)
-{
-	struct error err;
-
-	return opt_net_add(&o->net, value, &err) == 0 ? 0 : refuse("%s", err.text);
-}
-
-static int set_forward(struct run_options *o, const char *value)
-{
-	struct error err;
-
-	return opt_net_forward(&o->net, value, &err) == 0 ? 0 : refuse("%s", err.text);
-}
-
-static const struct {
+struct valued_option {
 	const char *name;
-	int (*set)(struct run_options *options, const char *value);
-} valued_options[] = {
-	{ "--kernel", set_kernel },
-	{ "--vnc", set_vnc },
-	{ "--screenshot", set_screenshot },
-	{ "--firmware-log", set_firmware_log },
-	{ "--firmware", set_firmware },
-	{ "--initrd", set_initrd },
-	{ "--cmdline", set_cmdline },
-	{ "--append", set_append },
-	{ "--name", set_name },
-	{ "--cloud-init", set_cloud_init },
-	{ "--meta-data", set_meta_data },
-	{ "--network-config", set_network_config },
-	{ "--memory", set_memory },
-	{ "--cpus", set_cpus },
-	{ "--cpu", set_cpu },
-	{ "--engine", set_engine },
-	{ "--jit", set_jit },
-	{ "--boot", set_boot },
-	{ "--on-reboot", set_on_reboot },
-	{ "--disk", set_disk },
-	{ "--net", set_net },
-	{ "--forward", set_forward },
-	{ "--hotplug-ports", set_hotplug_ports },
-	{ "--rng", set_rng },
-	{ "--share", set_share },
-	{ "--console", set_console },
-	{ "--port", set_port },
-	{ "--vsock", set_vsock },
-	{ "--pmem", set_pmem },
-	{ "--balloon", set_balloon },
-	{ "--watchdog", set_watchdog },
-	{ "--virtio", set_virtio },
+	int (*set)(struct run_options *options, const char *value, struct error *err);
+	size_t field;	   /* set is NULL: the text that takes the value */
+	const char *wants; /* which then is no empty one; NULL: it may be */
 };
+
+#define CALL(name, set)               \
+	{                             \
+		name, set, 0, NULL    \
+	}
+#define TEXT(name, field, wants)                                        \
+	{                                                               \
+		name, NULL, offsetof(struct run_options, field), wants \
+	}
+
+static const struct valued_option valued_options[] = {
+	TEXT("--kernel", kernel.path, "the name of a kernel file"),
+	TEXT("--vnc", vnc, "a place: unix:PATH, 127.0.0.1:PORT or a display such as :1"),
+	TEXT("--screenshot", screenshot, "the name of a file"),
+	TEXT("--firmware-log", firmware_log, "the name of a file"),
+	TEXT("--cmdline", cmdline, NULL),
+	TEXT("--append", append, NULL),
+	TEXT("--name", machine.name, "a name"),
+	TEXT("--cloud-init", machine.cloud_init, "the name of a file"),
+	TEXT("--meta-data", machine.meta_data, "the name of a file"),
+	TEXT("--network-config", machine.network_config, "the name of a file"),
+	CALL("--firmware", set_firmware),
+	CALL("--initrd", set_initrd),
+	CALL("--memory", set_memory),
+	CALL("--cpus", set_cpus),
+	CALL("--cpu", set_cpu),
+	CALL("--engine", set_engine),
+	CALL("--jit", set_jit),
+	CALL("--boot", set_boot),
+	CALL("--on-reboot", set_on_reboot),
+	CALL("--disk", set_disk),
+	CALL("--net", set_net),
+	CALL("--forward", set_forward),
+	CALL("--hotplug-ports", set_hotplug_ports),
+	CALL("--rng", set_rng),
+	CALL("--share", set_share),
+	CALL("--console", set_console),
+	CALL("--port", set_port),
+	CALL("--vsock", set_vsock),
+	CALL("--pmem", set_pmem),
+	CALL("--balloon", set_balloon),
+	CALL("--watchdog", set_watchdog),
+	CALL("--virtio", set_virtio),
+};
+
+/* 0 or negative; what is wrong has been said. */
+static int set_value(struct run_options *o, const struct valued_option *option, const char *value)
+{
+	struct error err;
+
+	if (option->set)
+		return option->set(o, value, &err) < 0 ? cli_complain(&err), -EINVAL : 0;
+	if (option->wants && !*value)
+		return cli_refuse("%s wants %s", option->name, option->wants);
+	*(const char **)((char *)o + option->field) = value;
+	return 0;
+}
 
 static bool set_flag(struct run_options *o, const char *name)
 {
@@ -395,21 +313,21 @@ static int set_option(struct run_options *o, const char *arg, const char *next)
 		if (strncmp(arg, valued_options[i].name, length))
 			continue;
 		if (arg[length] == '=')
-			return valued_options[i].set(o, arg + length + 1) < 0 ? -EINVAL : 1;
+			return set_value(o, &valued_options[i], arg + length + 1) < 0 ? -EINVAL : 1;
 		if (arg[length])
 			continue;
 		if (!next)
-			return refuse("%s wants a value (lodge run --help)", arg);
-		return valued_options[i].set(o, next) < 0 ? -EINVAL : 2;
+			return cli_refuse("%s wants a value (lodge run --help)", arg);
+		return set_value(o, &valued_options[i], next) < 0 ? -EINVAL : 2;
 	}
 	if (set_flag(o, arg))
 		return 1;
 	if (arg[0] == '-')
-		return refuse("no option '%s' (lodge run --help lists them)", arg);
+		return cli_refuse("no option '%s' (lodge run --help lists them)", arg);
 	if (o->machine.what)
-		return refuse("'%s' and '%s': one image at a time (lodge run --help)", o->machine.what, arg);
+		return cli_refuse("'%s' and '%s': one image at a time (lodge run --help)", o->machine.what, arg);
 	o->machine.what = arg;
-	return *arg ? 1 : refuse("an image has a name (lodge run --help)");
+	return *arg ? 1 : cli_refuse("an image has a name (lodge run --help)");
 }
 
 static int parse(struct run_options *o, int argc, char **argv)
@@ -423,18 +341,18 @@ static int parse(struct run_options *o, int argc, char **argv)
 		i += took;
 	}
 	if (o->json && !o->cpu_help && !o->help)
-		return refuse("--json goes with --cpu help");
+		return cli_refuse("--json goes with --cpu help");
 	if (o->help || o->cpu_help)
 		return 0;
 	if (!o->kernel.path && !o->firmware.path && !opt_machine_named(&o->machine) && !o->disk.count)
-		return refuse("nothing to boot: name an image (lodge run debian), or --kernel FILE, or --firmware bios "
+		return cli_refuse("nothing to boot: name an image (lodge run debian), or --kernel FILE, or --firmware bios "
 			      "(lodge run --help)");
 	if (opt_machine_check(&o->machine, &err) < 0)
-		return refuse("%s", err.text);
+		return cli_refuse("%s", err.text);
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
-		return refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
+		return cli_refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
 	if (opt_net_finish(&o->net, &err) < 0)
-		return refuse("%s", err.text);
+		return cli_refuse("%s", err.text);
 	return 0;
 }
 
@@ -458,10 +376,10 @@ static int add_first_disk(struct run_options *o, const char *path, const char *f
 	struct opt_disk *d = &o->disk;
 
 	if (d->count == OPT_DISKS_MAX)
-		return refuse("more than %d disks", OPT_DISKS_MAX);
+		return cli_refuse("more than %d disks", OPT_DISKS_MAX);
 	char *copy = strdup(path);
 	if (!copy)
-		return refuse("no memory");
+		return cli_refuse("no memory");
 	memmove(d->disks + 1, d->disks, d->count++ * sizeof(*d->disks));
 	d->disks[0] = (struct vmm_disk){ .path = copy, .options = { .format = format, .backing = backing } };
 	return 0;
@@ -480,10 +398,10 @@ static int add_machine_disks(struct run_options *o)
 	if (status < 0 || !m->seed)
 		return status;
 	if (o->disk.count == OPT_DISKS_MAX)
-		return refuse("more than %d disks", OPT_DISKS_MAX);
+		return cli_refuse("more than %d disks", OPT_DISKS_MAX);
 	char *copy = strdup(m->seed);
 	if (!copy)
-		return refuse("no memory");
+		return cli_refuse("no memory");
 	o->disk.disks[o->disk.count++] = (struct vmm_disk){ .path = copy, .options = { .format = "raw", .readonly = true } };
 	return 0;
 }
@@ -512,9 +430,9 @@ static int append_shares(struct run_options *o)
 static int append_all(struct run_options *o, bool from_disk)
 {
 	if (from_disk && append_shares(o) < 0)
-		return refuse("no memory");
+		return cli_refuse("no memory");
 	if (o->append && opt_machine_append(&o->machine, o->append) < 0)
-		return refuse("no memory");
+		return cli_refuse("no memory");
 	return 0;
 }
 
@@ -532,7 +450,7 @@ static int compose_cmdline(const struct run_options *o, char **ret_line)
 	if (asprintf(ret_line, "%s%s%s", o->cmdline ? o->cmdline : default_cmdline(o), more ? " " : "", more ? more : "") >= 0)
 		return 0;
 	*ret_line = NULL;
-	return refuse("no memory");
+	return cli_refuse("no memory");
 }
 
 static int run(struct run_options *o)
@@ -580,13 +498,11 @@ static int run(struct run_options *o)
 	if (o->firmware_log) {
 		log = open(o->firmware_log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
 		if (log < 0)
-			return refuse("can't write %s: %s", o->firmware_log, strerror(errno)), VMM_EXIT_FAILURE;
+			return cli_refuse("can't write %s: %s", o->firmware_log, strerror(errno)), VMM_EXIT_FAILURE;
 		config.machine.firmware_log = log;
 	}
-	if (!config.machine.engine) {
-		fprintf(stderr, "lodge: %s\n", err.text);
-		return VMM_EXIT_FAILURE;
-	}
+	if (!config.machine.engine)
+		return cli_complain(&err);
 	if (o->cpu_help)
 		return cli_cpu_help(config.machine.engine, o->json);
 	if (cli_cpu_check(config.machine.engine, &o->cpu) < 0)
