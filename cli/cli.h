@@ -31,6 +31,9 @@ int cli_cpu_check(const struct engine_ops *engine, const struct x86_cpu_choice *
 /* Build an image, say on stderr how it goes, and stop at Ctrl-C. Returns an exit status. */
 int cli_image_build(struct image_build *build);
 
+/* Does it ask for help? */
+bool cli_is_help(const char *word);
+
 /* One line on stderr. Returns an exit status. */
 int cli_complain(const struct error *err);
 /* The same of what was asked for; control characters in it, which may be a file's name, become '?'. Returns -EINVAL. */
@@ -38,7 +41,7 @@ int cli_refuse(const char *fmt, ...) PRINTF_LIKE(1, 2);
 /* Where that is the verb's end: returns an exit status. */
 #define cli_misuse(...) (cli_refuse(__VA_ARGS__), EXIT_USAGE)
 
-/* Print text as a JSON string. */
+/* Print text as a JSON string. What is no UTF-8 in it becomes U+FFFD. */
 void cli_print_json_string(const char *text);
 
 /* One more --share. 0, or an error with a line for people. cli_shares_done() frees what they hold. */

@@ -32,7 +32,7 @@ static const char usage_text[] =
 	"\n"
 	"options:\n"
 	"  --format NAME       of the image: raw or qcow2 (default: by its looks; create, clone: qcow2)\n"
-	"  --to NAME           convert: format of the new image (default: qcow2)\n"
+	"  --to NAME           convert: format of the new image (default: qcow2); compare: of B\n"
 	"  -c, --compress      convert: compressed clusters\n"
 	"  --backing FILE      create: the image holds what differs from FILE\n"
 	"  --backing-format N  of the backing file\n"
@@ -42,9 +42,11 @@ static const char usage_text[] =
 	"  --backings RULE     which backing files may be opened: any (default), beside (in the image's own\n"
 	"                      directory), refuse: for images that you don't trust\n"
 	"  --unlocked          look at an image that others are using\n"
+	"  --repair            check: mend it\n"
+	"  --shrink            resize: to what is smaller\n"
 	"  --metadata-only     rebase: the new backing file holds the same as the old one\n"
 	"  --keep              commit: do not empty the image afterwards\n"
-	"  --json              for programs; --quiet: no progress\n"
+	"  --json              info, check, compare, map, snapshot list: for programs; --quiet: no progress\n"
 	"\n"
 	"A size has a suffix B, K, M, G or T; a number alone is in MiB. Exit status: 0; 1 failed or different;\n"
 	"2 bad usage; check: 3 damaged, 4 lost space only.\n";
@@ -61,41 +63,45 @@ struct option {
 	const char *name;
 	enum kind kind;
 	size_t offset;
+	const char *verbs; /* that take it, with blanks around each; NULL: all */
 };
 
-#define OPTION(name, kind, field)                             \
-	{                                                     \
-		name, kind, offsetof(struct disk_args, field) \
+#define OPTION(name, kind, field, verbs)                             \
+	{                                                            \
+		name, kind, offsetof(struct disk_args, field), verbs \
 	}
+#define NEW " create clone convert " /* verbs that make an image */
 
 static const struct option options[] = {
-	OPTION("--format", TEXT, format),
-	OPTION("--to", TEXT, to),
-	OPTION("-c", FLAG, compress),
-	OPTION("--compress", FLAG, compress),
-	OPTION("--backing", TEXT, backing),
-	OPTION("--backing-format", TEXT, backing_format),
-	OPTION("--cluster", SIZE, cluster_bytes),
-	OPTION("--refcount-bits", NUMBER, refcount_bits),
-	OPTION("--compression", TEXT, compression),
-	OPTION("--lazy-refcounts", FLAG, lazy),
-	OPTION("--qcow2-version", NUMBER, version),
-	OPTION("--replace", FLAG, replace),
-	OPTION("--backings", RULE, rule),
-	OPTION("--unlocked", FLAG, unlocked),
-	OPTION("--metadata-only", FLAG, metadata_only),
-	OPTION("--keep", FLAG, keep),
-	OPTION("--repair", FLAG, repair),
-	OPTION("--shrink", FLAG, shrink),
-	OPTION("--json", FLAG, json),
-	OPTION("--quiet", FLAG, quiet),
+	OPTION("--format", TEXT, format, NULL),
+	OPTION("--to", TEXT, to, " convert compare "),
+	OPTION("-c", FLAG, compress, " convert "),
+	OPTION("--compress", FLAG, compress, " convert "),
+	OPTION("--backing", TEXT, backing, " create "),
+	OPTION("--backing-format", TEXT, backing_format, " create clone rebase "),
+	OPTION("--cluster", SIZE, cluster_bytes, NEW),
+	OPTION("--refcount-bits", NUMBER, refcount_bits, NEW),
+	OPTION("--compression", TEXT, compression, NEW),
+	OPTION("--lazy-refcounts", FLAG, lazy, NEW),
+	OPTION("--qcow2-version", NUMBER, version, NEW),
+	OPTION("--replace", FLAG, replace, NEW),
+	OPTION("--backings", RULE, rule, NULL),
+	OPTION("--unlocked", FLAG, unlocked, NULL),
+	OPTION("--metadata-only", FLAG, metadata_only, " rebase "),
+	OPTION("--keep", FLAG, keep, " commit "),
+	OPTION("--repair", FLAG, repair, " check "),
+	OPTION("--shrink", FLAG, shrink, " resize "),
+	OPTION("--json", FLAG, json, " info check compare snapshot map "),
+	OPTION("--quiet", FLAG, quiet, NULL),
 };
 
-static const struct {
+struct verb {
 	const char *name;
 	int (*run)(struct disk_args *args);
 	unsigned fewest, most; /* arguments */
-} verbs[] = {
+};
+
+static const struct verb verbs[] = {
 	{"create", disk_verb_create, 1, 2},
 	{"clone", disk_verb_clone, 2, 3},
 	{"info", disk_verb_info, 1, 1},
@@ -174,13 +180,23 @@ static const struct option *find_option(const char *word, const char **ret_value
 	return NULL;
 }
 
-static int parse_option(struct disk_args *args, int argc, char **argv, int *at)
+static bool verb_takes(const struct verb *verb, const struct option *option)
+{
+	char word[16];
+
+	snprintf(word, sizeof(word), " %s ", verb->name);
+	return !option->verbs || strstr(option->verbs, word);
+}
+
+static int parse_option(struct disk_args *args, const struct verb *verb, int argc, char **argv, int *at)
 {
 	const char *word = argv[*at], *value;
 	const struct option *option = find_option(word, &value);
 
 	if (!option || (option->kind == FLAG && value))
 		return cli_misuse("no option '%s' (lodge disk --help lists them)", word);
+	if (!verb_takes(verb, option))
+		return cli_misuse("disk %s takes no %s (lodge disk --help)", verb->name, option->name);
 	if (option->kind != FLAG && !value) {
 		if (++*at == argc)
 			return cli_misuse("%s wants a value", word);
@@ -189,7 +205,7 @@ static int parse_option(struct disk_args *args, int argc, char **argv, int *at)
 	return set_option(args, option, value);
 }
 
-static int parse(struct disk_args *args, int argc, char **argv)
+static int parse(struct disk_args *args, const struct verb *verb, int argc, char **argv)
 {
 	bool only_words = false;
 
@@ -200,7 +216,7 @@ static int parse(struct disk_args *args, int argc, char **argv)
 			only_words = true;
 		else if (!only_words && argv[i][0] == '-' && argv[i][1] &&
 			 (argv[i][1] < '0' || argv[i][1] > '9'))
-			status = parse_option(args, argc, argv, &i);
+			status = parse_option(args, verb, argc, argv, &i);
 		else if (args->count == ARRAY_SIZE(args->word))
 			status = cli_misuse("too many arguments: '%s'", argv[i]);
 		else
@@ -211,13 +227,33 @@ static int parse(struct disk_args *args, int argc, char **argv)
 	return 0;
 }
 
+static const struct verb *find_verb(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+		if (strcmp(verbs[i].name, name) == 0)
+			return &verbs[i];
+	return NULL;
+}
+
+static int refuse_count(const struct verb *verb, unsigned count)
+{
+	char wanted[24];
+
+	if (verb->fewest == verb->most)
+		snprintf(wanted, sizeof(wanted), "%u argument%s", verb->most, verb->most == 1 ? "" : "s");
+	else
+		snprintf(wanted, sizeof(wanted), "%u to %u arguments", verb->fewest, verb->most);
+	return cli_misuse("disk %s takes %s, but got %u (lodge disk --help)", verb->name, wanted, count);
+}
+
 int verb_disk(int argc, char **argv)
 {
 	struct disk_args args = {0};
+	const struct verb *verb;
 	int status;
 
 	for (int i = 1; i < argc; i++) {
-		if (strcmp(argv[i], "--help") == 0 || (i == 1 && strcmp(argv[i], "help") == 0)) {
+		if (cli_is_help(argv[i]) || (i == 1 && strcmp(argv[i], "help") == 0)) {
 			fputs(usage_text, stdout);
 			return EXIT_SUCCESS;
 		}
@@ -226,17 +262,13 @@ int verb_disk(int argc, char **argv)
 		fputs(usage_text, stderr);
 		return EXIT_USAGE;
 	}
-	status = parse(&args, argc - 2, argv + 2);
+	verb = find_verb(argv[1]);
+	if (!verb)
+		return cli_misuse("no verb 'disk %s' (lodge disk --help lists them)", argv[1]);
+	status = parse(&args, verb, argc - 2, argv + 2);
 	if (status)
 		return status;
-	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
-		if (strcmp(verbs[i].name, argv[1]))
-			continue;
-		if (args.count < verbs[i].fewest || args.count > verbs[i].most)
-			return cli_misuse("disk %s takes %u to %u arguments, but got %u "
-					   "(lodge disk --help)",
-				argv[1], verbs[i].fewest, verbs[i].most, args.count);
-		return verbs[i].run(&args);
-	}
-	return cli_misuse("no verb 'disk %s' (lodge disk --help lists them)", argv[1]);
+	if (args.count < verb->fewest || args.count > verb->most)
+		return refuse_count(verb, args.count);
+	return verb->run(&args);
 }

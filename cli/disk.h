@@ -22,6 +22,8 @@ int disk_open_arg(const struct disk_args *args, const char *path, const char *fo
 	struct disk **ret_disk);
 /* Close it; what only then turned out to have failed makes a success a failure. */
 int disk_close_arg(struct disk *disk, int status);
+/* Make an image. An exit status, after a line on stderr if it failed. */
+int disk_create_arg(const char *path, const struct image_create *create);
 void disk_create_options(const struct disk_args *args, struct image_create *ret_create);
 
 /* Progress on a terminal's stderr. Ctrl-C stops what is under way. */

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Ctrl-C: the one thing that is known outside of any function, since a signal's handler knows no other. */
 static volatile sig_atomic_t interrupted;
@@ -78,12 +79,20 @@ static int copy_into(struct disk_args *args, struct disk *from, const char *path
 	return disk_close_arg(to, status);
 }
 
+/* Half an image is of no use, and looks like a whole one. What it replaced was gone when it was made. */
+static void remove_half(const char *path)
+{
+	AUTO_FREE char *file = realpath(path, NULL);
+	struct stat st;
+
+	if (file && stat(file, &st) == 0 && S_ISREG(st.st_mode))
+		unlink(file);
+}
+
 int disk_verb_convert(struct disk_args *args)
 {
 	const char *path = args->word[1];
 	struct image_create create;
-	bool there = access(path, F_OK) == 0;
-	struct error err = {0};
 	struct disk *from;
 	int status = disk_open_arg(args, args->word[0], args->format, true, &from);
 
@@ -95,14 +104,25 @@ int disk_verb_convert(struct disk_args *args)
 	create.size_bytes = disk_size_bytes(from);
 	if (args->compress && strcmp(create.format, "qcow2"))
 		status = cli_misuse("only qcow2 images can be compressed");
-	else if (image_create(path, &create, &err) < 0)
-		status = cli_complain(&err);
-	else {
+	else
+		status = disk_create_arg(path, &create);
+	if (!status) {
 		status = copy_into(args, from, path);
-		if (status && !there) /* half an image is of no use */
-			unlink(path);
+		if (status)
+			remove_half(path);
 	}
 	return disk_close_arg(from, status);
+}
+
+/* offset: of the first difference. */
+static void print_comparison(const struct disk_args *args, bool same, uint64_t offset)
+{
+	if (args->json)
+		printf(same ? "{\"same\": true}\n" : "{\"same\": false, \"offset\": %" PRIu64 "}\n", offset);
+	else if (!same)
+		printf("different at byte %" PRIu64 "\n", offset);
+	else if (!args->quiet)
+		printf("the same\n");
 }
 
 int disk_verb_compare(struct disk_args *args)
@@ -123,11 +143,9 @@ int disk_verb_compare(struct disk_args *args)
 	disk_progress_init(&progress, args, "comparing", &report);
 	if (image_compare(a, b, &report, &same, &offset, &err) < 0) {
 		status = cli_complain(&err);
-	} else if (!same) {
-		printf("different at byte %" PRIu64 "\n", offset);
-		status = EXIT_FAILURE;
-	} else if (!args->quiet) {
-		printf("the same\n");
+	} else {
+		print_comparison(args, same, offset);
+		status = same ? EXIT_SUCCESS : EXIT_FAILURE;
 	}
 	disk_progress_done(&progress);
 	return disk_close_arg(b, disk_close_arg(a, status));

@@ -58,6 +58,17 @@ static char *name_from(const char *image, const char *backing)
 	return realpath(backing, NULL);
 }
 
+int disk_create_arg(const char *path, const struct image_create *create)
+{
+	struct error err = {0};
+
+	if (image_create(path, create, &err) == 0)
+		return EXIT_SUCCESS;
+	if (err.code == EEXIST)
+		error_set(&err, EEXIST, "%s (--replace replaces it)", err.text);
+	return cli_complain(&err);
+}
+
 static int create(
 	const struct disk_args *args, const char *path, const char *backing, const char *size)
 {
@@ -79,7 +90,7 @@ static int create(
 		options.backing = name;
 		options.backing_format = args->backing_format;
 	}
-	return image_create(path, &options, &err) < 0 ? cli_complain(&err) : EXIT_SUCCESS;
+	return disk_create_arg(path, &options);
 }
 
 /* The format of a backing file is always stored: guessing it later would let a guest choose it. */
@@ -145,10 +156,14 @@ static void print_info(struct disk *disk, const struct image_info *info)
 		printf("%-14s%u bits\n", "refcounts:", info->refcount_bits);
 		printf("%-14s%u\n", "snapshots:", info->snapshots);
 	}
-	if (disk->backing_name)
-		printf("%-14s%s%s%s\n", "backing file:", disk->backing_name,
+	if (disk->backing_name) {
+		struct error line; /* both may hold control characters, which become '?' there */
+
+		error_set(&line, EINVAL, "%-14s%s%s%s", "backing file:", disk->backing_name,
 			disk->backing_format ? ", format " : "",
 			disk->backing_format ? disk->backing_format : "");
+		puts(line.text);
+	}
 }
 
 static void json_text(const char *name, const char *text)

@@ -8,6 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 
+static const char usage_text[] =
+	"usage: lodge doctor [--json]\n"
+	"\n"
+	"What this host offers to machines, and what to do about what it lacks.\n";
+
 static const char *const verdicts[] = {
 	[DOCTOR_OK] = "ok",
 	[DOCTOR_LIMITED] = "limited",
@@ -50,11 +55,16 @@ static void print_json(const struct doctor_report *report)
 int verb_doctor(int argc, char **argv)
 {
 	struct doctor_report report;
-	bool json = argc == 2 && strcmp(argv[1], "--json") == 0;
+	bool json = false;
 
-	if (argc > 1 && !json) {
-		fprintf(stderr, "lodge: doctor takes only --json, not '%s'\n", argv[1]);
-		return EXIT_USAGE;
+	for (int i = 1; i < argc; i++) {
+		if (cli_is_help(argv[i])) {
+			fputs(usage_text, stdout);
+			return 0;
+		}
+		if (strcmp(argv[i], "--json"))
+			return cli_misuse("doctor takes only --json, not '%s'", argv[i]);
+		json = true;
 	}
 	doctor_examine(&report);
 	if (json)

@@ -123,7 +123,7 @@ static bool set_flag(struct image_options *o, const char *name)
 		o->build.autologin = false;
 	else if (strcmp(name, "--json") == 0)
 		o->json = true;
-	else if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0)
+	else if (cli_is_help(name))
 		o->help = true;
 	else
 		return false;

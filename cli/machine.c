@@ -57,16 +57,31 @@ static int remove_all(int count, char **names)
 
 int verb_machine(int argc, char **argv)
 {
-	const bool json = argc == 3 && strcmp(argv[2], "--json") == 0;
+	int words = 0;
+	bool json = false;
 
-	if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-		fputs(usage_text, stdout);
-		return 0;
+	/* The words that are no options move to the front. */
+	for (int i = 1; i < argc; i++) {
+		if (cli_is_help(argv[i])) {
+			fputs(usage_text, stdout);
+			return 0;
+		}
+		if (strcmp(argv[i], "--json") == 0)
+			json = true;
+		else if (argv[i][0] == '-')
+			return cli_misuse("no option '%s' (lodge machine --help lists them)", argv[i]);
+		else
+			argv[words++] = argv[i];
 	}
-	if (argc >= 2 && strcmp(argv[1], "list") == 0 && (argc == 2 || json))
-		return list(json);
-	if (argc >= 3 && strcmp(argv[1], "remove") == 0)
-		return remove_all(argc - 2, argv + 2);
-	fputs(usage_text, stderr);
-	return EXIT_USAGE;
+	if (!words) {
+		fputs(usage_text, stderr);
+		return EXIT_USAGE;
+	}
+	if (strcmp(argv[0], "list") == 0)
+		return words == 1 ? list(json) : cli_misuse("machine list takes no names");
+	if (strcmp(argv[0], "remove"))
+		return cli_misuse("no verb 'machine %s' (lodge machine --help lists them)", argv[0]);
+	if (json || words == 1)
+		return cli_misuse(json ? "--json goes with machine list" : "machine remove wants names of machines");
+	return remove_all(words - 1, argv + 1);
 }

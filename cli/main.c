@@ -21,10 +21,12 @@ struct verb {
 
 static int verb_version(int argc, char **argv)
 {
-	if (argc > 1) {
-		fprintf(stderr, "lodge: version takes no arguments, but got '%s'\n", argv[1]);
-		return EXIT_USAGE;
+	if (argc == 2 && cli_is_help(argv[1])) {
+		puts("usage: lodge version");
+		return EXIT_SUCCESS;
 	}
+	if (argc > 1)
+		return cli_misuse("version takes no arguments, but got '%s'", argv[1]);
 	printf("lodge %s\n", LODGE_VERSION);
 	return EXIT_SUCCESS;
 }
@@ -43,6 +45,7 @@ static void print_usage(FILE *to)
 	fprintf(to, "usage: lodge VERB [OPTION...]\n\nverbs:\n");
 	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
 		fprintf(to, "  %-10s %s\n", verbs[i].name, verbs[i].help);
+	fprintf(to, "\n`lodge VERB --help` tells more of one.\n");
 }
 
 static const struct verb *verb_find(const char *name)
@@ -54,6 +57,32 @@ static const struct verb *verb_find(const char *name)
 	return NULL;
 }
 
+/* How others' programs spell a verb. */
+static const char *spelling(const char *word)
+{
+	if (cli_is_help(word))
+		return "help";
+	return strcmp(word, "--version") == 0 || strcmp(word, "-V") == 0 ? "version" : word;
+}
+
+static int run_verb(int argc, char **argv)
+{
+	const struct verb *verb = verb_find(argv[0]);
+
+	return verb ? verb->run(argc, argv) : cli_misuse("no verb '%s' (lodge help lists them)", argv[0]);
+}
+
+/* lodge help [VERB] */
+static int help(int argc, char **argv)
+{
+	if (argc > 2)
+		return cli_misuse("help takes one verb, but got '%s' too", argv[2]);
+	if (argc == 2)
+		return run_verb(2, (char *[]){ argv[1], (char[]){ "--help" }, NULL });
+	print_usage(stdout);
+	return EXIT_SUCCESS;
+}
+
 static int log_init(void)
 {
 	const char *name = getenv("LODGE_LOG");
@@ -61,11 +90,8 @@ static int log_init(void)
 
 	if (!name || !*name)
 		return 0;
-	if (log_level_parse(name, &level) < 0) {
-		fprintf(stderr, "lodge: LODGE_LOG is '%s'; it can be error, warn, info or debug\n",
-			name);
-		return -1;
-	}
+	if (log_level_parse(name, &level) < 0)
+		return cli_refuse("LODGE_LOG is '%s'; it can be error, warn, info or debug", name);
 	log_level_set(level);
 	return 0;
 }
@@ -96,8 +122,6 @@ static int finish(int status)
 
 int main(int argc, char **argv)
 {
-	const struct verb *verb;
-
 	if (streams_open() < 0)
 		return EXIT_FAILURE;
 	if (log_init() < 0)
@@ -106,14 +130,6 @@ int main(int argc, char **argv)
 		print_usage(stderr);
 		return EXIT_USAGE;
 	}
-	if (strcmp(argv[1], "help") == 0 || strcmp(argv[1], "--help") == 0) {
-		print_usage(stdout);
-		return finish(EXIT_SUCCESS);
-	}
-	verb = verb_find(argv[1]);
-	if (!verb) {
-		fprintf(stderr, "lodge: no verb '%s' (lodge help lists them)\n", argv[1]);
-		return EXIT_USAGE;
-	}
-	return finish(verb->run(argc - 1, argv + 1));
+	argv[1] = (char *)spelling(argv[1]);
+	return finish(strcmp(argv[1], "help") ? run_verb(argc - 1, argv + 1) : help(argc - 1, argv + 1));
 }

@@ -163,7 +163,7 @@ static void examine_namespaces(struct doctor_report *report)
 		say(f, "user, mount, pid, net, uts and ipc namespaces can be made");
 		return;
 	}
-	say(f, "no user namespaces (%s): no jail and no containers without root", strerror(code));
+	say(f, "no user namespaces (%s): lodge image build debian needs root", strerror(code));
 	advise(f, "sysctl user.max_user_namespaces=10000; on Debian and Ubuntu also "
 		  "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0");
 }

@@ -24,6 +24,11 @@ def check_refused(done, *words):
     assert done.stdout == ""
 
 
+def spelled(value):
+    """A test's name, from its options."""
+    return " ".join(value) if isinstance(value, list) else ""
+
+
 def test_version():
     done = lodge("version")
     assert done.returncode == 0
@@ -36,6 +41,40 @@ def test_help_lists_the_verbs():
     assert done.returncode == 0
     for verb in ("run", "doctor", "version"):
         assert verb in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["run", "image", "machine", "disk", "doctor", "version"])
+def test_help_of_each_verb(verb):
+    """However it is asked for."""
+    asked = [lodge(verb, "--help"), lodge(verb, "-h"), lodge("help", verb)]
+    for done in asked:
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert done.stdout == asked[0].stdout and done.stdout.startswith("usage: lodge " + verb)
+
+
+def test_spellings_of_others():
+    assert lodge("-h").stdout == lodge("--help").stdout == lodge("help").stdout != ""
+    assert lodge("-V").stdout == lodge("--version").stdout == lodge("version").stdout != ""
+
+
+@pytest.mark.parametrize("args, word", [
+    (["help", "frobnicate"], "frobnicate"),
+    (["help", "run", "disk"], "disk"),
+    (["doctor", "--json", "frobnicate"], "frobnicate"),
+    (["machine", "frobnicate"], "frobnicate"),
+    (["machine", "list", "frobnicate"], "names"),
+    (["machine", "list", "--frobnicate"], "frobnicate"),
+    (["machine", "remove"], "names"),
+    (["machine", "remove", "x", "--json"], "--json"),
+    (["disk", "frobnicate"], "frobnicate"),
+    (["disk", "info"], "takes 1 argument, but got 0"),
+    (["disk", "create", "--to", "raw", "/nonexistent/x", "1M"], "takes no --to"),
+    (["disk", "check", "--shrink", "/nonexistent/x"], "takes no --shrink"),
+], ids=spelled)
+def test_wrong_words(args, word):
+    done = lodge(*args)
+    check_refused(done, word)
+    assert done.returncode == 2
 
 
 def test_doctor_tells_of_this_host():
@@ -55,11 +94,6 @@ def test_unknown_verb():
 
 def test_bad_log_level():
     check_refused(lodge("version", env={"LODGE_LOG": "loud"}), "loud")
-
-
-def spelled(value):
-    """A test's name, from its options."""
-    return " ".join(value) if isinstance(value, list) else ""
 
 
 @pytest.fixture

@@ -274,15 +274,19 @@ def test_locks(raw, tmp_path):
     assert refused
 
 
-def test_interrupted_conversion_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("there", [False, True])
+def test_interrupted_conversion_leaves_nothing(tmp_path, there):
+    """Half an image looks like a whole one, and what it replaced is gone."""
     source = tmp_path / "big.raw"
     with open(source, "wb") as file:
         for _ in range(60):
             file.write(random.Random(1).randbytes(MIB))
     target = tmp_path / "t.qcow2"
-    ours = subprocess.Popen([PROGRAM, "disk", "convert", "-c", source, target],
+    if there:
+        target.write_bytes(b"")
+    ours = subprocess.Popen([PROGRAM, "disk", "convert", "-c", "--replace", source, target],
                             stderr=subprocess.PIPE, text=True)
-    while not target.exists() and ours.poll() is None:
+    while (not target.exists() or target.stat().st_size == 0) and ours.poll() is None:
         time.sleep(0.01)
     time.sleep(0.1)
     ours.send_signal(signal.SIGINT)
@@ -291,6 +295,35 @@ def test_interrupted_conversion_leaves_nothing(tmp_path):
         pytest.skip("NOT CHECKED: an interrupted conversion (it was too quick)")
     assert ours.returncode == 1 and said == "lodge: interrupted\n"
     assert not target.exists()
+
+
+def test_what_is_there_is_replaced_only_if_asked(raw, tmp_path):
+    image = tmp_path / "i.qcow2"
+    disk("create", image, "16M")
+    was = image.read_bytes()
+    for args in (["create", image, "8M"], ["clone", raw, image], ["convert", raw, image]):
+        assert "--replace" in disk(*args, status=1)
+        assert image.read_bytes() == was
+    disk("create", "--replace", image, "8M")
+    assert json.loads(disk("info", "--json", image))["size"] == 8 * MIB
+
+
+def test_names_in_an_image_stay_away_from_the_terminal(tmp_path):
+    """They are whoever's made it; and JSON is UTF-8."""
+    image = tmp_path / "i.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", "-u", "-b", os.fsdecode(b"/x\x1b[2J\xff\xc3\xa9"), "-F", "raw", image, "1M")
+    done = subprocess.run([PROGRAM, "disk", "info", image], check=True, capture_output=True, timeout=20)
+    assert b"/x?[2J" in done.stdout and b"\x1b" not in done.stdout
+    done = subprocess.run([PROGRAM, "disk", "info", "--json", image], check=True, capture_output=True, timeout=20)
+    assert json.loads(done.stdout.decode())["backing"] == "/x\x1b[2J\ufffd\xe9"
+
+
+def test_comparison_for_programs(raw, tmp_path):
+    other = tmp_path / "other.raw"
+    other.write_bytes(raw.read_bytes()[:MIB + 5] + b"?" + raw.read_bytes()[MIB + 6:])
+    assert json.loads(disk("compare", "--json", raw, raw)) == {"same": True}
+    done = lodge("disk", "compare", "--json", raw, other)
+    assert done.returncode == 1 and json.loads(done.stdout) == {"same": False, "offset": MIB + 5}
 
 
 def test_full_host(tmp_path):
