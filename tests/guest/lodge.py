@@ -79,6 +79,7 @@ class Console:
         self.args = [str(arg) for arg in args]
         self.text = ""
         self.place = 0
+        self.lines = 0
         self.begun = time.monotonic()
         self.process = subprocess.Popen(self.args, stdin=self.slave, stdout=self.slave,
                                         stderr=self.slave, start_new_session=True,
@@ -127,9 +128,13 @@ class Console:
         os.write(self.master, text.encode())
 
     def run(self, line, seconds=30):
-        """Runs a line in the guest's shell; returns its output, without the echo of the line."""
-        self.send(line + "\n")
-        self.expect(re.escape(line) + r"\s*\n", seconds)
+        """Runs a line in the guest's shell; returns its output, without the echo of the line.
+
+        The shell need not be ready: what is typed before it prints its prompt is echoed twice, and that prompt comes
+        after the first echo. So the output begins where the line itself says so. The line sees a $? of 0."""
+        self.lines += 1
+        self.send("echo ru''n-%d; %s\n" % (self.lines, line))
+        self.expect(r"run-%d\r*\n" % self.lines, seconds)
         before = self.place
         match = self.expect(PROMPT, seconds)
         return self.text[before:self.place - len(match[0])].replace("\r", "")

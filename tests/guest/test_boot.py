@@ -50,7 +50,9 @@ def test_keys_reach_the_guest(boot):
     machine.expect("\nrunning")
     machine.send("\x03")
     machine.expect(PROMPT, 30)
-    assert machine.run("echo $?").strip() == "130"
+    machine.send("echo status=$?\n")
+    machine.expect(r"status=130\s")
+    machine.expect(PROMPT)
     power_off(machine)
 
 

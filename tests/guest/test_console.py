@@ -15,6 +15,16 @@ from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT
 from test_hostile_guest import tiny  # noqa: F401
 
 
+def test_what_a_line_prints_is_told_from_what_others_do(console):
+    """Of the tests' own reader: a line that is typed while the shell is busy. (A shell that edits its lines echoes
+    such a line once more; one that does not has its prompts behind it.)"""
+    shell = console("/bin/sh", "-i", env={"PS1": "lodge:# "})
+    shell.expect(PROMPT)
+    shell.send("sleep 0.5; echo before\n")
+    assert shell.run("echo $((6 * 7))") == "42\n"
+    assert shell.run("echo more; false") == "more\n"
+
+
 def start(path, *options, **more):
     return subprocess.Popen([PROGRAM, "run", "--engine", "interp", "--memory", "64M", "--kernel", path,
                              *options], stderr=subprocess.PIPE, **more)
