@@ -2,10 +2,8 @@
  * Fuzzing of the kernel loaders. The first byte chooses protocol and packing, the rest is the kernel.
  * The guest's memory is kept from one input to the next: loaders must not depend on zeroed RAM.
  */
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/fuzz/rig.h"
+
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -13,8 +11,6 @@
 #include "base/error.h"
 #include "isa/x86/state.h"
 #include "memory/memory.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size_bytes);
 
 static struct guest_memory *fuzz_memory(void)
 {

@@ -3,16 +3,10 @@
  * rest is code. Checked: lengths, register numbers in range, and that an instruction needs exactly the
  * bytes it says.
  */
+#include "tests/fuzz/rig.h"
+
 #include "isa/x86/insn.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-#define MUST(condition)           \
-	do {                      \
-		if (!(condition)) \
-			abort();  \
-	} while (0)
 
 static void check_operand(const struct x86_operand *op)
 {
@@ -58,8 +52,6 @@ static void check_format(const struct x86_insn *insn)
 		MUST(size == sizeof(text) || text[size] == 'x');
 	}
 }
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {

@@ -9,14 +9,6 @@
 #include "base/error.h"
 #include "boot/disk.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 struct disk {
 	const uint8_t *bytes;
 	size_t size;
@@ -44,7 +36,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifndef FUZZ_LIBFUZZER
 #define DISKS_MAX 16
 #define DISK_MAX  65536
 
@@ -52,26 +43,15 @@ static uint8_t disks[DISKS_MAX][DISK_MAX];
 static size_t disk_bytes[DISKS_MAX];
 static unsigned disk_count;
 
-static void load(const char *folder)
+void rig_replayed(const uint8_t *data, size_t size)
 {
-	DIR *dir = opendir(folder);
-	struct dirent *entry;
-
-	while (dir && (entry = readdir(dir)) && disk_count < DISKS_MAX) {
-		char path[4096];
-		snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-		FILE *file = entry->d_name[0] == '.' ? NULL : fopen(path, "rb");
-		if (!file)
-			continue;
-		disk_bytes[disk_count] = fread(disks[disk_count], 1, DISK_MAX, file);
-		disk_count += disk_bytes[disk_count] > 0;
-		fclose(file);
-	}
-	if (dir)
-		closedir(dir);
+	if (!size || size > DISK_MAX || disk_count == DISKS_MAX)
+		return;
+	memcpy(disks[disk_count], data, size);
+	disk_bytes[disk_count++] = size;
 }
 
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed)
 {
 	MUST(disk_count && size >= DISK_MAX);
 	const unsigned which = (unsigned)(rig_random(seed) % disk_count);
@@ -92,11 +72,3 @@ static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 	}
 	return bytes;
 }
-
-int main(int argc, char **argv)
-{
-	if (argc > 1)
-		load(argv[1]);
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

@@ -493,8 +493,6 @@ static void host_acts(struct fuzz *f)
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -536,19 +534,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	check_untouched(f);
 	return 0;
 }
-
-#ifndef FUZZ_LIBFUZZER
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
-{
-	size_t length = 64 + rig_random(seed) % 2048;
-
-	for (size_t i = 0; i < length; i++)
-		buf[i] = (uint8_t)(rig_random(seed) >> 16);
-	return length;
-}
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

@@ -485,8 +485,6 @@ static struct machine *the_machine(void)
 	return &machine;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -526,9 +524,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifndef FUZZ_LIBFUZZER
 /* Opcode bytes rather than any bytes: prefixes, escapes and small ModRM displacements now and then. */
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed)
 {
 	static const uint8_t often[] = {0x0f, 0x66, 0xf2, 0xf3, 0xf0, 0x48, 0xc5, 0xc4, 0xcd, 0x8e,
 		0xcf, 0xea, 0x9a, 0xff, 0xd9, 0xdd, 0xe6, 0xee, 0xec, 0xa4, 0xab, 0xae, 0x6c, 0x6e,
@@ -543,9 +540,3 @@ static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 	}
 	return length;
 }
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

@@ -105,8 +105,6 @@ static void one(struct net *net, struct rig_input *in)
 	free(other);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct net_peer peer = {.receive = receive};
@@ -125,9 +123,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifndef FUZZ_LIBFUZZER
 /* Frames that are nearly right. */
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed)
 {
 	static const uint8_t plain[] = {2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0, 1, 0x90,
 		0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 1, 0, 0, 0, 0, 1, 0, 0, 0,
@@ -156,9 +153,3 @@ static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 	}
 	return at;
 }
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

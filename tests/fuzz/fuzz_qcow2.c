@@ -154,9 +154,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size_bytes)
 	return 0;
 }
 
-#ifndef FUZZ_LIBFUZZER
 /* A small image that is well made, with a few bytes changed. */
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed)
 {
 	struct rig_shape shape = {9 + rig_random(seed) % 2, rig_random(seed) % 7, 3,
 		rig_random(seed) & 1, rig_random(seed) & 1};
@@ -184,9 +183,3 @@ static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 	free(f.buf);
 	return SEED_BYTES + bytes;
 }
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

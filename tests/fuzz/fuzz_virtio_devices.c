@@ -227,8 +227,6 @@ static void one_op(struct target *t, struct rig_input *in)
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -247,19 +245,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	driver_wipe(&t.d);
 	return 0;
 }
-
-#ifndef FUZZ_LIBFUZZER
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
-{
-	size_t length = 64 + rig_random(seed) % 1500;
-
-	for (size_t i = 0; i < length; i++)
-		buf[i] = (uint8_t)(rig_random(seed) >> 16);
-	return length;
-}
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

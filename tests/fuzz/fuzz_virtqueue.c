@@ -456,8 +456,6 @@ static void free_machine(struct fuzz *f)
 	pthread_mutex_destroy(&f->lock);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -479,9 +477,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifndef FUZZ_LIBFUZZER
 /* Random bytes behind a start that works, so that queues are met that run. */
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed)
 {
 	const uint8_t kind = rig_random(seed) & 7;
 	const uint8_t start[] = {0, kind, /* features */
@@ -494,9 +491,3 @@ static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
 		buf[i] = (uint8_t)(rig_random(seed) >> 16);
 	return length;
 }
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

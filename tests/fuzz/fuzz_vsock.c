@@ -205,8 +205,6 @@ static void one_op(struct target *t, struct rig_input *in)
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 static int lowest_fd(void)
 {
 	int fd = dup(0);
@@ -241,19 +239,3 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(lowest_fd() == before);
 	return 0;
 }
-
-#ifndef FUZZ_LIBFUZZER
-static size_t make(uint8_t *buf, size_t size, uint64_t *seed)
-{
-	size_t length = 64 + rig_random(seed) % 1500;
-
-	for (size_t i = 0; i < length; i++)
-		buf[i] = (uint8_t)(rig_random(seed) >> 16);
-	return length;
-}
-
-int main(int argc, char **argv)
-{
-	return rig_main(argc, argv, LLVMFuzzerTestOneInput, make);
-}
-#endif

@@ -3,13 +3,7 @@
  */
 #include "tests/fuzz/rig.h"
 
-#include <dirent.h>
-#include <stdio.h>
-#include <sys/stat.h>
-
 #include "base/util.h"
-
-#define INPUT_MAX 65536
 
 /* ---- interrupts ---- */
 
@@ -306,83 +300,4 @@ uint64_t rig_take(struct rig_input *in, unsigned bytes)
 
 	rig_take_bytes(in, &value, bytes);
 	return value;
-}
-
-/* ---- the plain driver ---- */
-
-typedef int run_one(const uint8_t *data, size_t size);
-
-static int replay_file(const char *path, run_one *one)
-{
-	static uint8_t buf[INPUT_MAX];
-	FILE *file = fopen(path, "rb");
-
-	if (!file) {
-		perror(path);
-		return 1;
-	}
-	size_t size = fread(buf, 1, sizeof(buf), file);
-	fclose(file);
-	printf("%s: %zu bytes\n", path, size);
-	fflush(stdout);
-	/* An exact copy, so that the sanitizer sees a byte too many. */
-	uint8_t *copy = malloc(size ? size : 1);
-	MUST(copy);
-	memcpy(copy, buf, size);
-	one(copy, size);
-	free(copy);
-	return 0;
-}
-
-static int replay(const char *path, run_one *one)
-{
-	DIR *dir = opendir(path);
-	struct dirent *entry;
-	int failed = 0;
-
-	if (!dir)
-		return replay_file(path, one);
-	while ((entry = readdir(dir))) {
-		char name[4096];
-		if (entry->d_name[0] == '.')
-			continue;
-		snprintf(name, sizeof(name), "%s/%s", path, entry->d_name);
-		failed |= replay_file(name, one);
-	}
-	closedir(dir);
-	return failed;
-}
-
-static void random_runs(unsigned long count, uint64_t seed, run_one *one,
-	size_t (*make)(uint8_t *buf, size_t size, uint64_t *seed))
-{
-	static uint8_t buf[INPUT_MAX];
-
-	printf("%lu inputs from seed %llu\n", count, (unsigned long long)seed);
-	fflush(stdout);
-	for (unsigned long i = 0; i < count; i++) {
-		/* Each input has a seed of its own: "--random 1 SEED" repeats it. */
-		uint64_t state = (seed + i) * 0x9e3779b97f4a7c15ull | 1;
-		size_t size = make(buf, sizeof(buf), &state);
-		if (getenv("FUZZ_VERBOSE"))
-			fprintf(stderr, "seed %llu\n", (unsigned long long)(seed + i));
-		one(buf, size);
-	}
-}
-
-int rig_main(int argc, char **argv, run_one *one,
-	size_t (*make)(uint8_t *buf, size_t size, uint64_t *seed))
-{
-	int failed = 0;
-
-	for (int i = 1; i < argc; i++) {
-		if (strcmp(argv[i], "--random") == 0 && i + 2 < argc) {
-			random_runs(strtoul(argv[i + 1], NULL, 0), strtoull(argv[i + 2], NULL, 0),
-				one, make);
-			i += 2;
-		} else {
-			failed |= replay(argv[i], one);
-		}
-	}
-	return failed;
 }

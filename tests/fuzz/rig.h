@@ -92,9 +92,13 @@ struct rig_input {
 uint64_t rig_take(struct rig_input *in, unsigned bytes);
 void rig_take_bytes(struct rig_input *in, void *to, size_t bytes);
 
-/* What a target's plain main() does: replay files (or directories of them), or N random inputs made by
- * `make` from a seed: "TARGET FILE...", "TARGET --random N SEED". */
-int rig_main(int argc, char **argv, int (*one)(const uint8_t *data, size_t size),
-	size_t (*make)(uint8_t *buf, size_t size, uint64_t *seed));
+/* ---- a target, for libFuzzer or for main.c ---- */
+
+/* One input. What must hold is the target's business: it aborts where something does not. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+/* An input of a target's own kind, which main.c makes at random; `size` is the room. Without it: any bytes. */
+size_t rig_make(uint8_t *buf, size_t size, uint64_t *seed);
+/* main.c has replayed this one, before it makes its own. Without it: nothing. */
+void rig_replayed(const uint8_t *data, size_t size);
 
 #endif
