@@ -40,7 +40,7 @@ pthread_mutex_t *virtio_lock(const struct virtio_device *device);
 const struct virtio_ops *virtio_ops_of(const struct virtio_device *device);
 const char *virtio_name(const struct virtio_device *device);
 
-/* Also while a reset is under way: then it is not 0 yet. */
+/* Never 0 while a reset is under way: it is as it was, or ACKNOWLEDGE where it was 0. */
 uint8_t virtio_status(const struct virtio_device *device);
 void virtio_set_status(struct virtio_device *device, uint8_t status);
 /* Waits until a reset that is under way has ended: on no loop's thread. The lock is released meanwhile. */

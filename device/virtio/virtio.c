@@ -169,6 +169,8 @@ static void begin_reset(struct virtio_device *device)
 	device->resetting = true;
 	if (!ops->reset || ops->reset(device->config.device))
 		finish_reset(device);
+	else if (!device->status) /* a driver that read 0 would take the reset for complete, and go on unheard */
+		device->status = VIRTIO_STATUS_ACKNOWLEDGE;
 }
 
 void virtio_reset_done(struct virtio_device *device)

@@ -428,9 +428,6 @@ static bool vsock_reset(void *device)
 {
 	struct virtio_vsock *vsock = device;
 
-	vsock->refusal_count = 0;
-	if (!vsock->all)
-		return true;
 	loop_post(vsock->loop, &vsock->reset_call);
 	return false;
 }

@@ -586,6 +586,25 @@ static void test_config(void **state)
 	assert_int_equal(f->rig.config_interrupts, 1);
 }
 
+/* Of a device that puts it off though the status is 0: the driver sees that it has to wait, and is heard then. */
+static void test_reset_from_0(void **state)
+{
+	struct fixture *f = *state;
+	struct virtio_device *v = f->echo.virtio;
+
+	AUTO_LOCK(&f->rig.lock);
+	f->echo.defer_reset = true;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(virtio_status(v), 0);
+		virtio_set_status(v, 0);
+		assert_int_not_equal(virtio_status(v), 0);
+		virtio_reset_done(v);
+		assert_int_equal(virtio_status(v), 0);
+	}
+	virtio_set_status(v, VIRTIO_STATUS_DRIVER);
+	assert_int_equal(virtio_status(v), VIRTIO_STATUS_DRIVER);
+}
+
 /* A reset while chains are under way, done at once or later: they are gone, and the next life starts clean. */
 static void test_reset(void **state)
 {
@@ -946,6 +965,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_features, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_status, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_config, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_reset_from_0, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_reset, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_dirty, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_two_regions, setup, teardown),
