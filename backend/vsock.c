@@ -27,6 +27,8 @@ struct caller { /* who has yet to say which port he wants */
 	int fd; /* -1: free */
 	struct loop_source *source;
 	uint64_t deadline_ns;
+	unsigned length; /* of what has come of the line */
+	char line[LINE_MAX_BYTES];
 };
 
 struct vsock_sockets {
@@ -73,32 +75,37 @@ static uint64_t parse(const char *line, size_t bytes)
 	return port;
 }
 
-/* Takes a line off the socket, and nothing behind it. Returns its length; 0: not all of it is there; negative: he
- * does not speak like that, or went. */
-static ssize_t take_line(int fd, char line[LINE_MAX_BYTES])
+/* Takes what there is of the line off the socket, and nothing behind it. Returns its length; 0: not all of it is there;
+ * negative: he does not speak like that, or went. */
+static ssize_t take_line(struct caller *caller)
 {
-	const ssize_t got = recv(fd, line, LINE_MAX_BYTES, MSG_PEEK | MSG_DONTWAIT);
+	char *at = caller->line + caller->length;
+	const size_t room = LINE_MAX_BYTES - caller->length;
+	ssize_t got = recv(caller->fd, at, room, MSG_PEEK | MSG_DONTWAIT);
 
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return 0;
 	if (got <= 0)
 		return -EPIPE;
-	const char *end = memchr(line, '\n', (size_t)got);
-	if (!end)
-		return got == LINE_MAX_BYTES ? -EINVAL : 0;
-	return recv(fd, line, (size_t)(end + 1 - line), MSG_DONTWAIT);
+	const char *end = memchr(at, '\n', (size_t)got);
+	got = recv(caller->fd, at, end ? (size_t)(end + 1 - at) : (size_t)got, MSG_DONTWAIT);
+	if (got <= 0)
+		return -EPIPE;
+	caller->length += (unsigned)got;
+	if (end)
+		return (ssize_t)caller->length;
+	return caller->length == LINE_MAX_BYTES ? -EINVAL : 0;
 }
 
 static void caller_ready(void *opaque, uint32_t events)
 {
 	struct caller *caller = opaque;
 	struct vsock_sockets *sockets = caller->sockets;
-	char line[LINE_MAX_BYTES];
-	ssize_t bytes = take_line(caller->fd, line);
+	const ssize_t bytes = take_line(caller);
 
 	if (bytes == 0 && !(events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP)))
 		return;
-	const uint64_t port = bytes > 0 ? parse(line, (size_t)bytes) : UINT64_MAX;
+	const uint64_t port = bytes > 0 ? parse(caller->line, (size_t)bytes) : UINT64_MAX;
 	const int fd = let_go(caller);
 	if (port <= UINT32_MAX && sockets->has_peer)
 		sockets->peer.connect(sockets->peer.opaque, fd, (uint32_t)port);
@@ -144,6 +151,7 @@ static void accepted(void *opaque, int fd)
 		return;
 	}
 	caller->fd = fd;
+	caller->length = 0;
 	caller->deadline_ns = clock_monotonic_ns() + VSOCK_WAITING_NS;
 	if (sockets->waiting++ == 0)
 		loop_timer_arm(sockets->timer, caller->deadline_ns);

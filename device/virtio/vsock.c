@@ -295,9 +295,8 @@ static void serve_tx(struct virtio_vsock *vsock)
 
 static void serve(struct virtio_vsock *vsock)
 {
-	const bool full = vsock->refusal_count == VSOCK_REFUSALS_MAX;
-
 	serve_tx(vsock);
+	const bool full = vsock->refusal_count == VSOCK_REFUSALS_MAX;
 	vsock_pump(vsock);
 	/* The guest's packets waited for that. */
 	if (full && vsock->refusal_count < VSOCK_REFUSALS_MAX)

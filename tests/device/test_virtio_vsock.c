@@ -32,6 +32,8 @@ struct fixture {
 	uint32_t accepted_port;
 	gpa_t rx_gpa[VIRTIO_QUEUE_SIZE_MAX]; /* by id */
 	uint32_t rx_bytes;
+	unsigned refused;
+	void (*refusing)(struct fixture *f); /* or NULL */
 };
 
 static void host_attach(struct vsock_host *host, const struct vsock_peer *peer)
@@ -46,8 +48,12 @@ static int host_open(struct vsock_host *host, uint32_t port)
 	struct fixture *f = container_of(host, struct fixture, host);
 	int fd[2];
 
-	if (port >= 5000)
+	if (port >= 5000) {
+		f->refused++;
+		if (f->refusing)
+			f->refusing(f);
 		return -ECONNREFUSED;
+	}
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd) < 0)
 		return -errno;
 	f->far[f->opened++] = fd[0];
@@ -679,6 +685,48 @@ static void test_flood(void **state)
 	assert_int_equal(answered, added);
 }
 
+static void add_requests(struct fixture *f, unsigned count)
+{
+	const struct rig_part part = {.gpa = virtio_rig_alloc(&f->rig, HEADER), .bytes = HEADER};
+
+	header(virtio_rig_at(&f->rig, part.gpa),
+		&(struct packet){.host_port = 9000, .guest_port = 1, .op = REQUEST});
+	while (count--)
+		assert_true(virtio_rig_add(&f->rig, TX, &part, 1) >= 0);
+	virtio_rig_kick(&f->rig, TX);
+}
+
+static void add_more(struct fixture *f)
+{
+	uint32_t written;
+
+	if (f->refused != 200)
+		return;
+	while (virtio_rig_used(&f->rig, TX, &written) >= 0)
+		;
+	add_requests(f, 60);
+}
+
+/* ... of a driver that adds some while others are looked at, when nobody wants a kick. */
+static void test_flood_meanwhile(void **state)
+{
+	struct fixture *f = *state;
+	unsigned answered = 0;
+	struct packet p;
+
+	f->rig.event_index = true;
+	f->refusing = add_more;
+	begin(f, 256);
+	expect_silence(f);
+	add_requests(f, 256);
+	while (receive(f, &p)) {
+		assert_int_equal(p.op, RST);
+		give(f, 1);
+		answered++;
+	}
+	assert_int_equal(answered, 256 + 60);
+}
+
 static void test_many(void **state)
 {
 	struct fixture *f = *state;
@@ -814,6 +862,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_reset, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_flood, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_flood_meanwhile, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_many, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_small_buffer, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_bulk, setup, teardown),

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "backend/listener.h"
@@ -386,6 +387,34 @@ static void test_connect_refuses(void **state)
 	close(fd);
 }
 
+/* Half a line is no reason to look again and again. */
+static void test_half_a_line(void **state)
+{
+	struct fixture *f = *state;
+	struct timespec before, after;
+
+	open_sockets(f);
+	int fd = caller(f);
+	assert_int_equal(write(fd, "CONN", 4), 4);
+	run(f);
+	struct loop_timer *timer = loop_timer_create(f->loop, stop, f);
+	loop_timer_arm(timer, clock_monotonic_ns() + 300000000);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &before);
+	loop_run(f->loop);
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &after);
+	const int64_t spent_ns =
+		(after.tv_sec - before.tv_sec) * 1000000000ll + after.tv_nsec - before.tv_nsec;
+	assert_true(spent_ns < 10000000);
+	loop_timer_free(timer);
+	for (const char *rest = "ECT 80\n"; *rest; rest++) {
+		assert_int_equal(write(fd, rest, 1), 1);
+		run(f);
+	}
+	assert_true(f->fd >= 0 && f->wanted == 80);
+	close(f->fd);
+	close(fd);
+}
+
 /* Those who say nothing keep nobody out for long. */
 static void test_silent_callers(void **state)
 {
@@ -445,6 +474,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_port_attach, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_connect, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_connect_refuses, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_half_a_line, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_silent_callers, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_open, setup, teardown),
 	};
