@@ -27,6 +27,7 @@
 
 #define QUEUE_SIZE    128
 #define TURN_MAX      256 /* chains of one queue before others have their turn on the loop */
+#define TURN_PAGES    (1u << 16) /* or pages, at the end of a chain */
 #define PFN_BYTES     4
 #define PFNS_MAX      (1u << 18) /* in one chain: 1 GiB */
 #define PFNS_AT_ONCE  256
@@ -306,17 +307,19 @@ static void serve_chain(struct virtio_balloon *balloon, enum queue which)
 static bool serve_queue(struct virtio_balloon *balloon, unsigned index, enum queue which)
 {
 	struct virtq *queue = virtio_queue(balloon->device, index);
+	uint64_t pages = 0;
 	unsigned turn = 0;
 
-	for (; turn < TURN_MAX && virtq_pop(queue, &balloon->buffer) == 1; turn++) {
+	for (; turn < TURN_MAX && pages < TURN_PAGES && virtq_pop(queue, &balloon->buffer) == 1; turn++) {
 		serve_chain(balloon, which);
 		if (!virtio_live(balloon->device))
 			return true;
+		pages += balloon->buffer.out_bytes / PFN_BYTES + balloon->buffer.in_count;
 		virtq_push(queue, &balloon->buffer, 0);
 	}
 	if (turn)
 		virtq_signal(queue);
-	return turn < TURN_MAX;
+	return turn < TURN_MAX && pages < TURN_PAGES;
 }
 
 static void balloon_notify(void *device, unsigned index)

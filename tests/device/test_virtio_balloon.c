@@ -303,6 +303,31 @@ static void test_hints(void **state)
 	assert_true(f->ended == 2 && f->hint_status == -ECANCELED);
 }
 
+/* Chains of many pages, each to be discarded by itself: others have their turn on the loop in between. */
+static void test_turns(void **state)
+{
+	struct fixture *f = *state;
+	const struct rig_part part = {virtio_rig_alloc(&f->rig, KIB(512)), KIB(512), false};
+	uint32_t *pfn = virtio_rig_at(&f->rig, part.gpa);
+	unsigned turns = 0, used = 0;
+	uint32_t written;
+
+	for (unsigned i = 0; i < part.bytes / 4; i++)
+		pfn[i] = (PAGES >> 12) + i % 2 * 2;
+	begin(f, F_ALL);
+	for (unsigned i = 0; i < 8; i++)
+		assert_true(virtio_rig_add(&f->rig, INFLATE, &part, 1) >= 0);
+	virtio_rig_kick(&f->rig, INFLATE);
+	for (; used < 8 && turns < 100; turns++) {
+		loop_post(f->rig.loop, &f->rig.stop);
+		loop_run(f->rig.loop);
+		while (virtio_rig_used(&f->rig, INFLATE, &written) >= 0)
+			used++;
+	}
+	assert_int_equal(used, 8);
+	assert_true(turns >= 4); /* the loop calls back up to twice in one */
+}
+
 static void test_hostile(void **state)
 {
 	struct fixture *f = *state;
@@ -345,6 +370,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_reports_without_hints, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_statistics, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hints, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_turns, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_hostile, setup, teardown),
 	};
 
