@@ -146,7 +146,7 @@ static void print_info(struct disk *disk, const struct image_info *info)
 		printf(", version %u%s%s%s", info->version,
 			info->lazy_refcounts ? ", lazy refcounts" : "",
 			info->extended ? ", extended L2 entries" : "",
-			info->dirty ? ", was not closed properly" : "");
+			info->dirty ? ", in use or not closed" : "");
 	printf("%s\n", info->corrupt ? ", marked as corrupt" : "");
 	print_size("disk size:", info->size_bytes);
 	print_size("space used:", info->allocated_bytes);

@@ -86,8 +86,7 @@ static void qcow2_free(struct qcow2 *q)
 	free(q->l1);
 	free(q->reftable);
 	free(q->freed.run);
-	free(q->settled.run);
-	free(q->grace.run);
+	free(q->held);
 	pthread_mutex_destroy(&q->meta);
 	pthread_mutex_destroy(&q->lock);
 	pthread_mutex_destroy(&q->unpack_lock);
@@ -147,7 +146,6 @@ static int qcow2_setup(struct qcow2 *q, const struct disk_options *options, stru
 		return error_set_errno(err, -r, "can't find the size of %s", q->file->name);
 	q->grown_bytes = q->opened_bytes;
 	q->keep_discarded = options->keep_discarded;
-	q->lazy = q->header.version >= 3 && q->header.compatible & QCOW2_LAZY;
 	q->disk->size_bytes = ALIGN_UP(q->header.size_bytes, 512);
 	q->disk->cluster_bytes = (uint32_t)q->cluster_bytes;
 	if (q->header.incompatible & QCOW2_DIRTY && !q->disk->readonly && !options->inspect)
@@ -214,15 +212,10 @@ static void trim_file(struct qcow2 *q)
 
 static int finish(struct qcow2 *q)
 {
-	int r = qcow2_flush_meta(q);
+	int r = qcow2_pool_return(q);
 
 	if (r == 0)
-		r = qcow2_pool_return(q);
-	if (r == 0) {
-		qcow2_reap(q);
-		q->lazy = false;
 		r = qcow2_flush_meta(q);
-	}
 	if (r == 0 && q->touched)
 		r = qcow2_set_incompatible(q, QCOW2_DIRTY, false);
 	if (r == 0)
@@ -259,8 +252,8 @@ static struct disk_file *qcow2_flush_file(struct disk *disk)
 	struct qcow2 *q = qcow2_of(disk);
 	AUTO_LOCK(&q->lock);
 
-	if (q->l2.dirty || q->l1_dirty_to || q->flushing || q->flush_error ||
-		(!q->lazy && (q->refs.dirty || q->reftable_dirty_to)))
+	if (q->l2.dirty || q->l1_dirty_to || q->flushing || q->flush_error || q->refs.dirty ||
+		q->reftable_dirty_to)
 		return NULL;
 	return q->file;
 }

@@ -8,15 +8,20 @@
  * How a crash at any moment, with any of the writes since the last flush of the host file lost, leaves a good image:
  *
  * - Metadata are changed in memory only, and written by qcow2_flush(), in this order, a flush of the file (barrier)
- *   between the steps: data and reference counts; entries of the reference count table; L2 tables; L1 entries.
- *   So nothing that is lasting points to what is not.
+ *   between the steps: data; entries of the reference count table; L2 tables; L1 entries. So nothing that is lasting
+ *   points to what is not.
+ * - While an image is written to the dirty bit is set (version 3; `guarded`), so that the next opening counts anew.
+ *   Raised counts are written right before the L2 tables, lowered ones right after, with no barrier between: a process
+ *   that is killed leaves an image in which nothing has leaked, unless it was between the two. Where there is no
+ *   such bit there is a barrier on either side, and what a crash has leaked stays so until a check repairs it.
  * - An L2 entry that points to a new cluster is made once the cluster's data are written, or where the cluster is
  *   known to be zeros and the old content was zeros too.
- * - A cluster that is no longer pointed to is freed only after the barrier that made this lasting, and after
- *   all I/O that may still be under way in it has ended (`freed`, `settled`, `grace` below).
- * - Counts are raised before and lowered after what they count; so they can only be too high: a leak.
+ * - A cluster that is no longer pointed to is used again only after the barrier that made this lasting, and after
+ *   all I/O that may still be under way in it has ended (`freed`, `held` below).
+ * - Counts are written raised before and lowered after what they count; so a killed process leaves them right or too
+ *   high (a leak), never too low. After a power cut they can be, but in a guarded image only.
  * - Moves of whole tables (L1, reference count table, snapshot table) are one write of the header's first sector.
- * - Operations that can't be done in such an order (snapshots) set the dirty bit (version 3) meanwhile.
+ * - Operations that can't be done in such an order (snapshots) need the dirty bit.
  *
  * Locks: `meta` is held through every change of metadata and its I/O; `lock`, taken inside it, never through I/O. What
  * the fast way (qcow2_begin) reads or changes needs `lock`: L1, cached L2 tables and whether they are there, pool,
@@ -38,6 +43,7 @@
 #define QCOW2_SNAPSHOTS_MAX    65536u
 #define QCOW2_SNAPSHOT_BYTES   MIB(64)
 #define QCOW2_NAME_MAX	       1023u
+#define QCOW2_CHECK_MAX	       BIT(27) /* clusters that a check can count */
 #define QCOW2_CLUSTER_BITS_MIN 9
 #define QCOW2_CLUSTER_BITS_MAX 21
 
@@ -105,6 +111,18 @@ struct qcow2_runs {
 	size_t count, room;
 };
 
+/* Clusters whose counts are 0, but that are not yet to be used again. */
+enum qcow2_stage {
+	QCOW2_LOWERED, /* that nothing points to them is not lasting yet */
+	QCOW2_SETTLED, /* it is; reads and writes that began before may be under way */
+	QCOW2_GRACE,   /* the same, and all that began since belong to the next epoch */
+};
+
+struct qcow2_held {
+	uint64_t start, count; /* clusters */
+	enum qcow2_stage stage;
+};
+
 /* A cluster that was decompressed, by its L2 entry. */
 struct qcow2_unpacked {
 	uint64_t entry; /* 0: empty */
@@ -137,21 +155,28 @@ struct qcow2 {
 	uint64_t grown_bytes;  /* the file's size, as far as it was made longer by us */
 	uint64_t opened_bytes; /* its size at the beginning */
 
-	/* Free clusters whose count is already 1, so that taking one needs no metadata. */
+	/* Free clusters that are kept for the fast way: taking one needs no I/O. There is a block for their counts, which
+	 * are 0 until the cluster is taken and a flush is about to write what points to it. */
 	struct qcow2_run pool;
 	bool pool_zero; /* they read as zeros */
+	uint64_t
+		pool_counted; /* those from here to pool.start are taken, and not counted; `meta` */
 	uint64_t pool_next;
+	struct qcow2_run
+		unlinked; /* taken by the slow way, which is writing to them; counts are 0. `meta` */
 
 	/* Guest clusters that the slow way is allocating: the fast one must not. */
 	uint64_t busy_from, busy_to;
 
-	/* Clusters no longer pointed to: in memory; in the file too; and waiting for the I/O of the last epoch. */
-	struct qcow2_runs freed, settled, grace;
+	struct qcow2_runs
+		freed; /* no longer pointed to in memory, but in the file; counts are as they were */
+	struct qcow2_held *held; /* by cluster */
+	size_t held_count, held_room;
 	unsigned epoch;
 	uint64_t in_flight[2];
 
 	bool touched; /* the image may be written to: dirty and auto-clear bits are as they should be */
-	bool lazy;     /* reference counts are written at the end */
+	bool guarded; /* as long as it is touched the dirty bit is set, and lasting: counts may be wrong */
 	bool flushing; /* dirty data are on their way to the file */
 	bool corrupt;
 	bool keep_discarded;
@@ -187,6 +212,8 @@ int qcow2_header_write(struct qcow2 *q);
 int qcow2_header_rewrite(struct qcow2 *q, struct error *err);
 void qcow2_header_encode(const struct qcow2_header *header, uint8_t *bytes);
 uint64_t qcow2_l1_entries_for(const struct qcow2 *q, uint64_t size_bytes);
+/* Does the header have the extension for persistent bitmaps? */
+bool qcow2_header_bitmaps(struct qcow2 *q);
 
 /* qcow2_cache.c. Finding needs `lock`, the rest `meta`. */
 int qcow2_cache_init(struct qcow2_cache *cache, uint32_t entries, uint32_t max);
@@ -208,16 +235,34 @@ void qcow2_refcount_store(uint8_t *block, uint32_t order, uint64_t index, uint64
 int qcow2_refcount_get(struct qcow2 *q, uint64_t cluster, uint64_t *ret_count);
 /* Adds delta to the count of each. -ERANGE: it would be too large; -EIO: below 0. Changes none or all. */
 int qcow2_refcount_add(struct qcow2 *q, uint64_t cluster, uint64_t count, int delta);
+/* From `fewest` to `most` contiguous free clusters inside the file, with blocks for their counts, which stay 0. */
+int qcow2_find_run(struct qcow2 *q, uint64_t fewest, uint64_t most, struct qcow2_run *ret_run);
+/* Set the counts of such clusters to 1. */
+int qcow2_count_new(struct qcow2 *q, uint64_t start, uint64_t count);
 /* Contiguous clusters, whose counts are 1 then. */
 int qcow2_alloc(struct qcow2 *q, uint64_t count, uint64_t *ret_cluster);
 /* A cluster for metadata, with its space reserved. */
 int qcow2_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *ret_offset);
-int qcow2_pool_fill(struct qcow2 *q, uint64_t want);
-int qcow2_pool_return(struct qcow2 *q);
-/* These are no longer pointed to: lower their counts as soon as that is lasting. Never fails (a leak, then). */
-void qcow2_free_later(struct qcow2 *q, uint64_t cluster, uint64_t count);
-void qcow2_reap(struct qcow2 *q);
 int qcow2_refs_write(struct qcow2 *q); /* all dirty blocks, no barrier */
+
+/* qcow2_pool.c; `meta` */
+/* Up to `want` clusters from the pool, filled if need be, become `unlinked`. Count them and forget that once they are
+ * pointed to, or give them back. */
+int qcow2_pool_take(struct qcow2 *q, uint64_t want, struct qcow2_run *ret_run, bool *ret_zero);
+void qcow2_pool_untake(struct qcow2 *q);
+/* Count what the fast way has taken, up to this cluster. */
+int qcow2_pool_count(struct qcow2 *q, uint64_t end);
+int qcow2_pool_return(struct qcow2 *q);
+/* If a cluster whose count is 0 is not to be allocated: the next one that may be; else the cluster itself. */
+uint64_t qcow2_kept_end(struct qcow2 *q, uint64_t cluster);
+/* These are no longer pointed to: lower their counts as soon as the file says so. Never fails (a leak, then). */
+void qcow2_free_later(struct qcow2 *q, uint64_t cluster, uint64_t count);
+/* What pointed to these has been written over: lower their counts, and hold them. Empties the list. */
+void qcow2_lower(struct qcow2 *q, struct qcow2_runs *freed);
+void qcow2_settle(struct qcow2 *q); /* and that is lasting now */
+void qcow2_reap(struct qcow2 *q);
+/* Add a run to the list, joined with the last one if it can be. */
+int qcow2_runs_add(struct qcow2_runs *runs, uint64_t start, uint64_t count);
 
 /* qcow2_flush.c */
 int qcow2_flush_meta(struct qcow2 *q); /* `meta` */
@@ -301,8 +346,5 @@ int qcow2_tables_load(struct qcow2 *q, struct error *err);
 /* qcow2_zero.c: clusters from..to (guest offsets, multiples of the cluster) are unallocated, and forgotten about
  * by L1 where a whole L2 table is empty then. */
 int qcow2_drop(struct qcow2 *q, uint64_t from, uint64_t to);
-
-/* Add a run to the list, joined with the last one if it can be. */
-int qcow2_runs_add(struct qcow2_runs *runs, uint64_t start, uint64_t count);
 
 #endif

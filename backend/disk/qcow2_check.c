@@ -13,7 +13,7 @@
 #include <string.h>
 
 #define CHUNK_BITS 10u
-#define CHUNKS_MAX 131072u /* of 4 KiB each */
+#define CHUNKS_MAX (QCOW2_CHECK_MAX >> CHUNK_BITS) /* of 4 KiB each */
 
 /* The counts of 1024 clusters. */
 struct chunk {
@@ -499,7 +499,9 @@ static int check_all(struct checker *c, struct error *err)
 	r = qcow2_barrier(q);
 	if (r == 0 && c->check->errors == c->check->errors_mended) {
 		r = qcow2_set_incompatible(q, QCOW2_DIRTY | QCOW2_CORRUPT, false);
+		AUTO_LOCK(&q->lock);
 		q->corrupt = q->corrupt && r < 0;
+		q->touched = q->guarded = false;
 	}
 	return r == 0 ? qcow2_tables_load(q, err) : r;
 }

@@ -20,7 +20,7 @@ struct snapshot {
 	uint32_t l2_count;
 	uint64_t *l1; /* big-endian */
 	uint32_t l1_from, l1_to;
-	uint32_t reftable_from, reftable_to;
+	uint64_t pool_end; /* up to here the L2 tables may point to what was taken from the pool */
 	struct qcow2_runs freed;
 };
 
@@ -99,6 +99,7 @@ static int snapshot_take(struct qcow2 *q, struct snapshot *s)
 		q->l2.loaded[i]->dirty_from = q->l2.loaded[i]->dirty_to = 0;
 	q->l2.dirty = 0;
 	q->l1_dirty_from = q->l1_dirty_to = 0;
+	s->pool_end = q->pool.start;
 	s->freed = q->freed;
 	q->freed = (struct qcow2_runs){0};
 	q->flushing = true;
@@ -155,21 +156,39 @@ static int write_counts(struct qcow2 *q)
 	return r == 0 ? write_reftable(q) : r;
 }
 
-static int snapshot_write(struct qcow2 *q, const struct snapshot *s)
+static int write_tables(struct qcow2 *q, const struct snapshot *s)
 {
-	int r = q->lazy ? 0 : write_counts(q);
+	int r = 0;
 
-	if (r == 0 && (s->l2_count || s->l1))
-		r = qcow2_barrier(q);
 	for (uint32_t i = 0; r == 0 && i < s->l2_count; i++)
 		r = disk_file_write(q->file, s->l2[i].data, s->l2[i].bytes, s->l2[i].offset);
-	if (r == 0 && s->l1) {
-		if (s->l2_count)
-			r = qcow2_barrier(q);
-		if (r == 0)
-			r = disk_file_write(q->file, s->l1, (s->l1_to - s->l1_from) * 8ull,
-				q->header.l1_offset + s->l1_from * 8ull);
-	}
+	if (r == 0 && s->l1 && s->l2_count)
+		r = qcow2_barrier(q);
+	if (r == 0 && s->l1)
+		r = disk_file_write(q->file, s->l1, (s->l1_to - s->l1_from) * 8ull,
+			q->header.l1_offset + s->l1_from * 8ull);
+	return r;
+}
+
+static int snapshot_write(struct qcow2 *q, struct snapshot *s)
+{
+	bool tables = s->l2_count || s->l1;
+	int r = qcow2_pool_count(q, s->pool_end);
+
+	if (r == 0 && q->guarded && tables)
+		r = qcow2_barrier(q);
+	if (r == 0)
+		r = write_counts(q);
+	if (r == 0 && !q->guarded && tables)
+		r = qcow2_barrier(q);
+	if (r == 0)
+		r = write_tables(q, s);
+	if (r == 0 && !q->guarded && s->freed.count)
+		r = qcow2_barrier(q);
+	if (r < 0)
+		return r;
+	qcow2_lower(q, &s->freed);
+	r = qcow2_refs_write(q);
 	return r == 0 ? qcow2_barrier(q) : r;
 }
 
@@ -190,13 +209,12 @@ int qcow2_flush_meta(struct qcow2 *q)
 		q->flushing = false;
 		if (r < 0)
 			snapshot_undo(q, &s);
-		for (size_t i = 0; r == 0 && i < s.freed.count; i++)
-			(void)!qcow2_runs_add(
-				&q->settled, s.freed.run[i].start, s.freed.run[i].count);
 	}
 	snapshot_done(&s);
-	if (r == 0)
+	if (r == 0) {
+		qcow2_settle(q);
 		qcow2_reap(q);
+	}
 	return r;
 }
 
@@ -208,7 +226,7 @@ int qcow2_set_incompatible(struct qcow2 *q, uint64_t bits, bool on)
 	if (q->header.version < 3 || (on ? (old & bits) == bits : !(old & bits)))
 		return 0;
 	q->header.incompatible = on ? old | bits : old & ~bits;
-	r = qcow2_barrier(q); /* what the bit is about is lasting before it goes */
+	r = on ? 0 : qcow2_barrier(q); /* what the bit is about is lasting before it goes */
 	if (r == 0)
 		r = qcow2_header_write(q);
 	if (r == 0)
@@ -216,6 +234,16 @@ int qcow2_set_incompatible(struct qcow2 *q, uint64_t bits, bool on)
 	if (r < 0)
 		q->header.incompatible = old;
 	return r;
+}
+
+/* Can the counts be made anew whenever the image is opened? Else the dirty bit would make it useless. */
+static bool can_guard(struct qcow2 *q)
+{
+	uint64_t bytes;
+
+	return q->header.version >= 3 && !qcow2_header_bitmaps(q) &&
+	       q->file->ops->size(q->file, &bytes) == 0 &&
+	       bytes >> q->header.cluster_bits <= QCOW2_CHECK_MAX / 2;
 }
 
 /* Before the first change: what the header has to say while the image is written to. */
@@ -237,8 +265,10 @@ int qcow2_touch(struct qcow2 *q)
 		if (r < 0)
 			q->header.autoclear = old;
 	}
-	if (r == 0 && q->lazy)
+	if (r == 0 && can_guard(q)) {
 		r = qcow2_set_incompatible(q, QCOW2_DIRTY, true);
+		q->guarded = r == 0;
+	}
 	if (r < 0)
 		return r;
 	AUTO_LOCK(&q->lock);

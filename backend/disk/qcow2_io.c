@@ -247,6 +247,8 @@ static int link_clusters(struct qcow2 *q, const struct allocation *a)
 	struct qcow2_table *table;
 	int r = qcow2_l2_for_write(q, a->cluster, &table);
 
+	if (r == 0)
+		r = qcow2_count_new(q, a->host >> q->header.cluster_bits, a->count);
 	for (uint64_t i = 0; r == 0 && i < a->count; i++) {
 		uint64_t at = a->cluster + i * q->cluster_bytes, first;
 		uint64_t old = qcow2_l2_entry(q, table, at);
@@ -260,46 +262,24 @@ static int link_clusters(struct qcow2 *q, const struct allocation *a)
 	return r;
 }
 
-static int take_pool(struct qcow2 *q, struct allocation *a)
-{
-	uint64_t want = a->count;
-
-	for (;;) {
-		int r;
-
-		{
-			AUTO_LOCK(&q->lock);
-			if (q->pool.count) {
-				a->count = MIN(want, q->pool.count);
-				a->host = q->pool.start << q->header.cluster_bits;
-				a->zero = q->pool_zero;
-				q->pool.start += a->count;
-				q->pool.count -= a->count;
-				return 0;
-			}
-		}
-		r = qcow2_pool_fill(q, want);
-		if (r < 0)
-			return r;
-	}
-}
-
 /* Up to `bytes` from the vector's place, at offset, where nothing can be written in place. */
 static int write_allocate(struct qcow2 *q, struct iov_place *place, uint64_t offset, uint64_t bytes,
 	uint64_t *ret_done)
 {
 	struct allocation a = {.cluster = ALIGN_DOWN(offset, q->cluster_bytes)};
 	struct qcow2_table *table;
+	struct qcow2_run run;
 	int r;
 
 	a.head = offset - a.cluster;
-	a.count = qcow2_clusters(q, a.head + bytes);
 	/* An error that the metadata are to blame for comes before the data are written. */
 	r = qcow2_l2_for_write(q, a.cluster, &table);
 	if (r == 0)
-		r = take_pool(q, &a);
+		r = qcow2_pool_take(q, qcow2_clusters(q, a.head + bytes), &run, &a.zero);
 	if (r < 0)
 		return r;
+	a.count = run.count;
+	a.host = run.start << q->header.cluster_bits;
 	a.bytes = MIN(bytes, a.count * q->cluster_bytes - a.head);
 	a.tail = a.count * q->cluster_bytes - a.head - a.bytes;
 	r = fill_rest(q, &a, a.cluster, a.head);
@@ -309,8 +289,10 @@ static int write_allocate(struct qcow2 *q, struct iov_place *place, uint64_t off
 		r = file_transfer(q->file, DISK_WRITE, place, a.bytes, a.host + a.head);
 	if (r == 0)
 		r = link_clusters(q, &a);
-	if (r < 0) /* not used: nothing points to them */
-		qcow2_refcount_add(q, a.host >> q->header.cluster_bits, a.count, -1);
+	if (r < 0)
+		qcow2_pool_untake(q);
+	else
+		q->unlinked = (struct qcow2_run){0};
 	*ret_done = a.bytes;
 	return r;
 }

@@ -8,9 +8,7 @@
 
 #include <string.h>
 
-#define POOL_BYTES  MIB(8)
-#define POOL_FEWEST 8u
-#define SCAN_MAX    BIT(32) /* counts looked at for a free cluster: no honest file has more */
+#define SCAN_MAX BIT(32) /* counts looked at for a free cluster: no honest file has more */
 
 uint64_t qcow2_refcount_max(const struct qcow2 *q)
 {
@@ -134,12 +132,16 @@ static int find_free(struct qcow2 *q, uint64_t at, uint64_t fewest, uint64_t mos
 
 		if (r < 0)
 			return r;
-		for (; at < end; at++) {
-			if (block && qcow2_refcount_load(
-					     block->data, q->header.refcount_order, at & mask)) {
+		while (at < end) {
+			bool used = block && qcow2_refcount_load(block->data,
+						     q->header.refcount_order, at & mask);
+			uint64_t next = used ? at + 1 : qcow2_kept_end(q, at);
+
+			if (next > at) {
 				if (count >= fewest)
 					goto found;
 				count = 0;
+				at = next;
 				continue;
 			}
 			if (is_fixed(q, at))
@@ -148,6 +150,7 @@ static int find_free(struct qcow2 *q, uint64_t at, uint64_t fewest, uint64_t mos
 				start = at;
 			if (count == most)
 				goto found;
+			at++;
 		}
 	}
 	return -EFBIG;
@@ -375,8 +378,8 @@ static int block_make(
 	}
 }
 
-/* Set the counts of a free run to 1, the blocks for it made. -EAGAIN: some of it is not free any more. */
-static int take_run(struct qcow2 *q, uint64_t start, uint64_t count)
+/* The blocks that count a free run. -EAGAIN: some were made, and part of it may not be free any more. */
+static int make_blocks(struct qcow2 *q, uint64_t start, uint64_t count)
 {
 	uint64_t mask = BIT(q->refblock_bits) - 1;
 	struct qcow2_table *block;
@@ -385,42 +388,54 @@ static int take_run(struct qcow2 *q, uint64_t start, uint64_t count)
 
 	for (uint64_t at = start; at < start + count && r == 0; at = (at | mask) + 1)
 		r = block_make(q, at, &block, &made);
-	if (r == 0 && made)
-		return -EAGAIN;
-	for (uint64_t at = start; at < start + count && r == 0; at++) {
-		if (at == start || !(at & mask))
-			r = block_get(q, at >> q->refblock_bits, &block);
-		if (r == 0)
-			count_set(q, block, at & mask, 1);
-	}
-	return r;
+	return r == 0 && made ? -EAGAIN : r;
 }
 
-/* From `fewest` to `most` contiguous free clusters. */
-static int alloc_run(struct qcow2 *q, uint64_t fewest, uint64_t most, struct qcow2_run *ret_run)
+int qcow2_count_new(struct qcow2 *q, uint64_t start, uint64_t count)
+{
+	uint64_t mask = BIT(q->refblock_bits) - 1, at = start;
+	struct qcow2_table *block = NULL;
+
+	for (; at < start + count; at++) {
+		int r = 0;
+
+		if (at == start || !(at & mask))
+			r = block_get(q, at >> q->refblock_bits, &block);
+		if (r == 0 && !block)
+			r = qcow2_corrupted(q, "no count of cluster", at);
+		if (r < 0) {
+			if (at > start)
+				(void)!qcow2_refcount_add(q, start, at - start, -1);
+			return r;
+		}
+		count_set(q, block, at & mask, 1);
+	}
+	return 0;
+}
+
+int qcow2_find_run(struct qcow2 *q, uint64_t fewest, uint64_t most, struct qcow2_run *ret_run)
 {
 	int r;
 
 	do {
 		r = find_free(q, q->scan, fewest, most, &ret_run->start, &ret_run->count);
 		if (r == 0)
-			r = take_run(q, ret_run->start, ret_run->count);
+			r = make_blocks(q, ret_run->start, ret_run->count);
 	} while (r == -EAGAIN);
-	if (r < 0)
-		return r;
-	if (fewest == 1)
+	if (r == 0)
+		r = grow_file(q, ret_run->start + ret_run->count);
+	if (r == 0 && fewest == 1)
 		q->scan = ret_run->start + ret_run->count;
-	r = grow_file(q, ret_run->start + ret_run->count);
-	if (r < 0)
-		qcow2_refcount_add(q, ret_run->start, ret_run->count, -1);
 	return r;
 }
 
 int qcow2_alloc(struct qcow2 *q, uint64_t count, uint64_t *ret_cluster)
 {
 	struct qcow2_run run;
-	int r = alloc_run(q, count, count, &run);
+	int r = qcow2_find_run(q, count, count, &run);
 
+	if (r == 0)
+		r = qcow2_count_new(q, run.start, run.count);
 	if (r == 0)
 		*ret_cluster = run.start;
 	return r;
@@ -477,142 +492,4 @@ int qcow2_refcount_add(struct qcow2 *q, uint64_t cluster, uint64_t count, int de
 			cluster_is_free(q, cluster + i);
 	}
 	return 0;
-}
-
-/* The pool. */
-
-/* Make new clusters read as zeros: what lies beyond `file_bytes`, the file's old end, does so. */
-static bool make_zeros(struct qcow2 *q, const struct qcow2_run *run, uint64_t file_bytes)
-{
-	uint64_t from = run->start << q->header.cluster_bits;
-	uint64_t to = from + (run->count << q->header.cluster_bits);
-
-	if (!q->file->growable)
-		return false;
-	if (from >= file_bytes)
-		return true;
-	return q->file->can_punch &&
-	       q->file->ops->punch(q->file, from, MIN(to, file_bytes) - from) == 0;
-}
-
-int qcow2_pool_fill(struct qcow2 *q, uint64_t want)
-{
-	uint64_t most = MAX(POOL_BYTES >> q->header.cluster_bits, POOL_FEWEST);
-	uint64_t file_bytes = q->grown_bytes;
-	struct qcow2_run run;
-	bool zero;
-	int r;
-
-	if (q->pool.count)
-		return 0;
-	qcow2_reap(q);
-	q->pool_next = MIN(MAX(q->pool_next * 2, POOL_FEWEST), most);
-	r = alloc_run(q, 1, MAX(q->pool_next, MIN(want, most)), &run);
-	if (r < 0)
-		return r;
-	zero = make_zeros(q, &run, file_bytes);
-	AUTO_LOCK(&q->lock);
-	q->pool = run;
-	q->pool_zero = zero;
-	return 0;
-}
-
-int qcow2_pool_return(struct qcow2 *q)
-{
-	struct qcow2_run run;
-
-	{
-		AUTO_LOCK(&q->lock);
-		run = q->pool;
-		q->pool = (struct qcow2_run){0};
-	}
-	return run.count ? qcow2_refcount_add(q, run.start, run.count, -1) : 0;
-}
-
-/* Freeing. */
-
-int qcow2_runs_add(struct qcow2_runs *runs, uint64_t start, uint64_t count)
-{
-	struct qcow2_run *last = runs->count ? &runs->run[runs->count - 1] : NULL;
-
-	if (last && last->start + last->count == start) {
-		last->count += count;
-		return 0;
-	}
-	if (runs->count == runs->room) {
-		size_t room = MAX(runs->room * 2, (size_t)16);
-		struct qcow2_run *run = realloc(runs->run, room * sizeof(*run));
-
-		if (!run)
-			return -ENOMEM;
-		runs->run = run;
-		runs->room = room;
-	}
-	runs->run[runs->count++] = (struct qcow2_run){start, count};
-	return 0;
-}
-
-void qcow2_free_later(struct qcow2 *q, uint64_t cluster, uint64_t count)
-{
-	if (qcow2_runs_add(&q->freed, cluster, count) < 0)
-		log_debug("disk", "%s: out of memory: %llu clusters leak", q->file->name,
-			(unsigned long long)count);
-}
-
-/* One cluster has lost a user. If it has no other its space goes back to the host. */
-static void free_cluster(struct qcow2 *q, uint64_t cluster, struct qcow2_run *holes)
-{
-	uint64_t count;
-
-	qcow2_unpack_forget(q, cluster, 1);
-	if (qcow2_refcount_add(q, cluster, 1, -1) < 0 ||
-		qcow2_refcount_get(q, cluster, &count) < 0 || count)
-		return;
-	if (holes->count && holes->start + holes->count == cluster) {
-		holes->count++;
-		return;
-	}
-	if (holes->count && !q->keep_discarded)
-		q->file->ops->discard(q->file, holes->start << q->header.cluster_bits,
-			holes->count << q->header.cluster_bits);
-	*holes = (struct qcow2_run){cluster, 1};
-}
-
-static void free_runs(struct qcow2 *q, struct qcow2_runs *runs)
-{
-	struct qcow2_run holes = {0};
-
-	for (size_t i = 0; i < runs->count; i++) {
-		for (uint64_t c = 0; c < runs->run[i].count; c++)
-			free_cluster(q, runs->run[i].start + c, &holes);
-	}
-	if (holes.count && !q->keep_discarded)
-		q->file->ops->discard(q->file, holes.start << q->header.cluster_bits,
-			holes.count << q->header.cluster_bits);
-	runs->count = 0;
-}
-
-/* Has the I/O of the epoch before this one ended? */
-static bool epoch_over(struct qcow2 *q)
-{
-	AUTO_LOCK(&q->lock);
-
-	return !q->in_flight[!q->epoch];
-}
-
-void qcow2_reap(struct qcow2 *q)
-{
-	for (unsigned round = 0; round < 2 && epoch_over(q); round++) {
-		struct qcow2_runs done = q->grace;
-
-		free_runs(q, &done);
-		if (!q->settled.count) {
-			q->grace = done;
-			return;
-		}
-		q->grace = q->settled;
-		q->settled = done; /* empty, but with its memory */
-		AUTO_LOCK(&q->lock);
-		q->epoch = !q->epoch;
-	}
 }

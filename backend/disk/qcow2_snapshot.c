@@ -300,26 +300,9 @@ static int begin_change(struct qcow2 *q)
 /* They agree again. If the work failed the bit stays: the next opening repairs. */
 static int end_change(struct qcow2 *q)
 {
-	bool lazy = q->lazy;
-	int r;
+	int r = qcow2_flush_meta(q);
 
-	q->lazy = false;
-	r = qcow2_flush_meta(q);
-	if (r == 0)
-		r = qcow2_flush_meta(q); /* what the first one freed */
-	q->lazy = lazy;
-	return r == 0 && !lazy ? qcow2_set_incompatible(q, QCOW2_DIRTY, false) : r;
-}
-
-static int counts_write(struct qcow2 *q)
-{
-	bool lazy = q->lazy;
-	int r;
-
-	q->lazy = false;
-	r = qcow2_flush_meta(q);
-	q->lazy = lazy;
-	return r;
+	return r == 0 && !q->guarded ? qcow2_set_incompatible(q, QCOW2_DIRTY, false) : r;
 }
 
 /* The counts are as they were: end all the same. */
@@ -401,7 +384,7 @@ static int create(struct qcow2 *q, struct qcow2_snapshots *list, const char *nam
 	r = tree_raise(q, q->l1, q->header.l1_entries);
 	if (r < 0)
 		return give_up(q, r);
-	r = counts_write(q);
+	r = qcow2_flush_meta(q);
 	if (r == 0)
 		r = flags_update(q);
 	if (r == 0)
@@ -448,7 +431,7 @@ static int apply(struct qcow2 *q, const struct qcow2_record *rec)
 	qcow2_cache_forget(q, &q->l2);
 	r = tree_raise(q, l1, rec->l1_entries);
 	if (r == 0)
-		r = counts_write(q);
+		r = qcow2_flush_meta(q);
 	if (r == 0) {
 		r = qcow2_l1_move(q, l1, rec->l1_entries, rec->size_bytes);
 		if (r < 0)
@@ -459,7 +442,7 @@ static int apply(struct qcow2 *q, const struct qcow2_record *rec)
 	q->disk->size_bytes = ALIGN_UP(q->header.size_bytes, 512);
 	r = tree_lower(q, old, old_entries);
 	if (r == 0)
-		r = counts_write(q);
+		r = qcow2_flush_meta(q);
 	if (r == 0)
 		r = flags_update(q);
 	return r == 0 ? end_change(q) : r;
@@ -483,7 +466,7 @@ static int delete (struct qcow2 *q, struct qcow2_snapshots *list, struct qcow2_r
 		qcow2_free_later(q, gone.l1_offset >> q->header.cluster_bits,
 			MAX(qcow2_clusters(q, gone.l1_entries * 8ull), 1ull));
 	if (r == 0)
-		r = counts_write(q);
+		r = qcow2_flush_meta(q);
 	if (r == 0)
 		r = flags_update(q);
 	record_done(&gone);

@@ -26,7 +26,4 @@ struct qcow2_snapshots {
 int qcow2_snapshots_load(struct qcow2 *q, struct qcow2_snapshots *list, struct error *err);
 void qcow2_snapshots_done(struct qcow2_snapshots *list);
 
-/* Does the header have the extension for persistent bitmaps? */
-bool qcow2_header_bitmaps(struct qcow2 *q);
-
 #endif
