@@ -18,6 +18,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 
 struct vmm {
 	const struct vmm_config *config;
@@ -333,6 +334,18 @@ static int tell_all(struct vmm *vmm, struct machine_result *ret_result, struct e
 	return status;
 }
 
+/* All that the process may have: the guest's files, connections and sockets of many programs are ours, and must not
+ * keep the next caller of a socket out. */
+static void raise_descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	(void)!setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 int vmm_run(const struct vmm_config *config)
 {
 	struct vmm vmm = {.config = config, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -346,6 +359,7 @@ int vmm_run(const struct vmm_config *config)
 	signal(SIGPIPE, SIG_IGN);
 	/* A guest that writes past RLIMIT_FSIZE gets EFBIG. */
 	signal(SIGXFSZ, SIG_IGN);
+	raise_descriptors();
 	if (console_open(&vmm.console, config->links.console, user_quits, &vmm, &err) < 0)
 		return complain(&err);
 	int status = tell_all(&vmm, &result, &err);

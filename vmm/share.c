@@ -11,15 +11,12 @@
 #define DESCRIPTORS_SPARE 1024 /* for all else in the process, if there are that many */
 #define DESCRIPTORS_SHARE 65536
 
-/* Each gets its part of what the process may have. */
+/* Each gets its part of what the process has, which is all that it may have. */
 static unsigned descriptors_each(unsigned count)
 {
 	struct rlimit limit;
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-		return 0;
-	limit.rlim_cur = limit.rlim_max;
-	if (setrlimit(RLIMIT_NOFILE, &limit) < 0 && getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return 0;
 	const rlim_t spare = MIN(limit.rlim_cur / 4, (rlim_t)DESCRIPTORS_SPARE);
 	return (unsigned)MIN((limit.rlim_cur - spare) / count, (rlim_t)DESCRIPTORS_SHARE);

@@ -40,9 +40,9 @@ def lodge(*args, seconds=20, **more):
 class Running:
     """The program without a terminal, in a `with`; killed at its end."""
 
-    def __init__(self, *args, **streams):
+    def __init__(self, *args, program=(PROGRAM,), **streams):
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, **streams}
-        self.process = subprocess.Popen([PROGRAM, *map(str, args)], stderr=subprocess.PIPE, **streams)
+        self.process = subprocess.Popen([*program, *map(str, args)], stderr=subprocess.PIPE, **streams)
 
     def proc(self, name):
         return pathlib.Path("/proc/%d/%s" % (self.process.pid, name)).read_text()

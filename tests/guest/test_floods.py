@@ -2,13 +2,14 @@
 
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import time
 
 import pytest
 
-from lodge import PATIENCE, Running
+from lodge import PATIENCE, PROGRAM, Running
 
 TINY = pathlib.Path(__file__).resolve().parent / "tiny"
 ENDED = 128 + signal.SIGTERM
@@ -52,6 +53,17 @@ def pipe():
     yield ends
     for end in ends:
         os.close(end)
+
+
+def test_descriptors(tiny):
+    """A guest may open many connections and files: Lodge takes as many descriptors as it may have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    few = ["prlimit", "--nofile=256:%d" % hard, "--", PROGRAM]
+    with Machine(tiny("shout"), program=few, stdout=subprocess.PIPE) as machine:
+        machine.process.stdout.read(1)
+        line = next(line for line in machine.proc("limits").splitlines() if line.startswith("Max open files"))
+        assert line.split()[3:5] == [str(hard)] * 2
+        machine.check_alive()
 
 
 def test_a_console_that_nobody_reads(tiny, pipe):
