@@ -26,12 +26,8 @@ struct feature_leaf {
 };
 
 #define LEAF1_ECX_DEADLINE (1u << 24)
-#define LEAF1_ECX_XSAVE	   (1u << 26)
-#define LEAF1_ECX_AVX	   (1u << 28)
 /* Bits that KVM gives though its list may lack them: they follow from the irqchip or from CR4. */
 #define LEAF1_ECX_KEPT	   (1u << 21 | 1u << 27 | 1u << 31) /* x2APIC, OSXSAVE, hypervisor */
-#define XCR0_AVX	   4u
-#define XSAVE_LEGACY_BYTES 576u
 
 static const struct feature_leaf feature_leaves[] = {
 	{0x00000001, 0, 0, 0, ~LEAF1_ECX_KEPT, ~0u},
@@ -48,21 +44,21 @@ static const struct feature_leaf feature_leaves[] = {
 };
 
 static const struct kvm_cpuid_entry2 *find(
-	const union supported *s, uint32_t leaf, uint32_t subleaf)
+	const struct kvm_cpuid2 *list, uint32_t leaf, uint32_t subleaf)
 {
-	for (unsigned i = 0; i < s->list.nent; i++)
-		if (s->list.entries[i].function == leaf && s->list.entries[i].index == subleaf)
-			return &s->list.entries[i];
+	for (unsigned i = 0; i < list->nent; i++)
+		if (list->entries[i].function == leaf && list->entries[i].index == subleaf)
+			return &list->entries[i];
 	return NULL;
 }
 
 static void remove_unsupported(
-	const union supported *s, uint32_t deadline, struct x86_cpuid_leaf *l)
+	const struct kvm_cpuid2 *supported, uint32_t deadline, struct x86_cpuid_leaf *l)
 {
 	for (unsigned i = 0; i < ARRAY_SIZE(feature_leaves); i++) {
 		const struct feature_leaf *f = &feature_leaves[i];
 		const struct kvm_cpuid_entry2 none = {0};
-		const struct kvm_cpuid_entry2 *k = find(s, f->leaf, f->subleaf);
+		const struct kvm_cpuid_entry2 *k = find(supported, f->leaf, f->subleaf);
 
 		if (f->leaf != l->leaf || f->subleaf != l->subleaf)
 			continue;
@@ -76,9 +72,9 @@ static void remove_unsupported(
 }
 
 /* Widths of addresses: not more than KVM's. */
-static void limit_addresses(const union supported *s, struct x86_cpuid_leaf *l)
+static void limit_addresses(const struct kvm_cpuid2 *supported, struct x86_cpuid_leaf *l)
 {
-	const struct kvm_cpuid_entry2 *k = find(s, 0x80000008, 0);
+	const struct kvm_cpuid_entry2 *k = find(supported, 0x80000008, 0);
 
 	if (l->leaf != 0x80000008 || !k)
 		return;
@@ -88,26 +84,15 @@ static void limit_addresses(const union supported *s, struct x86_cpuid_leaf *l)
 	}
 }
 
-/* What leaf 0xd says of the XSAVE area must fit the features that are left. */
-static void fit_xsave(struct x86_cpuid_model *model)
+void kvm_cpuid_reduce(
+	struct x86_cpuid_model *model, const struct kvm_cpuid2 *supported, bool has_deadline)
 {
-	uint32_t features = 0;
-
-	for (unsigned i = 0; i < model->count; i++)
-		if (model->leaf[i].leaf == 1)
-			features = model->leaf[i].ecx;
 	for (unsigned i = 0; i < model->count; i++) {
-		struct x86_cpuid_leaf *l = &model->leaf[i];
-
-		if (l->leaf != 0xd || ((features & LEAF1_ECX_XSAVE) && (features & LEAF1_ECX_AVX)))
-			continue;
-		if (!(features & LEAF1_ECX_XSAVE) || l->subleaf == 2)
-			l->eax = l->ebx = l->ecx = l->edx = 0;
-		if (l->subleaf == 0 && l->eax) {
-			l->eax &= ~XCR0_AVX;
-			l->ecx = XSAVE_LEGACY_BYTES;
-		}
+		remove_unsupported(
+			supported, has_deadline ? LEAF1_ECX_DEADLINE : 0, &model->leaf[i]);
+		limit_addresses(supported, &model->leaf[i]);
 	}
+	x86_cpuid_settle(model);
 }
 
 static int limit(int kvm_fd, struct x86_cpuid_model *model, struct error *err)
@@ -122,13 +107,7 @@ static int limit(int kvm_fd, struct x86_cpuid_model *model, struct error *err)
 	int status = kvm_ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, supported);
 	if (status < 0)
 		return error_set_errno(err, -status, "KVM does not say which CPUID it supports");
-	for (unsigned i = 0; i < model->count; i++) {
-		remove_unsupported(
-			supported, has_deadline ? LEAF1_ECX_DEADLINE : 0, &model->leaf[i]);
-		limit_addresses(supported, &model->leaf[i]);
-	}
-	fit_xsave(model);
-	x86_cpuid_derive(model);
+	kvm_cpuid_reduce(model, &supported->list, has_deadline);
 	return 0;
 }
 
@@ -194,7 +173,7 @@ static void note_cpuid(struct engine_vcpu *vcpu)
 		return;
 	for (unsigned i = 0; i < vcpu->cpuid.count; i++) {
 		struct x86_cpuid_leaf *l = &vcpu->cpuid.leaf[i];
-		const struct kvm_cpuid_entry2 *k = find(seen, l->leaf, l->subleaf);
+		const struct kvm_cpuid_entry2 *k = find(&seen->list, l->leaf, l->subleaf);
 
 		if (!k)
 			continue;

@@ -63,6 +63,9 @@ bool kvm_msr_set(struct engine_vcpu *vcpu, uint32_t index, uint64_t value);
 
 /* ---- cpuid.c ---- */
 
+/* Take from the model what is not in KVM's list, and what stands on that. */
+void kvm_cpuid_reduce(
+	struct x86_cpuid_model *model, const struct kvm_cpuid2 *supported, bool has_deadline);
 /* Make vm->cpuid. */
 int kvm_cpuid_limit(struct x86_cpuid_model *model, struct error *err);
 int kvm_cpuid_filter(struct engine_vm *vm, struct error *err);

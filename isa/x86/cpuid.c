@@ -12,6 +12,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Leaf 0xd, 1, EAX: XSAVEC, XSAVES. Without either nothing is compacted, and the size of it is 0. */
+#define XSAVE_COMPACTS (BIT(1) | BIT(3))
+
 /* IA32_ARCH_CAPABILITIES: each says that an attack does not work here. */
 #define ARCH_CAPABILITIES                                                                   \
 	(BIT(0) /* RDCL_NO */ | BIT(1) /* IBRS_ALL */ | BIT(3) /* SKIP_L1DFL_VMENTRY */ |   \
@@ -124,7 +127,7 @@ void x86_cpuid_query(const struct x86_cpuid_model *model, uint32_t apic_id, uint
 	case 0xd:
 		if (l && subleaf == 0)
 			ret_regs[EBX] = xsave_bytes(xcr0);
-		else if (l && subleaf == 1 && ret_regs[EAX])
+		else if (l && subleaf == 1 && (ret_regs[EAX] & XSAVE_COMPACTS))
 			ret_regs[EBX] = xsave_bytes(xcr0 | xss);
 		break;
 	case 0x8000001e:

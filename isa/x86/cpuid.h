@@ -101,6 +101,11 @@ bool x86_cpuid_shows(const struct x86_cpuid_model *model, unsigned flag);
 /* Why no model shows it on this host (a clause, such as "this host's processor lacks it"), or NULL. */
 const char *x86_cpuid_refusal(unsigned flag);
 /*
+ * For an engine that has removed flags from a model, or components from leaf 0xd's mask of XCR0: take away what stands
+ * on them too, have leaf 0xd describe what is left, and derive the features.
+ */
+void x86_cpuid_settle(struct x86_cpuid_model *model);
+/*
  * For an engine that has removed flags from a model: -ENOTSUP if the model's user asked for one of them.
  * The line names them and `who`, who can't give them.
  */

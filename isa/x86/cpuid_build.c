@@ -141,20 +141,10 @@ static bool in_base(const struct builder *b, const struct x86_cpuid_flag *f)
 	return f->level && f->level <= base - X86_CPU_LEVEL1 + 1;
 }
 
-/* Number of the flag that is a feature's own, or -1. */
-static int flag_of(unsigned feature)
-{
-	for (unsigned i = 0; feature != X86_F_BASE && i < x86_cpuid_flag_count; i++)
-		if (x86_cpuid_flags[i].feature == feature &&
-			!(x86_cpuid_flags[i].need & NEED_DERIVED))
-			return (int)i;
-	return -1;
-}
-
 /* Does this flag stand on one that is not chosen? */
 static bool is_orphan(const struct builder *b, unsigned flag)
 {
-	const int base = flag_of(x86_cpuid_flags[flag].base);
+	const int base = x86_cpuid_flag_of(x86_cpuid_flags[flag].base);
 
 	return base >= 0 && !x86_cpuid_set_has(&b->chosen, (unsigned)base);
 }
@@ -204,7 +194,7 @@ static int choose_base(struct builder *b, struct error *err)
 /* A flag brings what it stands on. */
 static int add_flag(struct builder *b, unsigned flag, struct error *err)
 {
-	for (int i = (int)flag; i >= 0; i = flag_of(x86_cpuid_flags[i].base)) {
+	for (int i = (int)flag; i >= 0; i = x86_cpuid_flag_of(x86_cpuid_flags[i].base)) {
 		const struct x86_cpuid_flag *f = &x86_cpuid_flags[i];
 		const char *why = flag_refusal(b, f);
 

@@ -164,3 +164,12 @@ int x86_cpuid_flag_find(const char *name, size_t length)
 			return (int)i;
 	return -1;
 }
+
+int x86_cpuid_flag_of(unsigned feature)
+{
+	for (unsigned i = 0; feature != X86_F_BASE && i < ARRAY_SIZE(x86_cpuid_flags); i++)
+		if (x86_cpuid_flags[i].feature == feature &&
+			!(x86_cpuid_flags[i].need & NEED_DERIVED))
+			return (int)i;
+	return -1;
+}

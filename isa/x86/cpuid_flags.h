@@ -44,6 +44,9 @@ const struct x86_cpuid_leaf *x86_cpuid_leaf_find(
 /* The flag of that name, or -1. Takes a few second names too, such as lzcnt for abm. */
 int x86_cpuid_flag_find(const char *name, size_t length);
 
+/* The flag that is a feature's own, or -1. */
+int x86_cpuid_flag_of(unsigned feature);
+
 static inline bool x86_cpuid_set_has(const struct x86_cpuid_flag_set *set, unsigned flag)
 {
 	return set->bits[flag / 64] >> (flag % 64) & 1;

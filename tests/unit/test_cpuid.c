@@ -282,6 +282,77 @@ static void test_no_mitigations(void **state)
 	}
 }
 
+/* What an engine takes from a model, and what goes with it. */
+struct taken {
+	uint32_t leaf, subleaf;
+	enum reg reg;
+	uint32_t bits;
+	uint32_t mask, bytes; /* then leaf 0xd's EAX and ECX */
+	bool avx;
+};
+
+static uint32_t *reg_of(struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, enum reg reg)
+{
+	for (unsigned i = 0; i < m->count; i++) {
+		struct x86_cpuid_leaf *l = &m->leaf[i];
+		uint32_t *regs[] = {&l->eax, &l->ebx, &l->ecx, &l->edx};
+
+		if (l->leaf == leaf && l->subleaf == subleaf)
+			return regs[reg];
+	}
+	fail_msg("no leaf %x, %u", leaf, subleaf);
+	return NULL;
+}
+
+/* SDM 2A "CPUID", leaf 0xd: each sub-leaf is about what XCR0 can have, and nothing else. */
+static void check_xsave_leaves(const struct x86_cpuid_model *m, uint32_t mask, uint32_t bytes)
+{
+	uint32_t r[4], sub_bytes = 0;
+
+	x86_cpuid_query(m, 0, X86_CR4_OSXSAVE, mask, 0, 0xd, 0, r);
+	assert_true(r[EAX] == mask && r[EBX] == bytes && r[ECX] == bytes && r[EDX] == 0);
+	x86_cpuid_query(m, 0, X86_CR4_OSXSAVE, mask, 0, 0xd, 1, r);
+	assert_int_equal(r[EBX], r[EAX] & 0xa ? bytes : 0);
+	assert_true((mask || !r[EAX]) && !r[ECX] && !r[EDX]);
+	for (uint32_t sub = 2; sub < 64; sub++) {
+		x86_cpuid_query(m, 0, X86_CR4_OSXSAVE, mask, 0, 0xd, sub, r);
+		assert_int_equal(r[EAX] | r[EBX] ? 1 : 0, sub < 32 ? mask >> sub & 1 : 0);
+		sub_bytes += r[EAX];
+	}
+	assert_int_equal(sub_bytes + (mask ? 576 : 0), bytes);
+}
+
+static void test_taken(void **state)
+{
+	static const struct taken taken[] = {
+		{1, 0, ECX, 0, 7, 832, true},
+		{0xd, 0, EAX, 4, 3, 576, false},
+		{0xd, 0, EAX, 2, 0, 0, false},
+		{0xd, 0, EAX, ~0u, 0, 0, false},
+		{1, 0, ECX, 1u << 26, 0, 0, false},
+		{1, 0, ECX, 1u << 28, 3, 576, false},
+		{0xd, 1, EAX, 2, 7, 832, true},
+	};
+	struct x86_cpuid_model m;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(taken); i++) {
+		const struct taken *t = &taken[i];
+
+		x86_cpuid_from_host(&m, 1, TSC_HZ, skylake);
+		*reg_of(&m, 0xd, 1, EAX) |= 2 | 4; /* XSAVEC, XGETBV1 */
+		*reg_of(&m, t->leaf, t->subleaf, t->reg) &= ~t->bits;
+		x86_cpuid_settle(&m);
+		check_xsave_leaves(&m, t->mask, t->bytes);
+		assert_int_equal(bit(&m, 1, 0, ECX, 26), t->mask != 0);
+		assert_int_equal(x86_has(&m.features, X86_F_XSAVE), t->mask != 0);
+		assert_int_equal(bit(&m, 1, 0, ECX, 28), t->avx);
+		assert_int_equal(bit(&m, 1, 0, ECX, 12), t->avx); /* FMA */
+		assert_int_equal(bit(&m, 7, 0, EBX, 5), t->avx);  /* AVX2 */
+		assert_int_equal(x86_has(&m.features, X86_F_AVX2), t->avx);
+		assert_true(bit(&m, 1, 0, ECX, 20)); /* SSE4.2 stands on nothing of it */
+	}
+}
+
 static void test_topology(void **state)
 {
 	static const unsigned cpus[] = {1, 2, 3, 4, 16, 17, 64};
@@ -407,6 +478,7 @@ int main(void)
 		cmocka_unit_test(test_no_mitigations),
 		cmocka_unit_test(test_intel_host),
 		cmocka_unit_test(test_no_xsave),
+		cmocka_unit_test(test_taken),
 		cmocka_unit_test(test_topology),
 		cmocka_unit_test(test_xsave_sizes),
 		cmocka_unit_test(test_frequencies),
