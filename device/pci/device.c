@@ -262,7 +262,8 @@ static uint64_t bar_address(const struct pci_device *d, unsigned index)
 	}
 }
 
-uint64_t pci_device_bar(const struct pci_device *d, unsigned index)
+/* Where the registers would have it; UINT64_MAX: nowhere. */
+static uint64_t bar_wanted(const struct pci_device *d, unsigned index)
 {
 	const struct pci_bar *bar = &d->bar[index];
 	const uint16_t decode = bar->kind == PCI_BAR_IO ? COMMAND_IO : COMMAND_MEMORY;
@@ -270,6 +271,19 @@ uint64_t pci_device_bar(const struct pci_device *d, unsigned index)
 	if (bar->kind == PCI_BAR_NONE || !(command(d) & decode))
 		return UINT64_MAX;
 	return bar_address(d, index);
+}
+
+/* Is it ours to put on the bus? */
+static bool bar_answers(const struct pci_device *d, unsigned index)
+{
+	return d->bar[index].ops || (d->vectors && d->msix_bar == index);
+}
+
+uint64_t pci_device_bar(const struct pci_device *d, unsigned index)
+{
+	const struct pci_bar *bar = &d->bar[index];
+
+	return bar_answers(d, index) && !bar->mapped ? UINT64_MAX : bar_wanted(d, index);
 }
 
 static void unmap_bar(struct pci_device *d, struct pci_bar *bar)
@@ -291,14 +305,13 @@ static void map_bar(struct pci_device *d, struct pci_bar *bar, uint64_t base)
 static void place_bars(struct pci_device *d)
 {
 	for (unsigned i = 0; i < PCI_BARS; i++)
-		if (d->bar[i].mapped && d->bar[i].base != pci_device_bar(d, i))
+		if (d->bar[i].mapped && d->bar[i].base != bar_wanted(d, i))
 			unmap_bar(d, &d->bar[i]);
 	for (unsigned i = 0; i < PCI_BARS; i++) {
 		struct pci_bar *bar = &d->bar[i];
-		const uint64_t base = pci_device_bar(d, i);
-		const bool answers = bar->ops || (d->vectors && d->msix_bar == i);
+		const uint64_t base = bar_wanted(d, i);
 
-		if (!bar->mapped && base != UINT64_MAX && answers)
+		if (!bar->mapped && base != UINT64_MAX && bar_answers(d, i))
 			map_bar(d, bar, base);
 	}
 }

@@ -93,7 +93,7 @@ uint64_t pci_device_bar_read(
 	struct pci_device *device, unsigned bar, uint64_t offset, unsigned size_bytes);
 void pci_device_bar_write(struct pci_device *device, unsigned bar, uint64_t offset,
 	unsigned size_bytes, uint64_t value);
-/* Where the BAR is now; UINT64_MAX: nowhere. */
+/* Where the BAR is now; UINT64_MAX: nowhere, as it is not decoded, or overlaps something else on the bus. */
 uint64_t pci_device_bar(const struct pci_device *device, unsigned bar);
 bool pci_device_is_master(const struct pci_device *device); /* may it access memory? */
 bool pci_device_msix_enabled(const struct pci_device *device);

@@ -7,7 +7,8 @@
  *
  * Left out on purpose: the legacy interface, shared memory regions, notification data, queue reset.
  *
- * Invariant: a doorbell is up for each queue that is enabled, while the BAR is decoded and there was room for it.
+ * Invariant: a doorbell is up for each queue that is enabled, while the BAR is on the bus and there was room for it. A
+ * BAR that overlaps something else is not, and takes no writes from what is there.
  */
 #include "device/virtio/pci.h"
 

@@ -337,6 +337,41 @@ static void test_pci_doorbells(void **state)
 	assert_int_equal(f->bells, 0);
 }
 
+static void other_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_t value)
+{
+	*(unsigned *)opaque += offset == 0x3000 && size_bytes == 2;
+}
+
+static uint64_t other_read(void *opaque, uint64_t offset, unsigned size_bytes)
+{
+	return 0;
+}
+
+/* A BAR that the guest puts over something else is not there, and neither are its doorbells. */
+static void test_pci_doorbells_overlap(void **state)
+{
+	static const struct bus_ops ops = {.read = other_read, .write = other_write};
+	struct fixture *f = *state;
+	unsigned writes = 0;
+
+	assert_int_equal(bus_add(f->bus, BUS_MMIO, 0xd0000000, 0x8000, "other", &ops, &writes, NULL), 0);
+	start_pci(f, false);
+	assert_int_equal(f->bells, QUEUES);
+	set_cfg(f, 0x10, 4, 0xd0000000);
+	assert_int_equal(f->bells, 0);
+	put(f, 0xd0003000, 2, 0);
+	virtio_rig_run(&f->rig);
+	assert_int_equal(f->notified[0], 0);
+	assert_int_equal(writes, 1);
+	/* It is back where there is room. */
+	set_cfg(f, 0x10, 4, 0xd0008000);
+	assert_int_equal(f->bells, QUEUES);
+	put(f, 0xd000b000, 2, 0);
+	virtio_rig_run(&f->rig);
+	assert_int_equal(f->notified[0], 1);
+	assert_int_equal(writes, 1);
+}
+
 static void test_pci_lines(void **state)
 {
 	struct fixture *f = *state;
@@ -571,6 +606,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_pci_registers, setup_pci, teardown),
 		cmocka_unit_test_setup_teardown(test_pci_doorbells, setup_pci, teardown),
+		cmocka_unit_test_setup_teardown(test_pci_doorbells_overlap, setup_pci, teardown),
 		cmocka_unit_test_setup_teardown(test_pci_lines, setup_pci, teardown),
 		cmocka_unit_test_setup_teardown(test_pci_messages, setup_pci, teardown),
 		cmocka_unit_test_setup_teardown(test_pci_reset, setup_pci, teardown),
