@@ -138,6 +138,8 @@ int kvm_emulate(struct engine_vcpu *vcpu, struct error *err)
 		status = kvm_state_get(vcpu, &state);
 	if (status < 0)
 		return error_set_errno(err, -status, "can't take over from KVM's emulator");
+	if (state.activity != X86_RUNNING)
+		return 0; /* INIT came meanwhile: the instruction is no more */
 	log_limited(&vcpu->emulation_limit, LOG_LEVEL_DEBUG, "kvm",
 		"vCPU %u: KVM fails an instruction at %04x:%llx, the interpreter executes it",
 		vcpu->config.index, state.seg[X86_CS].selector,

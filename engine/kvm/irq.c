@@ -13,6 +13,10 @@
 #define ISA_LINES   16
 #define IOAPIC_PINS 24
 
+/* Bits 63 to 20 of a message's address (SDM 3A 11.11.1). */
+#define MSI_BASE_SHIFT 20
+#define MSI_BASE       0xfeeu
+
 static void add_route(struct kvm_irq_routing *table, unsigned gsi, unsigned chip, unsigned pin)
 {
 	table->entries[table->nr++] = (struct kvm_irq_routing_entry){.gsi = gsi,
@@ -46,11 +50,15 @@ int kvm_irq_line(struct engine_vm *vm, unsigned gsi, bool level)
 	return kvm_ioctl(vm->fd, KVM_IRQ_LINE, &line);
 }
 
+/* KVM would take any address for that of a local APIC's; elsewhere a message is a write to memory or to nothing, which
+ * devices' messages are not let do here. */
 int kvm_msi(struct engine_vm *vm, uint64_t address, uint32_t data)
 {
 	struct kvm_msi msi = {.address_lo = (uint32_t)address,
 		.address_hi = (uint32_t)(address >> 32),
 		.data = data};
+	if (address >> MSI_BASE_SHIFT != MSI_BASE)
+		return 0;
 	int status = kvm_ioctl(vm->fd, KVM_SIGNAL_MSI, &msi);
 
 	/* 0: no processor took it, which is the guest's affair. */

@@ -50,7 +50,7 @@ int kvm_ioctl(int fd, unsigned long request, void *arg);
 
 int kvm_state_get(struct engine_vcpu *vcpu, struct x86_state *ret_state);
 int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state);
-/* The same without time (TSC, timers) and the local APIC, which have run on meanwhile. */
+/* The same without time (TSC, timers), the local APIC and pending NMIs, which have gone on meanwhile. */
 int kvm_state_set_core(struct engine_vcpu *vcpu, const struct x86_state *state);
 
 /* Note which MSRs of the state this KVM has. */

@@ -303,11 +303,13 @@ static int events_get(struct engine_vcpu *vcpu, struct x86_state *s)
 	return 0;
 }
 
-static int events_set(struct engine_vcpu *vcpu, const struct x86_state *s)
+/* from_others: what other processors and devices send, too. */
+static int events_set(struct engine_vcpu *vcpu, const struct x86_state *s, bool from_others)
 {
-	struct kvm_vcpu_events k = {.flags = KVM_VCPUEVENT_VALID_NMI_PENDING |
-					     KVM_VCPUEVENT_VALID_SIPI_VECTOR |
-					     KVM_VCPUEVENT_VALID_SHADOW};
+	struct kvm_vcpu_events k = {.flags = KVM_VCPUEVENT_VALID_SHADOW};
+
+	if (from_others)
+		k.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SIPI_VECTOR;
 
 	if (s->event.type == X86_EVENT_EXCEPTION) {
 		k.exception.injected = true;
@@ -418,7 +420,7 @@ int kvm_state_set_core(struct engine_vcpu *vcpu, const struct x86_state *state)
 	if (status == 0)
 		status = kvm_msrs_set(vcpu, state, false);
 	if (status == 0)
-		status = events_set(vcpu, state);
+		status = events_set(vcpu, state, false);
 	return status;
 }
 
@@ -432,7 +434,7 @@ int kvm_state_set(struct engine_vcpu *vcpu, const struct x86_state *state)
 	if (status == 0)
 		status = kvm_msrs_set(vcpu, state, true);
 	if (status == 0)
-		status = events_set(vcpu, state);
+		status = events_set(vcpu, state, true);
 	if (status == 0)
 		status = kvm_ioctl(vcpu->fd, KVM_SET_MP_STATE, &mp);
 	vcpu->shutdown = state->activity == X86_SHUTDOWN;

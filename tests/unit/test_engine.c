@@ -512,6 +512,47 @@ static void test_irqfd(void **state)
 	close(irqfd);
 }
 
+static const uint64_t *addresses;
+
+static void send_messages(struct rig *r)
+{
+	for (const uint64_t *address = addresses; *address; address++)
+		assert_int_equal(r->ops->msi(r->vm, *address, VECTOR), 0);
+}
+
+/* A device's message is an interrupt where the APICs are, and nothing elsewhere. */
+static void test_messages(void **state)
+{
+	static const uint64_t nowhere[] = {0x1000, 0xfed00000, 0xffe00000, 0x1fee00000, 0xfffffffffee00000, 0};
+	static const uint64_t apic[] = {0xfee00000, 0};
+	struct rig *r = *state;
+	struct x86_state s;
+
+	if (!(r->ops->caps & ENGINE_CAP_IRQCHIP)) {
+		/* The board does it: test_lapic.c. */
+		assert_int_equal(r->ops->msi(r->vm, 0xfee00000, VECTOR), -ENOTSUP);
+		return;
+	}
+	rig_long(r, &s);
+	rig_gate(r, VECTOR, 0, intrh, sizeof(intrh));
+	rig_put64(r, 0x5020, 3);
+	RIG_LOAD(r, &s, intr);
+	addresses = apic;
+	run_with_sender(r, send_messages);
+	assert_in_range(rig_get64(r, DATA), 3, 4);
+	rig_state(r, &s);
+	assert_true(s.lapic.reg[0xf] & 0x100); /* it would take more */
+	const uint32_t before = s.lapic.reg[0x20 + VECTOR / 32];
+	addresses = nowhere;
+	r->ops->msi(r->vm, 0x1000, VECTOR + 1);
+	send_messages(r);
+	rig_state(r, &s);
+	assert_int_equal(s.lapic.reg[0x20 + VECTOR / 32], before); /* IRR */
+	r->ops->msi(r->vm, 0xfee00000, VECTOR + 1);
+	rig_state(r, &s);
+	assert_int_equal(s.lapic.reg[0x20 + VECTOR / 32], before | 1u << (VECTOR + 1) % 32);
+}
+
 /* ---- instructions that some KVMs cannot emulate ---- */
 
 /* mov esi, 0x5000; mov rax, [rsi]; mov rdx, [rsi+8]; mov rbx, 0x1111; mov rcx, 0x2222;
@@ -767,6 +808,7 @@ int main(int argc, char **argv)
 		RIG_TEST(test_rare_instructions),
 		RIG_TEST(test_doorbells),
 		RIG_TEST(test_irqfd),
+		RIG_TEST(test_messages),
 		RIG_TEST(test_xsave_leaves),
 		RIG_TEST(test_budget),
 		RIG_TEST(test_budget_strings),
