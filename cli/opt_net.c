@@ -220,6 +220,10 @@ int opt_net_forward(struct opt_net *o, const char *value, struct error *err)
 	int status = parse_port(piece, all, &f.host_port, err);
 	if (status == 0)
 		status = parse_port(value, all, &f.guest_port, err);
+	for (unsigned i = 0; status == 0 && i < o->forward_count; i++)
+		if (o->forward[i].udp == f.udp && o->forward[i].host_port == f.host_port &&
+			o->forward[i].host.s_addr == f.host.s_addr)
+			return error_set(err, EINVAL, "--forward '%s': the port is forwarded already", all);
 	if (status == 0)
 		o->forward[o->forward_count++] = f;
 	return status;

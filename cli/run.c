@@ -453,6 +453,15 @@ static int compose_cmdline(const struct run_options *o, char **ret_line)
 	return cli_refuse("no memory");
 }
 
+/* What will be written can be: known before the machine runs, not at its end. NULL is allowed. */
+static int open_output(const char *path, int flags, int *ret_fd)
+{
+	if (!path)
+		return 0;
+	*ret_fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | flags, 0666);
+	return *ret_fd < 0 ? cli_refuse("can't write %s: %s", path, strerror(errno)) : 0;
+}
+
 static int run(struct run_options *o)
 {
 	struct error err = { 0 };
@@ -493,14 +502,12 @@ static int run(struct run_options *o)
 		.stats = o->stats,
 	};
 
-	AUTO_CLOSE int log = -1;
+	AUTO_CLOSE int log = -1, picture = -1;
 
-	if (o->firmware_log) {
-		log = open(o->firmware_log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-		if (log < 0)
-			return cli_refuse("can't write %s: %s", o->firmware_log, strerror(errno)), VMM_EXIT_FAILURE;
+	if (open_output(o->firmware_log, O_TRUNC, &log) < 0 || open_output(o->screenshot, 0, &picture) < 0)
+		return VMM_EXIT_FAILURE;
+	if (o->firmware_log)
 		config.machine.firmware_log = log;
-	}
 	if (!config.machine.engine)
 		return cli_complain(&err);
 	if (o->cpu_help)
@@ -518,6 +525,9 @@ static int run(struct run_options *o)
 	config.disk_boot = (struct vmm_disk_boot){ .on = !named, .cmdline = o->cmdline, .append = o->machine.append };
 	if (!o->memory_bytes)
 		config.machine.memory_bytes = o->disk.count ? DISK_MEMORY : DEFAULT_MEMORY;
+	if (config.machine.balloon_bytes >= config.machine.memory_bytes)
+		return cli_misuse("--balloon: of %u MiB of guest memory %" PRIu64 " MiB can't be given away",
+			(unsigned)(config.machine.memory_bytes >> 20), config.machine.balloon_bytes >> 20);
 	return vmm_run(&config);
 }
 

@@ -1,8 +1,10 @@
 /*
  * Disks of machines: see clone.h.
  *
- * Temporary ones are in machines/.run-XXXXXX, with a lock that their process holds: what a killed one left is
- * removed by the next machine that starts.
+ * Temporary ones are in machines/.run-XXXXXX, with a lock that their process holds; one that will get a name is made in
+ * machines/.new-XXXXXX. What a killed process left is removed by the next machine that starts.
+ *
+ * Who makes machines or removes leftovers holds machines.lock meanwhile, so that nobody's new one is taken for a leftover.
  */
 #include "host/clone.h"
 #include "backend/disk/image.h"
@@ -39,27 +41,46 @@ static char *join(const char *folder, const char *name)
 
 /* ---- leftovers ---- */
 
+/* A descriptor that holds it, or -1 with errno. */
+static int lock_file(const char *path, int operation)
+{
+	AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	return fd < 0 || flock(fd, operation) < 0 ? -1 : take_fd(&fd);
+}
+
 static int lock_folder(const char *folder)
 {
 	AUTO_FREE char *path = join(folder, "lock");
-	AUTO_CLOSE int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
 
-	if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
-		return -1;
-	return take_fd(&fd);
+	return path ? lock_file(path, LOCK_EX | LOCK_NB) : -1;
 }
 
+static int lock_all(int *ret_lock, struct error *err)
+{
+	AUTO_FREE char *path = NULL;
+	int status = paths_data(&path, "machines.lock", false, err);
+
+	if (status < 0)
+		return status;
+	*ret_lock = lock_file(path, LOCK_EX);
+	return *ret_lock < 0 ? error_set_errno(err, errno, "can't lock %s", path) : 0;
+}
+
+/* With all locked. */
 static void remove_leftovers(const char *machines)
 {
 	AUTO_CLOSEDIR DIR *dir = opendir(machines);
 	struct dirent *entry;
 
 	while (dir && (entry = readdir(dir))) {
-		if (strncmp(entry->d_name, RUN_PREFIX, strlen(RUN_PREFIX)) && strncmp(entry->d_name, NEW_PREFIX, strlen(NEW_PREFIX)))
+		const bool temporary = strncmp(entry->d_name, RUN_PREFIX, strlen(RUN_PREFIX)) == 0;
+
+		if (!temporary && strncmp(entry->d_name, NEW_PREFIX, strlen(NEW_PREFIX)))
 			continue;
 		AUTO_FREE char *path = join(machines, entry->d_name);
-		AUTO_CLOSE int lock = path ? lock_folder(path) : -1;
-		if (lock >= 0)
+		AUTO_CLOSE int lock = path && temporary ? lock_folder(path) : -1;
+		if (path && (lock >= 0 || !temporary))
 			paths_remove(path, NULL);
 	}
 }
@@ -104,8 +125,7 @@ static int fill(const char *folder, const char *image, struct error *err)
 	return 0;
 }
 
-/* A directory of its own, locked. */
-static int make_folder(char **ret_folder, int *ret_lock, const char *machines, const char *prefix, struct error *err)
+static int make_folder(char **ret_folder, const char *machines, const char *prefix, struct error *err)
 {
 	AUTO_FREE char *folder = NULL;
 
@@ -115,32 +135,22 @@ static int make_folder(char **ret_folder, int *ret_lock, const char *machines, c
 	}
 	if (!mkdtemp(folder))
 		return error_set_errno(err, errno, "can't make a directory in %s", machines);
-	*ret_lock = lock_folder(folder);
-	if (*ret_lock < 0) {
-		paths_remove(folder, NULL);
-		return error_set(err, EIO, "can't lock the new directory %s", folder);
-	}
 	*ret_folder = take_ptr(&folder);
 	return 0;
 }
 
 static int make_named(const char *machines, const char *path, const char *image, struct error *err)
 {
-	AUTO_FREE char *folder = NULL, *lock_path = NULL;
-	AUTO_CLOSE int lock = -1;
-	int status = make_folder(&folder, &lock, machines, NEW_PREFIX, err);
+	AUTO_FREE char *folder = NULL;
+	int status = make_folder(&folder, machines, NEW_PREFIX, err);
 
 	if (status < 0)
 		return status;
 	status = fill(folder, image, err);
-	lock_path = join(folder, "lock");
-	if (status == 0 && lock_path)
-		unlink(lock_path);
-	if (status == 0 && renameat2(AT_FDCWD, folder, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
-		return 0;
-	if (status == 0 && errno != EEXIST)
+	if (status == 0 && renameat2(AT_FDCWD, folder, AT_FDCWD, path, RENAME_NOREPLACE) < 0)
 		status = error_set_errno(err, errno, "can't make %s", path);
-	paths_remove(folder, NULL); /* or another was faster: then that one it is */
+	if (status < 0)
+		paths_remove(folder, NULL);
 	return status;
 }
 
@@ -182,19 +192,31 @@ static int open_named(struct clone *c, const char *machines, const char *image, 
 	return 0;
 }
 
-static int open_any(struct clone *c, const char *image, const char *name, struct error *err)
+static int open_temporary(struct clone *c, const char *machines, const char *image, struct error *err)
 {
-	AUTO_FREE char *machines = NULL;
-	int status = paths_data(&machines, "machines", true, err);
+	int status = make_folder(&c->folder, machines, RUN_PREFIX, err);
 
 	if (status < 0)
 		return status;
-	remove_leftovers(machines);
-	if (name)
-		return open_named(c, machines, image, name, err);
 	c->temporary = true;
-	status = make_folder(&c->folder, &c->lock, machines, RUN_PREFIX, err);
-	return status == 0 && image ? fill(c->folder, image, err) : status;
+	c->lock = lock_folder(c->folder);
+	if (c->lock < 0)
+		return error_set_errno(err, errno, "can't lock the new directory %s", c->folder);
+	return image ? fill(c->folder, image, err) : 0;
+}
+
+static int open_any(struct clone *c, const char *image, const char *name, struct error *err)
+{
+	AUTO_FREE char *machines = NULL;
+	AUTO_CLOSE int all = -1;
+	int status = paths_data(&machines, "machines", true, err);
+
+	if (status == 0)
+		status = lock_all(&all, err);
+	if (status < 0)
+		return status;
+	remove_leftovers(machines);
+	return name ? open_named(c, machines, image, name, err) : open_temporary(c, machines, image, err);
 }
 
 int clone_open(struct clone *c, const char *image, const char *name, struct error *err)
@@ -257,7 +279,9 @@ int clone_list(struct clone_record **ret_list, unsigned *ret_count, struct error
 	if (status < 0)
 		return status;
 	AUTO_CLOSEDIR DIR *dir = opendir(machines);
-	while (dir && (entry = readdir(dir))) {
+	if (!dir)
+		return errno == ENOENT ? 0 : error_set_errno(err, errno, "can't read %s", machines);
+	while ((entry = readdir(dir))) {
 		struct clone_record record;
 		if (!name_ok(entry->d_name) || !describe(&record, machines, entry->d_name))
 			continue;
@@ -288,12 +312,12 @@ int clone_remove(const char *name, struct error *err)
 	AUTO_FREE char *folder = join(machines, name), *path = folder ? join(folder, "disk.qcow2") : NULL;
 	if (!path)
 		return no_memory(err);
-	/* The disk's own lock says whether it runs. A damaged disk may go all the same. */
-	const struct disk_options options = { .format = "qcow2", .backing = DISK_BACKING_IGNORE };
-	status = disk_open(path, &options, &disk, err);
-	if (status == 0)
-		status = disk_close(disk);
-	if (status == -EAGAIN)
+	/* The disk's own lock says whether it runs, and that it does not begin to. A damaged disk may go all the same. */
+	const struct disk_options options = { .format = "qcow2", .backing = DISK_BACKING_IGNORE, .inspect = true };
+	if (disk_open(path, &options, &disk, err) == -EAGAIN)
 		return error_set(err, EBUSY, "the machine '%s' runs", name);
-	return paths_remove(folder, err);
+	status = paths_remove(folder, err);
+	if (disk)
+		disk_close(disk);
+	return status;
 }

@@ -142,6 +142,19 @@ def test_no_such_kernel(options, word):
     check_refused(lodge("run", *options), word)
 
 
+@pytest.mark.parametrize("options, word, status", [
+    (["--screenshot", "/nonexistent/x.png"], "/nonexistent/x.png", 1),
+    (["--firmware-log", "/nonexistent/x"], "/nonexistent/x", 1),
+    (["--balloon", "512M"], "512 MiB can't be given away", 2),
+    (["--memory", "64M", "--balloon", "1T"], "of 64 MiB", 2),
+    (["--forward", "8080:80", "--forward", "8081:80", "--forward", "127.0.0.1:8080:81"], "forwarded already", 2),
+], ids=spelled)
+def test_known_before_the_machine_runs(cloud, options, word, status):
+    done = lodge("run", "--kernel", cloud, *options)
+    check_refused(done, word)
+    assert done.returncode == status
+
+
 @pytest.mark.sanitize
 def test_escape_codes_in_a_name_stay_away_from_the_terminal():
     done = lodge("run", "--kernel", "/nonexistent/\x1b[2J")

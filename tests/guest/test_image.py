@@ -1,5 +1,6 @@
 """lodge image: building from archives and OCI layouts, listing, removing, and what hostile input gets."""
 
+import fcntl
 import gzip
 import hashlib
 import io
@@ -265,6 +266,32 @@ def test_machines_of_images(image, tmp_path):
     (tmp_path / "here").write_bytes(b"")
     assert "no image" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
     assert "say ./here" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
+
+
+def test_many_machines_begin_at_once(image, tmp_path):
+    """Nobody's new machine is a leftover to another."""
+    assert image("build", "--from-tar", tar(tmp_path / "root.tar", [("f", b"f")]), "--name", "mine", "--size",
+                 "128M").returncode == 0
+    machines = image.folder.parent / "machines"
+    (machines / ".new-halfdn").mkdir(parents=True)
+    (machines / ".run-killed").mkdir()
+
+    def start(*args):
+        return subprocess.Popen([PROGRAM, "run", "mine", *args], env=image.env, stdin=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, text=True)
+
+    with open(machines.parent / "machines.lock", "w") as all_of_them:
+        fcntl.flock(all_of_them, fcntl.LOCK_EX)
+        waiting = start("--name", "first")
+        time.sleep(0.3)
+        assert waiting.poll() is None
+        assert sorted(os.listdir(machines)) == [".new-halfdn", ".run-killed"]
+    started = [waiting] + [start(*(("--name", "m%d" % (i // 4)) if i % 2 else ())) for i in range(16)]
+    said = [one.communicate(timeout=60 * PATIENCE)[1] for one in started]
+    assert all("no kernel was found" in text or "in use" in text for text in said), said
+    assert sorted(os.listdir(machines)) == ["first", "m0", "m1", "m2", "m3"]
+    for name in os.listdir(machines):
+        assert sorted(os.listdir(machines / name)) == ["base.img", "disk.qcow2", "image"]
 
 
 def test_bad_usage(image, tmp_path):
