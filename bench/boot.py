@@ -1,14 +1,11 @@
 #!/usr/bin/python3
-"""Seconds from the start of the program to a shell: bench/boot.py [ENGINE...] (default: interp)."""
+"""Seconds from the start of the program to a shell of stock kernels."""
 
-import pathlib
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "guest"))
-
-from lodge import PROMPT, PROGRAM, Console, dev  # noqa: E402
+import common
+from lodge import PROMPT, PROGRAM, Console, dev
 
 WANTED_S = {("interp", "cloud", 1): 30}
 
@@ -44,4 +41,4 @@ def main(engines):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["interp"]))
+    sys.exit(main(common.engines("boot", __doc__)))

@@ -1,13 +1,9 @@
 #!/usr/bin/python3
 """Disk speed in a stock guest: Lodge's translator against QEMU's, and what the host's file gives.
 
-    ./dev bench disk [--rounds N] [--seconds S] [--cache MODE] [--size MIB] [--write]
-
 One kernel, initramfs and image for both; fio in the guest with O_DIRECT (past the guest's page cache), the image on
-the host with the cache mode named. The rounds alternate. --write puts the table into docs/benchmarks.md."""
+the host with the cache mode named. The rounds alternate."""
 
-import argparse
-import datetime
 import os
 import pathlib
 import re
@@ -19,11 +15,8 @@ import sys
 import tempfile
 import threading
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "guest"))
-
-from disks import LOAD, TOOLS, find_program, make_tools, module_files  # noqa: E402
-from lodge import PROGRAM, dev  # noqa: E402
+import common
+from disks import LOAD, TOOLS, make_tools, module_files
 
 # fio's name, block, requests at once -> what for people, unit.
 JOBS = [
@@ -64,29 +57,17 @@ def rate(job, terse):
 def make_initrd(folder, options):
     lines = ["chroot /tools /bin/%s | sed 's/^/RESULT-%d;/'" % (" ".join(fio(job, "/dev/vdb", options)), i)
              for i, job in enumerate(JOBS)]
-    (folder / "command").write_text(IN_GUEST % {"load": LOAD, "jobs": "\n".join(lines)})
-    (folder / "env").write_text("in=none\n")
-    specs = ["%s=%s" % item for item in module_files().items()]
-    subprocess.run([ROOT / "tools" / "initramfs", "add", folder / "own", "lodge/env=%s" % (folder / "env"),
-                    "lodge/command=%s" % (folder / "command"), *specs], check=True)
-    whole = folder / "initrd"
-    whole.write_bytes(pathlib.Path(dev("initrd", "cloud")).read_bytes() + (folder / "own").read_bytes())
-    return whole
+    return common.make_initrd(folder, IN_GUEST % {"load": LOAD, "jobs": "\n".join(lines)}, module_files(), "in=none\n")
 
 
 def commands(folder, initrd, options):
-    kernel, cmdline = dev("kernel", "cloud"), "console=ttyS0 panic=-1 quiet"
     tools, disk = folder / "tools.img", folder / "disk.img"
-    qemu_drive = "if=none,format=raw,cache=%s" % options.cache
     return {
-        "jit": [PROGRAM, "run", "--engine", "jit", "--net", "none", "--kernel", kernel, "--initrd", initrd, "--cmdline",
-                cmdline, "--disk", "%s,format=raw,readonly" % tools, "--disk",
-                "%s,format=raw,cache=%s" % (disk, options.cache)],
-        "tcg": ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-nographic",
-                "-nodefaults", "-serial", "stdio", "-no-reboot", "-kernel", kernel, "-initrd", initrd, "-append",
-                cmdline, "-drive", "file=%s,id=t,if=none,format=raw,readonly=on" % tools, "-device",
-                "virtio-blk-pci,drive=t", "-drive", "file=%s,id=d,%s" % (disk, qemu_drive), "-device",
-                "virtio-blk-pci,drive=d"],
+        "jit": common.lodge_command(initrd, "--net", "none", "--disk", "%s,format=raw,readonly" % tools, "--disk",
+                                    "%s,format=raw,cache=%s" % (disk, options.cache)),
+        "tcg": common.qemu_command(initrd, "-drive", "file=%s,id=t,if=none,format=raw,readonly=on" % tools, "-device",
+                                   "virtio-blk-pci,drive=t", "-drive", "file=%s,id=d,if=none,format=raw,cache=%s"
+                                   % (disk, options.cache), "-device", "virtio-blk-pci,drive=d"),
     }
 
 
@@ -123,46 +104,26 @@ def measure_host(folder, options):
     return found
 
 
-def table(results, options, load):
+def report(results, options, load):
     median = {name: {i: statistics.median(r[i] for r in rounds) for i in range(len(JOBS))}
               for name, rounds in results.items()}
-    lines = ["| | unit | lodge jit | QEMU tcg | jit / tcg | host file | jit / host |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for i, job in enumerate(JOBS):
         jit, tcg, host = (median[name][i] for name in ("jit", "tcg", "host"))
-        lines.append("| %s | %s | %.0f | %.0f | %.2f | %.0f | %.2f |" % (job[3], job[4], jit, tcg, jit / tcg, host, jit / host))
-    lines += ["", "Wanted: jit / tcg at least %.1f. Image: raw, %d MiB, cache=%s; medians of %d rounds of %d s; %s; load"
-              " average %.1f before, %.1f after." % (WANTED, options.size, options.cache, options.rounds, options.seconds,
-                                                    datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-                                                    load, os.getloadavg()[0])]
-    worst = min(median["jit"][i] / median["tcg"][i] for i in range(len(JOBS)))
-    return "\n".join(lines) + "\n", worst
-
-
-BEGIN, END = "<!-- bench disk -->\n", "<!-- end of bench disk -->\n"
-
-
-def write_document(text):
-    path = ROOT / "docs" / "benchmarks.md"
-    old = path.read_text()
-    if BEGIN in old:
-        head, rest = old.split(BEGIN, 1)
-        old = head + BEGIN + "\n" + text + "\n" + END + rest.split(END, 1)[1]
-    else:
-        old = "%s\n## Disks\n`./dev bench disk --write` makes this table.\n\n%s\n%s\n%s" % (old.rstrip() + "\n", BEGIN, text, END)
-    path.write_text(old)
+        rows.append([job[3], job[4], "%.0f" % jit, "%.0f" % tcg, "%.2f" % (jit / tcg), "%.0f" % host, "%.2f" % (jit / host)])
+    text = common.table(["", "unit", "lodge jit", "QEMU tcg", "jit / tcg", "host file", "jit / host"], rows)
+    text += "\nWanted: jit / tcg at least %.1f. Image: raw, %d MiB, cache=%s; medians of %d rounds of %d s; %s.\n" % (
+        WANTED, options.size, options.cache, options.rounds, options.seconds, common.circumstances(load))
+    return text, min(median["jit"][i] / median["tcg"][i] for i in range(len(JOBS)))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=4)
-    parser.add_argument("--size", type=int, default=512)
+    parser = common.parser("disk", __doc__)
+    parser.add_argument("--seconds", type=common.positive, default=4, help="each job's (default: %(default)s)")
+    parser.add_argument("--size", type=common.positive, default=512, metavar="MIB", help="the image's (default: %(default)s)")
     parser.add_argument("--cache", default="writeback", choices=["writeback", "none", "writethrough", "unsafe"])
-    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    missing = [name for name in TOOLS + ["qemu-system-x86_64"] if not find_program(name)]
-    if missing:
-        raise SystemExit("NOT MEASURED: disks (no %s)" % ", ".join(missing))
+    common.need("disks", TOOLS + ["qemu-system-x86_64"])
     folder = pathlib.Path(tempfile.mkdtemp(dir="/var/tmp", prefix="lodge-bench-"))
     try:
         make_tools(folder)
@@ -175,12 +136,12 @@ def main():
             for name, command in both.items():
                 results[name].append(measure_guest(command))
             results["host"].append(measure_host(folder, options))
-        text, worst = table(results, options, load)
+        text, worst = report(results, options, load)
     finally:
         shutil.rmtree(folder)
     print(text)
     if options.write:
-        write_document(text)
+        common.write_document("disk", "benchmarks.md", text, "Disks")
     return 0 if worst >= WANTED else 1
 
 

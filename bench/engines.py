@@ -23,14 +23,14 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "guest"))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))  # a test loads this file
 
+import common  # noqa: E402
+from common import ROOT  # noqa: E402
 from lodge import PROGRAM, dev  # noqa: E402
 
 WORK = ROOT / "build" / "bench"
 SOURCES = ROOT / "bench" / "engines"
-DOCUMENT = ROOT / "docs" / "benchmarks.md"
 TEXTS = "/usr/share/common-licenses"
 ENGINES = ["native", "jit", "interp", "tcg"]
 MEMORY_MIB = 1024
@@ -509,14 +509,6 @@ def report(measurement, load):
     return "\n".join(lines)
 
 
-def write_document(text):
-    begin, end = "<!-- made by ./dev bench engines --write -->\n", "<!-- end -->\n"
-    old = DOCUMENT.read_text()
-    head, rest = old.split(begin)
-    DOCUMENT.write_text(head + begin + text + "\n" + end + rest.split(end)[1])
-    say("wrote " + str(DOCUMENT.relative_to(ROOT)))
-
-
 def as_json(measurement, load):
     return json.dumps({"facts": facts(measurement, load), "nanoseconds": measurement.values,
                        "idle_mib": measurement.idle, "errors": measurement.errors,
@@ -527,7 +519,7 @@ def as_json(measurement, load):
 
 def parse(args):
     parser = argparse.ArgumentParser(prog="./dev bench engines", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="how often all engines run in turn")
+    parser.add_argument("--rounds", type=common.positive, default=3, help="how often all engines run in turn")
     parser.add_argument("--interp-rounds", type=int, default=1, help="the same for interp (default 1)")
     parser.add_argument("--engines", default=",".join(ENGINES), help="default: %(default)s; also kvm")
     parser.add_argument("--only", default="", help="workloads, by comma; also boot and idle")
@@ -559,7 +551,7 @@ def main(args):
     measurement.measure_idle()
     print(as_json(measurement, load) if options.json else report(measurement, load))
     if options.write:
-        write_document(report(measurement, load))
+        common.write_document("engines", "benchmarks.md", report(measurement, load) + "\n")
     return 1 if measurement.errors or not all(ok for _, _, ok in goals(measurement)) else 0
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Guest instructions a second on an integer loop: bench/integer.py [ENGINE...] (default: interp).
+"""Guest instructions a second on an integer loop.
 
 The guest is bare: 32-bit protected mode, no paging, one processor. Two lengths of the same loop are
 timed and subtracted, so that start and end do not count."""
@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from common import ROOT, engines
+from lodge import PROGRAM
+
 INSTRUCTIONS_A_TURN = 10
 WANTED = {"interp": 50e6}
 SOURCE = """
@@ -49,18 +51,18 @@ def seconds(kernel, engine):
     times = []
     for _ in range(3):
         begun = time.monotonic()
-        subprocess.run([ROOT / "build" / "lodge", "run", "--engine", engine, "--memory", "64M",
+        subprocess.run([PROGRAM, "run", "--engine", engine, "--memory", "64M",
                         "--kernel", kernel], check=True, stdin=subprocess.DEVNULL, timeout=300)
         times.append(time.monotonic() - begun)
     return min(times)
 
 
-def main(engines):
+def main(names):
     failed = False
     with tempfile.TemporaryDirectory() as name:
         short, long = 1_000_000, 11_000_000
         kernels = [build(pathlib.Path(name), turns) for turns in (short, long)]
-        for engine in engines:
+        for engine in names:
             took = seconds(kernels[1], engine) - seconds(kernels[0], engine)
             rate = (long - short) * INSTRUCTIONS_A_TURN / took
             wanted = WANTED.get(engine)
@@ -72,4 +74,4 @@ def main(engines):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["interp"]))
+    sys.exit(main(engines("integer", __doc__)))

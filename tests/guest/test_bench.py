@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import subprocess
+import sys
 
 import pytest
 
@@ -28,6 +29,30 @@ def measure(*options, seconds=120):
     done = subprocess.run([SCRIPT, "--rounds", "1", "--target-ms", "20", "--json", *options],
                           check=False, capture_output=True, text=True, timeout=seconds * PATIENCE)
     return done, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPT.parent.glob("*.py")), ids=lambda path: path.stem)
+def test_each_says_how_it_is_called(script):
+    done = subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("usage: ./dev bench %s " % script.stem) and done.stderr == ""
+    wrong = subprocess.run([sys.executable, script, "--frobnicate"], check=False, capture_output=True, text=True,
+                           timeout=60)
+    assert wrong.returncode == 2 and "--frobnicate" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert script.stem in subprocess.run([ROOT / "dev", "bench", "--help"], check=True, capture_output=True, text=True,
+                                         timeout=60).stdout
+    assert "./dev bench %s" % script.stem in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_a_report_takes_the_place_of_the_last(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.common, "ROOT", tmp_path)
+    page = tmp_path / "docs" / "x.md"
+    page.parent.mkdir()
+    page.write_text("# X\n")
+    for text in ("one\n", "two\n"):
+        bench.common.write_document("it", "x.md", text, "It")
+    with pytest.raises(SystemExit):
+        bench.common.write_document("other", "x.md", "three\n")
+    assert page.read_text() == "# X\n\n## It\n<!-- made by ./dev bench it --write -->\ntwo\n<!-- end -->\n"
 
 
 def test_every_workload_natively(bench):
