@@ -22,6 +22,27 @@ static void write_hid_uid(struct aml *aml, const char *eisaid, uint64_t uid)
 	aml_integer(aml, uid);
 }
 
+/* A device that has nothing but its resources, which are written between these two. */
+struct device {
+	unsigned block, resources;
+};
+
+static struct device device_open(struct aml *aml, const char *name, const char *eisaid, uint64_t uid)
+{
+	struct device device = {.block = aml_device_open(aml, name)};
+
+	write_hid_uid(aml, eisaid, uid);
+	aml_name(aml, "_CRS");
+	device.resources = aml_resources_open(aml);
+	return device;
+}
+
+static void device_close(struct aml *aml, struct device device)
+{
+	aml_resources_close(aml, device.resources);
+	aml_close(aml, device.block);
+}
+
 static void write_sleep_states(struct aml *aml, const struct acpi_config *config)
 {
 	for (unsigned n = 0; n < ARRAY_SIZE(config->sleep_type); n++) {
@@ -60,51 +81,34 @@ static void write_serials(struct aml *aml, const struct acpi_config *config)
 {
 	for (unsigned i = 0; i < config->serial_count; i++) {
 		char name[] = {'C', 'O', 'M', (char)('1' + i), 0};
-		unsigned device = aml_device_open(aml, name);
-		unsigned resources;
+		const struct device device = device_open(aml, name, "PNP0501", i + 1);
 
-		write_hid_uid(aml, "PNP0501", i + 1);
-		aml_name(aml, "_CRS");
-		resources = aml_resources_open(aml);
 		aml_res_io(aml, config->serial[i].port, 8);
 		aml_res_irq(aml, config->serial[i].irq);
-		aml_resources_close(aml, resources);
-		aml_close(aml, device);
+		device_close(aml, device);
 	}
 }
 
 static void write_rtc(struct aml *aml)
 {
-	unsigned device = aml_device_open(aml, "RTC"), resources;
+	const struct device device = device_open(aml, "RTC", "PNP0B00", 0);
 
-	write_hid_uid(aml, "PNP0B00", 0);
-	aml_name(aml, "_CRS");
-	resources = aml_resources_open(aml);
 	aml_res_io(aml, 0x70, 2);
 	aml_res_irq(aml, 8);
-	aml_resources_close(aml, resources);
-	aml_close(aml, device);
+	device_close(aml, device);
 }
 
 static void write_keyboard(struct aml *aml)
 {
-	unsigned device = aml_device_open(aml, "KBD"), resources;
+	const struct device keyboard = device_open(aml, "KBD", "PNP0303", 0);
 
-	write_hid_uid(aml, "PNP0303", 0);
-	aml_name(aml, "_CRS");
-	resources = aml_resources_open(aml);
 	aml_res_io(aml, 0x60, 1);
 	aml_res_io(aml, 0x64, 1);
 	aml_res_irq(aml, 1);
-	aml_resources_close(aml, resources);
-	aml_close(aml, device);
-	device = aml_device_open(aml, "MOU");
-	write_hid_uid(aml, "PNP0F13", 0);
-	aml_name(aml, "_CRS");
-	resources = aml_resources_open(aml);
+	device_close(aml, keyboard);
+	const struct device mouse = device_open(aml, "MOU", "PNP0F13", 0);
 	aml_res_irq(aml, 12);
-	aml_resources_close(aml, resources);
-	aml_close(aml, device);
+	device_close(aml, mouse);
 }
 
 /* QEMU's panic notifier; drivers know it by this ID. */
@@ -166,15 +170,11 @@ static void write_pci_routes(struct aml *aml, const struct acpi_config *config)
 /* The ECAM must be reserved by a motherboard resource, else systems do not trust MCFG. */
 static void write_ecam(struct aml *aml, const struct acpi_config *config)
 {
-	unsigned device = aml_device_open(aml, "ECAM"), resources;
+	const struct device device = device_open(aml, "ECAM", "PNP0C02", 0);
 
-	write_hid_uid(aml, "PNP0C02", 0);
-	aml_name(aml, "_CRS");
-	resources = aml_resources_open(aml);
 	aml_res_memory_range(aml, config->ecam_base,
 		config->ecam_base + MIB(config->pci_last_bus + 1ull) - 1);
-	aml_resources_close(aml, resources);
-	aml_close(aml, device);
+	device_close(aml, device);
 }
 
 /* The system may drive whatever it asks for (PCI Firmware Specification, 4.5): nobody else does. */
@@ -211,14 +211,10 @@ static void write_pci(struct aml *aml, const struct acpi_config *config)
 
 static void write_hpet(struct aml *aml, const struct acpi_config *config)
 {
-	unsigned device = aml_device_open(aml, "HPET"), resources;
+	const struct device device = device_open(aml, "HPET", "PNP0103", 0);
 
-	write_hid_uid(aml, "PNP0103", 0);
-	aml_name(aml, "_CRS");
-	resources = aml_resources_open(aml);
 	aml_res_memory32(aml, (uint32_t)config->hpet_base, 0x400);
-	aml_resources_close(aml, resources);
-	aml_close(aml, device);
+	device_close(aml, device);
 }
 
 static void write_virtio_mmios(struct aml *aml, const struct acpi_config *config)

@@ -11,57 +11,60 @@
 
 /* ---- iovecs of the guest ---- */
 
+/* Where one is in them. */
+struct place {
+	const struct iovec *iov;
+	unsigned count;
+	uint64_t skip; /* bytes, from the start of iov */
+};
+
+/* The next bytes that lie together, at most `bytes`; length 0: there are no more. */
+static struct iovec next_piece(struct place *at, uint64_t bytes)
+{
+	while (at->count && at->skip >= at->iov->iov_len) {
+		at->skip -= at->iov->iov_len;
+		at->iov++;
+		at->count--;
+	}
+	if (!at->count)
+		return (struct iovec){0};
+	const struct iovec piece = {(uint8_t *)at->iov->iov_base + at->skip,
+		MIN(at->iov->iov_len - at->skip, bytes)};
+	at->skip += piece.iov_len;
+	return piece;
+}
+
 static uint64_t gather(
 	const struct iovec *iov, unsigned count, uint64_t skip, void *to, uint64_t bytes)
 {
+	struct place at = {iov, count, skip};
+	struct iovec piece;
 	uint64_t done = 0;
 
-	for (unsigned i = 0; i < count && done < bytes; i++) {
-		if (skip >= iov[i].iov_len) {
-			skip -= iov[i].iov_len;
-			continue;
-		}
-		const uint64_t part = MIN(iov[i].iov_len - skip, bytes - done);
-		memcpy((uint8_t *)to + done, (uint8_t *)iov[i].iov_base + skip, part);
-		done += part;
-		skip = 0;
-	}
+	for (; (piece = next_piece(&at, bytes - done)).iov_len; done += piece.iov_len)
+		memcpy((uint8_t *)to + done, piece.iov_base, piece.iov_len);
 	return done;
 }
 
-static uint64_t scatter(
+static void scatter(
 	const struct iovec *iov, unsigned count, uint64_t skip, const void *from, uint64_t bytes)
 {
+	struct place at = {iov, count, skip};
+	struct iovec piece;
 	uint64_t done = 0;
 
-	for (unsigned i = 0; i < count && done < bytes; i++) {
-		if (skip >= iov[i].iov_len) {
-			skip -= iov[i].iov_len;
-			continue;
-		}
-		const uint64_t part = MIN(iov[i].iov_len - skip, bytes - done);
-		memcpy((uint8_t *)iov[i].iov_base + skip, (const uint8_t *)from + done, part);
-		done += part;
-		skip = 0;
-	}
-	return done;
+	for (; (piece = next_piece(&at, bytes - done)).iov_len; done += piece.iov_len)
+		memcpy(piece.iov_base, (const uint8_t *)from + done, piece.iov_len);
 }
 
 unsigned call_vector(const struct iovec *iov, unsigned count, uint64_t skip, uint64_t bytes,
 	struct iovec *vec, unsigned max)
 {
+	struct place at = {iov, count, skip};
 	unsigned used = 0;
 
-	for (unsigned i = 0; i < count && bytes && used < max; i++) {
-		if (skip >= iov[i].iov_len) {
-			skip -= iov[i].iov_len;
-			continue;
-		}
-		const uint64_t part = MIN(iov[i].iov_len - skip, bytes);
-		vec[used++] = (struct iovec){(uint8_t *)iov[i].iov_base + skip, part};
-		bytes -= part;
-		skip = 0;
-	}
+	for (; used < max && (vec[used] = next_piece(&at, bytes)).iov_len; used++)
+		bytes -= vec[used].iov_len;
 	return used;
 }
 

@@ -27,23 +27,31 @@ static int use_path(
 	return 0;
 }
 
+/* What both changes begin with. */
+static int use_for_change(
+	struct call *call, const char **ret_name, struct node_use *ret_use, struct fd_path *ret_path)
+{
+	*ret_name = call_string(call);
+	if (!*ret_name)
+		return -EINVAL;
+	if (!is_users(*ret_name))
+		return -EOPNOTSUPP;
+	return use_path(call, -EPERM, ret_use, ret_path);
+}
+
 int op_setxattr(struct call *call)
 {
 	const struct fuse_setxattr_in *in = call->argument; /* its first 8 bytes */
 	AUTO_NODE struct node_use use = {0};
 	struct fd_path path;
-	const char *name = call_string(call);
+	const char *name;
+	int status = use_for_change(call, &name, &use, &path);
 
-	if (!name)
-		return -EINVAL;
-	if (!is_users(name))
-		return -EOPNOTSUPP;
+	if (status < 0)
+		return status;
 	if (in->size > call->argument_bytes - call->next_string)
 		return -EINVAL;
 	const uint8_t *value = (const uint8_t *)call->argument + call->next_string;
-	int status = use_path(call, -EPERM, &use, &path);
-	if (status < 0)
-		return status;
 	return setxattr(path.text, name, value, in->size, (int)in->flags) < 0 ? -errno : 0;
 }
 
@@ -51,13 +59,9 @@ int op_removexattr(struct call *call)
 {
 	AUTO_NODE struct node_use use = {0};
 	struct fd_path path;
-	const char *name = call_string(call);
+	const char *name;
+	int status = use_for_change(call, &name, &use, &path);
 
-	if (!name)
-		return -EINVAL;
-	if (!is_users(name))
-		return -EOPNOTSUPP;
-	int status = use_path(call, -EPERM, &use, &path);
 	if (status < 0)
 		return status;
 	return removexattr(path.text, name) < 0 ? -errno : 0;
