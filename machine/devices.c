@@ -9,12 +9,8 @@
 #include "device/bus.h"
 #include "device/disk/ahci.h"
 #include "device/net_e1000.h"
-#include "device/virtio/blk.h"
-#include "device/virtio/fs.h"
 #include "device/virtio/mmio.h"
-#include "device/virtio/net.h"
 #include "device/virtio/pci.h"
-#include "device/virtio/rng.h"
 #include "device/virtio/transport.h"
 #include "machine/devices_private.h"
 #include <errno.h>
@@ -26,154 +22,12 @@
 #define AHCI_FUNCTION	2
 #define LARGE_BAR_BYTES MIB(16) /* from here on BARs go above 4 GiB, if they can */
 
-/* ---- the kinds ---- */
-
-static unsigned rng_count(const struct machine_config *config)
-{
-	return config->rng;
-}
-
-static int rng_create(const struct machine_config *config, unsigned index,
-	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
-	struct error *err)
-{
-	struct virtio_rng *rng;
-	int status = virtio_rng_create(wiring, &rng);
-
-	if (status < 0)
-		return error_set_errno(err, -status, "can't make the entropy device");
-	*ret_device = rng;
-	*ret_virtio = virtio_rng_virtio(rng);
-	return 0;
-}
-
-static void rng_free(void *device)
-{
-	virtio_rng_free(device);
-}
-
-static unsigned nic_count(const struct machine_config *config)
-{
-	unsigned count = 0;
-
-	for (unsigned i = 0; i < config->nic_count; i++)
-		count += !config->nics[i].e1000;
-	return count;
-}
-
-static const struct machine_nic *nth_virtio_nic(const struct machine_config *config, unsigned n)
-{
-	const struct machine_nic *nic = config->nics;
-
-	for (;; nic++)
-		if (!nic->e1000 && !n--)
-			return nic;
-}
-
-static int nic_create(const struct machine_config *config, unsigned index,
-	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
-	struct error *err)
-{
-	const struct machine_nic *nic = nth_virtio_nic(config, index);
-	struct virtio_net_config card_config = {
-		.wiring = wiring, .net = nic->net, .queue_pairs = nic->queue_pairs};
-	struct virtio_net *card;
-
-	memcpy(card_config.mac, nic->mac, sizeof(card_config.mac));
-	int status = virtio_net_create(&card_config, &card);
-	if (status < 0)
-		return error_set_errno(err, -status, "can't make a network card");
-	*ret_device = card;
-	*ret_virtio = virtio_net_device(card);
-	return 0;
-}
-
-static void nic_free(void *device)
-{
-	virtio_net_free(device);
-}
-
-static unsigned fs_count(const struct machine_config *config)
-{
-	return config->share_count;
-}
-
-static int fs_create(const struct machine_config *config, unsigned index,
-	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
-	struct error *err)
-{
-	const struct machine_share *share = &config->shares[index];
-	struct virtio_fs *fs;
-	int status = virtio_fs_create(
-		&(struct virtio_fs_config){ .wiring = wiring, .fs = share->fs, .tag = share->tag, .queues = 1 }, &fs);
-
-	if (status < 0)
-		return error_set_errno(err, -status, "can't share as '%s'", share->tag);
-	*ret_device = fs;
-	*ret_virtio = virtio_fs_device(fs);
-	return 0;
-}
-
-static void fs_free(void *device)
-{
-	virtio_fs_free(device);
-}
-
-static unsigned disk_count(const struct machine_config *config)
-{
-	unsigned count = 0;
-
-	for (unsigned i = 0; i < config->disk_count; i++)
-		count += config->disks[i].kind == MACHINE_DISK_VIRTIO;
-	return count;
-}
-
-static const struct machine_disk *nth_virtio_disk(const struct machine_config *config, unsigned n)
-{
-	const struct machine_disk *disk = config->disks;
-
-	for (;; disk++)
-		if (disk->kind == MACHINE_DISK_VIRTIO && !n--)
-			return disk;
-}
-
-static int disk_create(const struct machine_config *config, unsigned index,
-	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
-	struct error *err)
-{
-	const struct machine_disk *disk = nth_virtio_disk(config, index);
-	const struct virtio_blk_config blk_config = {
-		.block = disk->block,
-		.serial = disk->serial,
-		.queues = disk->queues,
-		.errors = disk->errors,
-		.stalled = disk->stalled,
-		.opaque = disk->opaque,
-	};
-	struct virtio_blk *blk;
-	int status = virtio_blk_create(wiring, &blk_config, &blk);
-
-	if (status < 0)
-		return error_set_errno(err, -status, "can't make disk %u", index);
-	*ret_device = blk;
-	*ret_virtio = virtio_blk_virtio(blk);
-	return 0;
-}
-
-static void disk_free(void *device)
-{
-	virtio_blk_free(device);
-}
-
-static const struct device_kind kinds[] = {
-	{ "net", nic_count, nic_create, nic_free },
-	{ "rng", rng_count, rng_create, rng_free },
-	{ "fs", fs_count, fs_create, fs_free },
-	{ "disk", disk_count, disk_create, disk_free },
-};
-
-/* In files of their own. */
-static const struct device_kind *const more_kinds[] = {
+/* In the order of their slots. */
+static const struct device_kind *const kinds[] = {
+	&net_kind,
+	&rng_kind,
+	&fs_kind,
+	&disk_kind,
 	&console_kind,
 	&balloon_kind,
 	&vsock_kind,
@@ -322,13 +176,11 @@ const struct device_kind *device_only_kind(const struct machine_config *config)
 	unsigned count = 0;
 
 	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
-		if (kinds[k].count(config))
-			only = &kinds[k];
-		count += kinds[k].count(config);
+		if (kinds[k]->count(config))
+			only = kinds[k];
+		count += kinds[k]->count(config);
 	}
-	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
-		count += more_kinds[k]->count(config);
-	return count == 1 ? only : NULL;
+	return count == 1 && only->pluggable ? only : NULL;
 }
 
 /* One that is there from the start. */
@@ -432,9 +284,7 @@ static void create_all(void *opaque)
 	struct devices *all = opaque;
 
 	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++)
-		create_kind(all, &kinds[k]);
-	for (unsigned k = 0; k < ARRAY_SIZE(more_kinds); k++)
-		create_kind(all, more_kinds[k]);
+		create_kind(all, kinds[k]);
 	create_e1000s(all);
 	if (all->status == 0)
 		all->status = create_ahci(all);

@@ -1,14 +1,172 @@
 /*
- * Kinds of devices with little to them: console, balloon, vsock, pmem. See kinds.h.
+ * The kinds of virtio devices: what each takes from the configuration. See kinds.h.
  */
 #include "machine/kinds.h"
 #include "base/error.h"
 #include "device/virtio/balloon.h"
+#include "device/virtio/blk.h"
 #include "device/virtio/console.h"
+#include "device/virtio/fs.h"
+#include "device/virtio/net.h"
 #include "device/virtio/pmem.h"
+#include "device/virtio/rng.h"
 #include "device/virtio/vsock.h"
 #include "memory/memory.h"
 #include <errno.h>
+#include <string.h>
+
+/* ---- network card ---- */
+
+/* The nth card that is virtio's; NULL: there are fewer. */
+static const struct machine_nic *virtio_nic(const struct machine_config *config, unsigned n)
+{
+	for (unsigned i = 0; i < config->nic_count; i++)
+		if (!config->nics[i].e1000 && !n--)
+			return &config->nics[i];
+	return NULL;
+}
+
+static unsigned net_count(const struct machine_config *config)
+{
+	unsigned count = 0;
+
+	while (virtio_nic(config, count))
+		count++;
+	return count;
+}
+
+static int net_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_nic *nic = virtio_nic(config, index);
+	struct virtio_net_config card_config = {
+		.wiring = wiring, .net = nic->net, .queue_pairs = nic->queue_pairs};
+	struct virtio_net *card;
+
+	memcpy(card_config.mac, nic->mac, sizeof(card_config.mac));
+	int status = virtio_net_create(&card_config, &card);
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make a network card");
+	*ret_device = card;
+	*ret_virtio = virtio_net_device(card);
+	return 0;
+}
+
+static void net_free(void *device)
+{
+	virtio_net_free(device);
+}
+
+const struct device_kind net_kind = {"net", net_count, net_create, net_free, true};
+
+/* ---- entropy ---- */
+
+static unsigned rng_count(const struct machine_config *config)
+{
+	return config->rng;
+}
+
+static int rng_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	struct virtio_rng *rng;
+	int status = virtio_rng_create(wiring, &rng);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make the entropy device");
+	*ret_device = rng;
+	*ret_virtio = virtio_rng_virtio(rng);
+	return 0;
+}
+
+static void rng_free(void *device)
+{
+	virtio_rng_free(device);
+}
+
+const struct device_kind rng_kind = {"rng", rng_count, rng_create, rng_free, true};
+
+/* ---- shared directory ---- */
+
+static unsigned fs_count(const struct machine_config *config)
+{
+	return config->share_count;
+}
+
+static int fs_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_share *share = &config->shares[index];
+	struct virtio_fs *fs;
+	int status = virtio_fs_create(
+		&(struct virtio_fs_config){ .wiring = wiring, .fs = share->fs, .tag = share->tag, .queues = 1 }, &fs);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't share as '%s'", share->tag);
+	*ret_device = fs;
+	*ret_virtio = virtio_fs_device(fs);
+	return 0;
+}
+
+static void fs_free(void *device)
+{
+	virtio_fs_free(device);
+}
+
+const struct device_kind fs_kind = {"fs", fs_count, fs_create, fs_free, true};
+
+/* ---- disk ---- */
+
+/* The nth disk that is virtio's; NULL: there are fewer. */
+static const struct machine_disk *virtio_disk(const struct machine_config *config, unsigned n)
+{
+	for (unsigned i = 0; i < config->disk_count; i++)
+		if (config->disks[i].kind == MACHINE_DISK_VIRTIO && !n--)
+			return &config->disks[i];
+	return NULL;
+}
+
+static unsigned disk_count(const struct machine_config *config)
+{
+	unsigned count = 0;
+
+	while (virtio_disk(config, count))
+		count++;
+	return count;
+}
+
+static int disk_create(const struct machine_config *config, unsigned index,
+	const struct virtio_config *wiring, void **ret_device, struct virtio_device **ret_virtio,
+	struct error *err)
+{
+	const struct machine_disk *disk = virtio_disk(config, index);
+	const struct virtio_blk_config blk_config = {
+		.block = disk->block,
+		.serial = disk->serial,
+		.queues = disk->queues,
+		.errors = disk->errors,
+		.stalled = disk->stalled,
+		.opaque = disk->opaque,
+	};
+	struct virtio_blk *blk;
+	int status = virtio_blk_create(wiring, &blk_config, &blk);
+
+	if (status < 0)
+		return error_set_errno(err, -status, "can't make disk %u", index);
+	*ret_device = blk;
+	*ret_virtio = virtio_blk_virtio(blk);
+	return 0;
+}
+
+static void disk_free(void *device)
+{
+	virtio_blk_free(device);
+}
+
+const struct device_kind disk_kind = {"disk", disk_count, disk_create, disk_free, true};
 
 /* ---- console ---- */
 
@@ -55,7 +213,7 @@ static void console_free(void *device)
 	virtio_console_free(device);
 }
 
-const struct device_kind console_kind = {"console", console_count, console_create, console_free};
+const struct device_kind console_kind = {"console", console_count, console_create, console_free, false};
 
 /* ---- balloon ---- */
 
@@ -85,7 +243,7 @@ static void balloon_free(void *device)
 	virtio_balloon_free(device);
 }
 
-const struct device_kind balloon_kind = {"balloon", balloon_count, balloon_create, balloon_free};
+const struct device_kind balloon_kind = {"balloon", balloon_count, balloon_create, balloon_free, false};
 
 /* ---- vsock ---- */
 
@@ -115,7 +273,7 @@ static void vsock_free(void *device)
 	virtio_vsock_free(device);
 }
 
-const struct device_kind vsock_kind = {"vsock", vsock_count, vsock_create, vsock_free};
+const struct device_kind vsock_kind = {"vsock", vsock_count, vsock_create, vsock_free, false};
 
 /* ---- pmem ---- */
 
@@ -155,4 +313,4 @@ static void pmem_free(void *device)
 	virtio_pmem_free(device);
 }
 
-const struct device_kind pmem_kind = {"pmem", pmem_count, pmem_create, pmem_free};
+const struct device_kind pmem_kind = {"pmem", pmem_count, pmem_create, pmem_free, false};

@@ -18,8 +18,9 @@ struct device_kind {
 		const struct virtio_config *wiring, void **ret_device,
 		struct virtio_device **ret_virtio, struct error *err);
 	void (*free)(void *device);
+	bool pluggable; /* while the guest runs: it needs nothing that is set up with the machine */
 };
 
-extern const struct device_kind balloon_kind, console_kind, pmem_kind, vsock_kind;
+extern const struct device_kind net_kind, rng_kind, fs_kind, disk_kind, console_kind, balloon_kind, vsock_kind, pmem_kind;
 
 #endif

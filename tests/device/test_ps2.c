@@ -10,17 +10,8 @@ struct fixture {
 	struct bus *bus;
 	struct i8042 i8042;
 	pthread_mutex_t lock;
-	bool line[2];
-	unsigned edges[2];
+	struct fake_irq irq[2];
 };
-
-static void set_line(void *opaque, unsigned line, bool level)
-{
-	struct fixture *f = opaque;
-
-	f->edges[line] += level && !f->line[line];
-	f->line[line] = level;
-}
 
 static void note_reset(void *opaque)
 {
@@ -33,7 +24,7 @@ static int setup(void **state)
 	pthread_mutex_init(&f->lock, NULL);
 	f->i8042 = (struct i8042){.lock = &f->lock,
 		.reset = note_reset,
-		.irq = {{set_line, f, 0}, {set_line, f, 1}},
+		.irq = {{fake_irq_set, f->irq, 0}, {fake_irq_set, f->irq, 1}},
 		.plugged = true};
 	assert_int_equal(bus_create(&f->bus), 0);
 	assert_int_equal(i8042_attach(&f->i8042, f->bus), 0);
@@ -111,10 +102,10 @@ static void test_keys(void **state)
 	i8042_key(&f->i8042, 0x1e, false);
 	i8042_key(&f->i8042, PS2_EXTENDED | 0x48, true); /* up */
 	i8042_key(&f->i8042, PS2_EXTENDED | 0x48, false);
-	assert_true(f->line[0]);
+	assert_true(f->irq[0].level);
 	EXPECT(f, false, 0x1c, 0xf0, 0x1c, 0xe0, 0x75, 0xe0, 0xf0, 0x75);
-	assert_false(f->line[0]);
-	assert_int_equal(f->edges[0], 8); /* one for each byte */
+	assert_false(f->irq[0].level);
+	assert_int_equal(f->irq[0].rises, 8); /* one for each byte */
 	config(f, 0x41); /* translated */
 	i8042_key(&f->i8042, 0x1e, true);
 	i8042_key(&f->i8042, 0x1e, false);
@@ -162,7 +153,7 @@ static void test_mouse(void **state)
 	to_mouse(f, 0xf4);
 	EXPECT(f, true, 0xfa);
 	i8042_move(&f->i8042, 1, 2, 0, 1);
-	assert_true(f->line[1]);
+	assert_true(f->irq[1].level);
 	EXPECT(f, true, 0x29, 6, 0xf9); /* Y counts up there */
 	i8042_move(&f->i8042, -300, 0, 3, 1);
 	EXPECT(f, true, 0x19, 0x01, 0x00, 0x19, 0xd3, 0x00);
