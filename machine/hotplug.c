@@ -9,6 +9,7 @@
  * hotplug.lock.
  */
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/loop.h"
 #include "device/pci/port.h"
 #include "device/virtio/pci.h"
@@ -155,22 +156,18 @@ static bool is_gone(struct hot_slot *slot)
 	return slot->device && slot->gone;
 }
 
-/* One that somebody else has paused stays so. */
 static void collect(struct hot_slot *slot)
 {
 	struct hotplug *h = slot->hotplug;
 	struct machine *m = h->all->machine;
-	const bool paused = m->paused;
 
 	if (!is_gone(slot))
 		return;
-	if (!paused)
-		machine_pause(m);
+	machine_pause_for(m, PAUSE_PLUG);
 	virtio_quiesce(slot->device->virtio);
 	h->chosen = slot;
 	loop_invoke(m->config.io, free_chosen, h);
-	if (!paused)
-		machine_resume(m);
+	machine_resume_for(m, PAUSE_PLUG);
 }
 
 /* ---- plug ---- */
@@ -264,19 +261,13 @@ int machine_device_plug(struct machine *m, const char *name, const struct machin
 static bool wait_until_gone(struct hot_slot *slot, unsigned timeout_ms)
 {
 	struct hotplug *h = slot->hotplug;
-	struct timespec end;
+	const uint64_t end_ns = clock_monotonic_ns() + timeout_ms * NS_PER_MS;
+	const struct timespec end = { .tv_sec = (time_t)(end_ns / NS_PER_SEC), .tv_nsec = (long)(end_ns % NS_PER_SEC) };
 	int code = 0;
 
-	clock_gettime(CLOCK_REALTIME, &end);
-	end.tv_sec += timeout_ms / 1000;
-	end.tv_nsec += timeout_ms % 1000 * 1000000l;
-	if (end.tv_nsec >= 1000000000) {
-		end.tv_nsec -= 1000000000;
-		end.tv_sec++;
-	}
 	AUTO_LOCK(&h->lock);
 	while (!slot->gone && code == 0)
-		code = pthread_cond_timedwait(&h->changed, &h->lock, &end);
+		code = pthread_cond_clockwait(&h->changed, &h->lock, CLOCK_MONOTONIC, &end);
 	return slot->gone;
 }
 

@@ -64,10 +64,10 @@ static bool all_parked(const struct machine *m)
 	return true;
 }
 
-void machine_pause(struct machine *m)
+void machine_pause_for(struct machine *m, enum pause_reason reason)
 {
 	AUTO_LOCK(&m->lock);
-	m->paused = true;
+	m->paused |= reason;
 	kick_all(m);
 	while (!all_parked(m) && !m->stopping)
 		pthread_cond_wait(&m->changed, &m->lock);
@@ -77,15 +77,29 @@ void machine_pause(struct machine *m)
 	m->held = true;
 }
 
-void machine_resume(struct machine *m)
+void machine_resume_for(struct machine *m, enum pause_reason reason)
 {
 	AUTO_LOCK(&m->lock);
+	if (m->paused & ~(unsigned)reason) {
+		m->paused &= ~(unsigned)reason;
+		return;
+	}
 	if (m->held && m->config.engine->release(m->vm) < 0)
 		log_warn("machine", "%s: the guest's clocks ran on while it was paused", m->config.name);
 	m->held = false;
 	machine_clock_run(m->clock);
-	m->paused = false;
+	m->paused = 0;
 	pthread_cond_broadcast(&m->changed);
+}
+
+void machine_pause(struct machine *m)
+{
+	machine_pause_for(m, PAUSE_ASKED);
+}
+
+void machine_resume(struct machine *m)
+{
+	machine_resume_for(m, PAUSE_ASKED);
 }
 
 /* ---- construction ---- */

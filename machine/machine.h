@@ -154,7 +154,8 @@ void machine_wait(struct machine *machine, struct machine_result *ret_result);
 /* End it from outside, at once. */
 void machine_stop(struct machine *machine);
 
-/* Hold all vCPUs and guest time; returns when none runs guest code. Nested calls do not count. */
+/* Hold all vCPUs and guest time; returns when none runs guest code. Nested calls do not count. A watchdog's
+ * pause is another: one that it asked for is not over with a machine_resume(). */
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 

@@ -59,9 +59,31 @@ static void test_pause(void **state)
 	machine_free(m); /* from a pause */
 }
 
+/* Who resumes ends its own pause only. */
+static void test_reasons(void **state)
+{
+	struct machine *m = machine_rig(ops, "reasons");
+	struct error err;
+
+	assert_int_equal(machine_start(m, &err), 0);
+	wait_running(m);
+	machine_pause_for(m, PAUSE_WATCHDOG);
+	machine_pause(m);
+	machine_resume(m);
+	check_paused(m);
+	machine_pause_for(m, PAUSE_PLUG);
+	machine_resume_for(m, PAUSE_WATCHDOG);
+	check_paused(m);
+	machine_resume(m); /* which has none */
+	check_paused(m);
+	machine_resume_for(m, PAUSE_PLUG);
+	wait_running(m);
+	machine_free(m);
+}
+
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause), cmocka_unit_test(test_reasons)};
 	int status = machine_rig_main(argc, argv, &ops, "pauses of machines");
 
 	return status ? status : cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
