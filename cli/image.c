@@ -188,6 +188,27 @@ static void print_row(const struct image_record *info)
 	printf("%-20s %-8s %-10s %-10s %-20s %s\n", info->name, info->kind, size, used, info->created, info->source);
 }
 
+/* ---- what takes its time ---- */
+
+static void say(void *opaque, const char *line)
+{
+	const struct timespec *begun = opaque;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	fprintf(stderr, "lodge: [%3lds] %s\n", (long)(now.tv_sec - begun->tv_sec), line);
+}
+
+/* From here on a signal stops it. *ret_begun outlives it. */
+static void listen_to(struct image_build *build, struct timespec *ret_begun)
+{
+	clock_gettime(CLOCK_MONOTONIC, ret_begun);
+	catch_signals();
+	build->progress = say;
+	build->stop = stop;
+	build->opaque = ret_begun;
+}
+
 /* ---- verbs ---- */
 
 static int list(const struct image_options *o)
@@ -260,27 +281,21 @@ static int remove_all(const struct image_options *o)
 	return status;
 }
 
-static int import(const struct image_options *o)
+static int import(struct image_options *o)
 {
+	struct timespec begun;
 	struct error err;
 
 	if (o->word_count != 3)
 		return cli_misuse("import wants a name and a file");
-	if (image_import(o->words[1], o->words[2], o->build.replace, &err) < 0)
+	o->build.name = o->words[1];
+	listen_to(&o->build, &begun);
+	if (image_import(&o->build, o->words[2], &err) < 0)
 		return cli_complain(&err);
 	return o->json ? show_one(o->words[1], true) : 0;
 }
 
 /* ---- build ---- */
-
-static void say(void *opaque, const char *line)
-{
-	const struct timespec *begun = opaque;
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	fprintf(stderr, "lodge: [%3lds] %s\n", (long)(now.tv_sec - begun->tv_sec), line);
-}
 
 static int check_build(struct image_options *o)
 {
@@ -309,11 +324,7 @@ int cli_image_build(struct image_build *build)
 	struct error err;
 	bool built;
 
-	clock_gettime(CLOCK_MONOTONIC, &begun);
-	catch_signals();
-	build->progress = say;
-	build->stop = stop;
-	build->opaque = &begun;
+	listen_to(build, &begun);
 	if (image_build(build, &built, &err) < 0)
 		return cli_complain(&err);
 	if (!built)

@@ -60,7 +60,7 @@ MUST_CHECK int image_remove(const char *name, struct error *err);
 
 /* Build from nothing. 0 also if it is there already and not to be replaced: *ret_built says. */
 MUST_CHECK int image_build(const struct image_build *build, bool *ret_built, struct error *err);
-/* Copy a disk image, raw or qcow2. */
-MUST_CHECK int image_import(const char *name, const char *path, bool replace, struct error *err);
+/* Copy a disk image, raw or qcow2. Of `build`: name, replace and the functions. */
+MUST_CHECK int image_import(const struct image_build *build, const char *path, struct error *err);
 
 #endif

@@ -34,10 +34,17 @@ static int open_source(struct disk **ret_disk, const char *path, struct error *e
 	return close_after(*ret_disk, status, err);
 }
 
-static int copy_to(struct image_draft *draft, struct disk *from, struct error *err)
+static bool asked_to_stop(void *opaque, uint64_t done_bytes, uint64_t all_bytes)
+{
+	const struct image_build *build = opaque;
+
+	return build->stop && build->stop(build->opaque);
+}
+
+static int copy_to(struct image_draft *draft, struct disk *from, const struct image_build *build, struct error *err)
 {
 	const struct disk_options options = { .format = "raw", .lock = DISK_LOCK_NONE };
-	const struct image_copy copy = { .target_zero = true };
+	const struct image_copy copy = { .target_zero = true, .progress = { asked_to_stop, (void *)(uintptr_t)build } };
 	AUTO_FREE char *path = NULL;
 	struct disk *to;
 
@@ -51,29 +58,29 @@ static int copy_to(struct image_draft *draft, struct disk *from, struct error *e
 	return status < 0 ? status : close_after(to, image_copy(from, to, &copy, err), err);
 }
 
-static int import_in(struct image_draft *draft, const char *path, bool replace, struct error *err)
+static int import_in(struct image_draft *draft, const struct image_build *build, const char *path, struct error *err)
 {
 	struct image_record record;
 	struct disk *from;
 
-	if (!replace && image_find(&record, draft->name, NULL) == 0)
+	if (!build->replace && image_find(&record, draft->name, NULL) == 0)
 		return error_set(err, EEXIST, "there is an image '%s' already: --replace takes its place", draft->name);
 	int status = open_source(&from, path, err);
 	if (status < 0)
 		return status;
 	record = (struct image_record){ .kind = "import", .size_bytes = disk_size_bytes(from) };
 	snprintf(record.source, sizeof(record.source), "%s", path);
-	status = close_after(from, copy_to(draft, from, err), err);
+	status = close_after(from, copy_to(draft, from, build, err), err);
 	return status < 0 ? status : image_draft_commit(draft, &record, err);
 }
 
-int image_import(const char *name, const char *path, bool replace, struct error *err)
+int image_import(const struct image_build *build, const char *path, struct error *err)
 {
 	struct image_draft draft;
-	int status = image_draft_begin(&draft, name, NULL, NULL, err);
+	int status = image_draft_begin(&draft, build->name, build->progress, build->opaque, err);
 
 	if (status == 0)
-		status = import_in(&draft, path, replace, err);
+		status = import_in(&draft, build, path, err);
 	image_draft_done(&draft);
 	return status;
 }

@@ -64,6 +64,17 @@ static void take_text(json_t *record, const char *key, char *to, size_t size)
 		snprintf(to, size, "%s", text);
 }
 
+/* JSON is UTF-8; a path may be anything, or have been cut in the middle of a character. */
+static void make_utf8(char *text)
+{
+	json_t *string = json_string(text);
+
+	for (; !string && *text; text++)
+		if ((unsigned char)*text >= 0x80)
+			*text = '?';
+	json_decref(string);
+}
+
 static int write_record(const char *folder, const struct image_record *info, struct error *err)
 {
 	AUTO_FREE char *path = NULL;
@@ -267,6 +278,7 @@ int image_draft_commit(struct image_draft *draft, const struct image_record *inf
 	const time_t seconds = time(NULL);
 
 	strftime(full.created, sizeof(full.created), "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&seconds, &now));
+	make_utf8(full.source);
 	int status = write_record(draft->path, &full, err);
 	if (status < 0)
 		return status;
