@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/console.h"
+#include "vmm/hold.h"
 #include "vmm/links.h"
 #include "vmm/nets.h"
 #include "vmm/screen.h"
@@ -30,6 +31,7 @@ struct vmm {
 	struct vmm_disks *disks;
 	struct vmm_screen screen;
 	struct vmm_links *links;
+	struct vmm_hold *hold;
 	pthread_mutex_t lock;	 /* what follows */
 	struct machine *machine; /* NULL between two lives */
 	bool end_asked;
@@ -116,18 +118,21 @@ static void end_io(struct vmm *vmm)
 
 /* ---- back ends, which are there for all lives of the machine ---- */
 
-/* A disk's requests have to wait: the guest waits with them. */
+/* On a thread of its own. */
+static void pause_or_resume(void *machine, bool hold)
+{
+	if (hold)
+		machine_pause(machine);
+	else
+		machine_resume(machine);
+}
+
+/* A disk's requests have to wait: the guest waits with them. On the I/O loop, for which a vCPU may be waiting. */
 static void hold_machine(void *opaque, bool hold)
 {
 	struct vmm *vmm = opaque;
 
-	AUTO_LOCK(&vmm->lock);
-	if (!vmm->machine)
-		return;
-	if (hold)
-		machine_pause(vmm->machine);
-	else
-		machine_resume(vmm->machine);
+	vmm_hold_set(vmm->hold, hold);
 }
 
 static int open_disks(struct vmm *vmm, struct error *err)
@@ -202,6 +207,7 @@ static void print_stats(struct machine *machine, unsigned cpus)
 /* NULL: there is none for now. */
 static void publish(struct vmm *vmm, struct machine *machine)
 {
+	vmm_hold_machine(vmm->hold, machine);
 	AUTO_LOCK(&vmm->lock);
 	vmm->machine = machine;
 	/* Asked while there was no machine. */
@@ -326,11 +332,16 @@ static int tell_all(struct vmm *vmm, struct machine_result *ret_result, struct e
 
 	if (status < 0)
 		return status;
-	status = open_back_ends(vmm, err);
+	status = vmm_hold_create(&vmm->hold, pause_or_resume);
+	if (status < 0)
+		error_set_errno(err, -status, "can't start a thread that pauses the machine");
+	else
+		status = open_back_ends(vmm, err);
 	if (status == 0)
 		status = tell(vmm, ret_result, err);
 	close_back_ends(vmm);
 	end_io(vmm);
+	vmm_hold_free(vmm->hold);
 	return status;
 }
 

@@ -27,7 +27,7 @@ struct feature_leaf {
 
 #define LEAF1_ECX_DEADLINE (1u << 24)
 /* Bits that KVM gives though its list may lack them: they follow from the irqchip or from CR4. */
-#define LEAF1_ECX_KEPT	   (1u << 21 | 1u << 27 | 1u << 31) /* x2APIC, OSXSAVE, hypervisor */
+#define LEAF1_ECX_KEPT (1u << 21 | 1u << 27 | 1u << 31) /* x2APIC, OSXSAVE, hypervisor */
 
 static const struct feature_leaf feature_leaves[] = {
 	{0x00000001, 0, 0, 0, ~LEAF1_ECX_KEPT, ~0u},

@@ -354,7 +354,8 @@ static void test_pci_doorbells_overlap(void **state)
 	struct fixture *f = *state;
 	unsigned writes = 0;
 
-	assert_int_equal(bus_add(f->bus, BUS_MMIO, 0xd0000000, 0x8000, "other", &ops, &writes, NULL), 0);
+	assert_int_equal(
+		bus_add(f->bus, BUS_MMIO, 0xd0000000, 0x8000, "other", &ops, &writes, NULL), 0);
 	start_pci(f, false);
 	assert_int_equal(f->bells, QUEUES);
 	set_cfg(f, 0x10, 4, 0xd0000000);

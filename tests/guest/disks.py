@@ -8,7 +8,7 @@ import subprocess
 from lodge import dev
 
 MODULES = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci",
-           "virtio_blk"]
+           "virtio_mmio", "virtio_blk"]
 LOAD = "for m in %s; do insmod /mod/$m.ko || echo BAD; done" % " ".join(MODULES)
 TOOLS = ["fio", "mke2fs", "e2fsck"]
 

@@ -230,6 +230,38 @@ def test_full_host_reports(start, small_host):
     assert machine.wait(60) == 0
 
 
+def test_full_host_while_a_reset_waits(boot, modules, small_host, tmp_path):
+    """A processor waits in a reset over MMIO for a slow request of another disk, as the machine is to pause."""
+    if not shutil.which("nbdkit") or subprocess.run(["nbdkit", "--filter=delay", "memory", "1M", "--dump-plugin"],
+                                                    capture_output=True, check=False).returncode:
+        pytest.skip("NOT CHECKED: a reset that waits (no nbdkit, or none with its delay filter)")
+    folder, give_more = small_host
+    _, spec = make_image(folder, "raw", 64 * MIB)
+    server = subprocess.Popen(["nbdkit", "--exit-with-parent", "-f", "-U", tmp_path / "socket", "--filter=delay",
+                               "memory", "16M", "wdelay=4"])
+    while not (tmp_path / "socket").exists():
+        time.sleep(0.05)
+    try:
+        machine = boot("--engine", "jit", "--cpus", 2, "--net", "none", "--virtio", "mmio", "--disk", spec, "--disk",
+                       "nbd+unix:///?socket=%s,format=raw" % (tmp_path / "socket"), files=modules, cmdline="iomem=relaxed")
+        machine.expect(PROMPT, BOOT_S)
+        assert "BAD" not in machine.run(LOAD)
+        machine.run("name=$(basename $(dirname $(readlink -f /sys/block/vdb/device))); at=$(grep $name /proc/iomem |"
+                    " head -n 1 | sed 's/^ */0x/; s/-.*//'); dd if=/dev/urandom of=/tmp/data bs=1M count=40")
+        assert machine.run("devmem $at 32").strip() == "0x74726976"
+        machine.send("dd if=/dev/zero of=/dev/vdb bs=4096 count=1 oflag=direct & sleep 1; devmem $((at + 0x70)) 32 0 & "
+                     "sleep 0.5; dd if=/tmp/data of=/dev/vda bs=1M conv=fsync; echo status=$?\n")
+        machine.expect("no room left on the host: the machine waits", 60)
+        give_more()
+        machine.expect("the machine goes on", 30)
+        machine.expect("status=0", 60)
+        machine.kill()
+        assert machine.wait(20) == 128 + signal.SIGTERM
+    finally:
+        server.kill()
+        server.wait()
+
+
 FIO = ("t fio --name=v --filename=/dev/vdb --ioengine=libaio --direct=1 --rw=randrw --bsrange=%(sector)s-128k --iodepth=16"
        " --verify=crc32c --verify_fatal=1 --verify_backlog=256 --numjobs=4 --size=48M --offset_increment=48M"
        " --blockalign=%(sector)s --fsync=64 --group_reporting --output-format=terse")

@@ -523,7 +523,8 @@ static void send_messages(struct rig *r)
 /* A device's message is an interrupt where the APICs are, and nothing elsewhere. */
 static void test_messages(void **state)
 {
-	static const uint64_t nowhere[] = {0x1000, 0xfed00000, 0xffe00000, 0x1fee00000, 0xfffffffffee00000, 0};
+	static const uint64_t nowhere[] = {
+		0x1000, 0xfed00000, 0xffe00000, 0x1fee00000, 0xfffffffffee00000, 0};
 	static const uint64_t apic[] = {0xfee00000, 0};
 	struct rig *r = *state;
 	struct x86_state s;
@@ -672,7 +673,8 @@ static void test_xsave_leaves(void **state)
 		rig_state(r, &s);
 		assert_int_equal(memory_read(r->memory, LEAVES, leaf, sizeof(leaf)), 0);
 		if (s.xcr0 == X86_XCR0_X87 && values[i] != X86_XCR0_X87) {
-			print_message("NOT CHECKED: sizes of XCR0 %u (this KVM does not see XSETBV: QEMU 7.2)\n",
+			print_message(
+				"NOT CHECKED: sizes of XCR0 %u (this KVM does not see XSETBV: QEMU 7.2)\n",
 				values[i]);
 			check_xsave_leaves(leaf, X86_XCR0_X87);
 			continue;
@@ -746,7 +748,8 @@ static void test_budget(void **state)
 /* mov ecx; rep stosb of 100000 bytes; inc edx; jmp to itself: the string instruction counts once, at its end. */
 static void test_budget_strings(void **state)
 {
-	static const uint8_t code[] = {0xb9, 0xa0, 0x86, 0x01, 0x00, 0xf3, 0xaa, 0xff, 0xc2, 0xeb, 0xfe};
+	static const uint8_t code[] = {
+		0xb9, 0xa0, 0x86, 0x01, 0x00, 0xf3, 0xaa, 0xff, 0xc2, 0xeb, 0xfe};
 	struct rig *r = *state;
 	struct x86_state s;
 

@@ -26,8 +26,8 @@ static void host(uint32_t leaf, uint32_t subleaf, uint32_t regs[4])
 }
 
 /* A list that has every bit of each of the model's leaves, but those. */
-static struct kvm_cpuid2 *all_but(
-	const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ecx)
+static struct kvm_cpuid2 *all_but(const struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf,
+	uint32_t eax, uint32_t ecx)
 {
 	struct kvm_cpuid2 *list = calloc(1, sizeof(*list) + m->count * sizeof(list->entries[0]));
 
@@ -45,7 +45,8 @@ static struct kvm_cpuid2 *all_but(
 	return list;
 }
 
-static void reduced(struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ecx)
+static void reduced(
+	struct x86_cpuid_model *m, uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ecx)
 {
 	x86_cpuid_from_host(m, 1, TSC_HZ, host);
 	struct kvm_cpuid2 *list = all_but(m, leaf, subleaf, eax, ecx);

@@ -32,7 +32,8 @@ static void test_nmi_meanwhile(void **state)
 /* The processor was sent INIT: there is no instruction to execute any more. */
 static void test_init_meanwhile(void **state)
 {
-	static const uint8_t code[] = {0xff, 0x04, 0x25, 0x00, 0x50, 0x00, 0x00}; /* inc dword [DATA] */
+	static const uint8_t code[] = {
+		0xff, 0x04, 0x25, 0x00, 0x50, 0x00, 0x00}; /* inc dword [DATA] */
 	struct rig *r = *state;
 	struct x86_state s;
 	struct error err = {0};
