@@ -7,13 +7,15 @@
  * submitted. A request that fails may have been carried out in part.
  *
  * Threads: submit on the thread of the loop that the block device was opened with; `done` comes on it too, and
- * may come inside submit. The buffers and the request belong to the block device until `done`.
+ * may come inside submit. read_now and hand_over on any thread. The buffers and the request belong to the block
+ * device until `done`.
  */
 #ifndef LODGE_DEVICE_BLOCK_H
 #define LODGE_DEVICE_BLOCK_H
 
 #include "base/util.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -53,6 +55,13 @@ struct block {
 
 struct block_ops {
 	void (*submit)(struct block *block, struct block_request *request);
+	/* Ways past the loop for what is quick; may be NULL. Not for flushes. */
+	/* Carry a read out on this thread if that takes no waiting for the host: 0; -EAGAIN: it does, submit it. `done`
+	 * is not called, and the iovecs are not changed. */
+	int (*read_now)(struct block *block, struct block_request *request);
+	/* As submit, but `done` comes on a thread of the block device's own if it succeeds, on the loop's if it fails,
+	 * and never in here. false: not this one, submit it. */
+	bool (*hand_over)(struct block *block, struct block_request *request);
 	void (*limits)(struct block *block, struct block_limits *ret_limits);
 	/* All requests have ended. Flushes, and lets go of the file. */
 	void (*close)(struct block *block);
@@ -61,6 +70,16 @@ struct block_ops {
 static inline void block_submit(struct block *block, struct block_request *request)
 {
 	block->ops->submit(block, request);
+}
+
+static inline int block_read_now(struct block *block, struct block_request *request)
+{
+	return block->ops->read_now ? block->ops->read_now(block, request) : -EAGAIN;
+}
+
+static inline bool block_hand_over(struct block *block, struct block_request *request)
+{
+	return block->ops->hand_over && block->ops->hand_over(block, request);
 }
 
 static inline void block_limits(struct block *block, struct block_limits *ret_limits)

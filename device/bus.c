@@ -220,10 +220,12 @@ int bus_remove_doorbell(struct bus *bus, const struct bus_doorbell *bell)
 	return at < 0 ? -ENOENT : 0;
 }
 
-/* Signals under the lock: after its removal a doorbell's eventfd is not touched. */
+/* Signals under the lock: after its removal a doorbell's eventfd is not touched. But `ring` may come back to us. */
 static bool bell_ring(struct bus *bus, enum bus_space space, uint64_t addr, unsigned size_bytes,
 	uint64_t value)
 {
+	void (*ring)(void *opaque) = NULL;
+	void *opaque = NULL;
 	bool rung = false;
 
 	pthread_rwlock_rdlock(&bus->lock);
@@ -232,10 +234,16 @@ static bool bell_ring(struct bus *bus, enum bus_space space, uint64_t addr, unsi
 
 		rung = b->space == space && b->addr == addr && b->size_bytes == size_bytes &&
 		       (b->any_value || b->value == value);
-		if (rung)
+		if (rung && b->ring) {
+			ring = b->ring;
+			opaque = b->opaque;
+		} else if (rung) {
 			eventfd_write(b->eventfd, 1); /* a full counter is a ring that nobody heard yet */
+		}
 	}
 	pthread_rwlock_unlock(&bus->lock);
+	if (ring)
+		ring(opaque);
 	return rung;
 }
 

@@ -42,7 +42,11 @@ void bus_remove(struct bus *bus, enum bus_space space, uint64_t base);
 
 /* A doorbell: a write of `size_bytes` (1, 2, 4, 8) at addr, of `value` or of any, adds 1 to the eventfd and
  * goes no further. It may lie inside a device's range. The eventfd stays its owner's and must be open until
- * the doorbell is removed. */
+ * the doorbell is removed.
+ *
+ * If `ring` is there, bus_write() calls ring(opaque) instead of adding to the eventfd, on the caller's thread with no
+ * lock held; who takes doorbells without the bus (a host's kernel) knows the eventfd only. As a device's handler, it
+ * may still be called for a moment after the removal. */
 struct bus_doorbell {
 	enum bus_space space;
 	uint64_t addr;
@@ -50,6 +54,8 @@ struct bus_doorbell {
 	bool any_value;
 	uint64_t value;
 	int eventfd;
+	void (*ring)(void *opaque); /* may be NULL */
+	void *opaque;
 };
 
 /* Errors: -EINVAL (size), -EEXIST (same place, size and value), -ENOMEM. */

@@ -15,10 +15,12 @@
 #include "machine/watchdog.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- the end ---- */
 
@@ -189,8 +191,19 @@ static int check_pmem(struct machine *m, struct error *err)
 	return 0;
 }
 
+/* That this process may use, where the host has not more than the set holds. */
+static unsigned count_host_cpus(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set) == 0)
+		return (unsigned)CPU_COUNT(&set);
+	return (unsigned)MAX(sysconf(_SC_NPROCESSORS_ONLN), 1l);
+}
+
 static int add_vcpus(struct machine *m, struct error *err)
 {
+	m->host_cpus = count_host_cpus();
 	m->vcpu = calloc(m->config.cpus, sizeof(*m->vcpu));
 	if (!m->vcpu)
 		return error_set(err, ENOMEM, "no memory for %u vCPUs", m->config.cpus);

@@ -4,6 +4,7 @@
 #ifndef LODGE_MACHINE_PRIVATE_H
 #define LODGE_MACHINE_PRIVATE_H
 
+#include "base/brief.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "machine/board.h"
@@ -29,8 +30,9 @@ struct machine_vcpu {
 
 	pthread_mutex_t lock; /* innermost: nothing is taken under it */
 	pthread_cond_t wake;
-	unsigned events; /* enum vcpu_event */
+	_Atomic unsigned events; /* enum vcpu_event; changed under the lock */
 	uint8_t sipi_vector;
+	struct brief_wait wait; /* the vCPU's thread only */
 	/* Virtual time (virtual.h); the vCPU's thread only. */
 	bool nmi_asked;	 /* an NMI waits for the next tick */
 	bool intr_offered; /* interrupt_ack may give a vector */
@@ -56,6 +58,8 @@ struct machine {
 	struct engine_vm *vm;
 	unsigned vcpu_count;
 	struct machine_vcpu *vcpu; /* vcpu_count of them */
+	unsigned host_cpus; /* that this process may use */
+	_Atomic unsigned asleep; /* vCPUs */
 
 	pthread_mutex_t lock; /* below the devices' locks, above vcpu.lock */
 	pthread_cond_t changed;

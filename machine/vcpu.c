@@ -3,6 +3,7 @@
  * what other processors ask of it (INIT, SIPI: SDM 3A 9.4 "Multiple-Processor Initialization").
  */
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "device/irq/lapic.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
@@ -21,8 +22,9 @@ void vcpu_post(struct machine_vcpu *vcpu, unsigned event)
 	if (event == VCPU_INIT)
 		vcpu->events &= ~(unsigned)VCPU_SIPI; /* it came before and is for nothing now */
 	vcpu->events |= event;
-	pthread_cond_signal(&vcpu->wake);
 	pthread_mutex_unlock(&vcpu->lock);
+	/* Not before: it would wake to find the lock taken. */
+	pthread_cond_signal(&vcpu->wake);
 }
 
 static unsigned take_events(struct machine_vcpu *vcpu, uint8_t *ret_sipi_vector)
@@ -35,11 +37,36 @@ static unsigned take_events(struct machine_vcpu *vcpu, uint8_t *ret_sipi_vector)
 	return events;
 }
 
-static void wait_for_event(struct machine_vcpu *vcpu)
+static bool has_event(void *opaque)
+{
+	const struct machine_vcpu *vcpu = opaque;
+
+	return vcpu->events || vcpu->machine->stopping || vcpu->machine->paused;
+}
+
+static void sleep_for_event(struct machine_vcpu *vcpu)
 {
 	AUTO_LOCK(&vcpu->lock);
-	while (!vcpu->events && !vcpu->machine->stopping && !vcpu->machine->paused)
+	vcpu->machine->asleep++;
+	while (!has_event(vcpu))
 		pthread_cond_wait(&vcpu->wake, &vcpu->lock);
+	vcpu->machine->asleep--;
+}
+
+/* A processor has to be left for those who bring the event. */
+static bool may_look(const struct machine *m)
+{
+	return m->vcpu_count - m->asleep < m->host_cpus;
+}
+
+static void wait_for_event(struct machine_vcpu *vcpu)
+{
+	const uint64_t start_ns = clock_monotonic_ns();
+
+	if (may_look(vcpu->machine) && brief_wait(&vcpu->wait, has_event, vcpu))
+		return;
+	sleep_for_event(vcpu);
+	brief_learn(&vcpu->wait, clock_monotonic_ns() - start_ns);
 }
 
 /* INIT puts the processor into wait-for-SIPI (the boot processor restarts at the reset vector); a SIPI

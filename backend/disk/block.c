@@ -9,7 +9,7 @@
  * write, so a second try would succeed without it (fsync(2), "EIO"). Only -ENOSPC is no such failure: the format
  * had no room for its metadata, and still has them.
  *
- * Invariants: everything here is on the loop's thread.
+ * Invariants: everything here is on the loop's thread, block_check() excepted.
  */
 #include "backend/disk/block_private.h"
 
@@ -54,6 +54,13 @@ static void tell_error(struct disk_block *b, const struct block_request *request
 			request->offset, strerror(-status));
 }
 
+void block_failed(struct disk_block *b, struct block_request *request, int status)
+{
+	status = map_error(status);
+	tell_error(b, request, status);
+	request->done(request, status);
+}
+
 static void transfer_done(struct transfer *t, int status)
 {
 	struct disk_block *b = t->b;
@@ -94,11 +101,12 @@ static void flush_op_done(struct ring_op *op, int result)
 	flush_ended(container_of(op, struct disk_block, flush_op), result < 0 ? -EIO : 0);
 }
 
-static void flush_work(struct worker_job *job)
+static bool flush_work(struct worker_job *job)
 {
 	struct disk_block *b = container_of(job, struct disk_block, flush_job);
 
 	b->flush_result = disk_flush(b->disk);
+	return false;
 }
 
 static void flush_job_done(struct worker_job *job)
@@ -183,7 +191,7 @@ static bool is_misaligned(const struct disk_block *b, const struct block_request
 	return !IS_ALIGNED(bits, b->align);
 }
 
-static int check(const struct disk_block *b, const struct block_request *request)
+int block_check(const struct disk_block *b, const struct block_request *request)
 {
 	uint64_t size_bytes = disk_size_bytes(b->disk);
 
@@ -213,7 +221,7 @@ static struct transfer *transfer_take(struct disk_block *b, struct block_request
 static void disk_block_submit(struct block *block, struct block_request *request)
 {
 	struct disk_block *b = container_of(block, struct disk_block, block);
-	int status = check(b, request);
+	int status = block_check(b, request);
 	struct transfer *t = status < 0 ? NULL : transfer_take(b, request);
 
 	if (!t) {
@@ -277,6 +285,8 @@ static void disk_block_close(struct block *block)
 
 static const struct block_ops disk_block_ops = {
 	.submit = disk_block_submit,
+	.read_now = quick_read_now,
+	.hand_over = quick_hand_over,
 	.limits = disk_block_limits,
 	.close = disk_block_close,
 };

@@ -1,5 +1,5 @@
 /*
- * What block.c (requests) and part.c (their parts) share.
+ * What block.c (requests), part.c (their parts) and quick.c (ways past the loop) share.
  */
 #ifndef LODGE_BACKEND_DISK_BLOCK_PRIVATE_H
 #define LODGE_BACKEND_DISK_BLOCK_PRIVATE_H
@@ -33,6 +33,7 @@ struct disk_block {
 	struct workers *workers;
 	enum disk_cache cache;
 	bool discard;
+	_Atomic bool no_nowait; /* there is a file that knows no RWF_NOWAIT */
 	uint32_t align; /* of O_DIRECT; 1: it is not used */
 	struct transfer *free_transfers;
 	struct part *free_parts;
@@ -53,5 +54,14 @@ void part_free_kept(struct disk_block *b);
 
 /* A part has ended: block.c goes on. */
 void transfer_part_ended(struct transfer *t, int status);
+
+/* Is it within the disk, and may it be? 0, -EINVAL, -EROFS. Any thread. */
+MUST_CHECK int block_check(const struct disk_block *b, const struct block_request *request);
+/* Tell of a failure, and end the request with it. */
+void block_failed(struct disk_block *b, struct block_request *request, int status);
+
+/* For struct block_ops. */
+int quick_read_now(struct block *block, struct block_request *request);
+bool quick_hand_over(struct block *block, struct block_request *request);
 
 #endif

@@ -160,7 +160,7 @@ static void job_ended(struct worker_job *job)
 	part_ended(container_of(job, struct part, job));
 }
 
-static void run_on_thread(struct part *p, void (*work)(struct worker_job *job))
+static void run_on_thread(struct part *p, bool (*work)(struct worker_job *job))
 {
 	p->job = (struct worker_job){.work = work, .done = job_ended};
 	workers_submit(p->transfer->b->workers, &p->job);
@@ -222,12 +222,13 @@ static ssize_t transfer_once(const struct part *p)
 	return result < 0 ? -errno : result;
 }
 
-static void data_work(struct worker_job *job)
+static bool data_work(struct worker_job *job)
 {
 	struct part *p = container_of(job, struct part, job);
 
 	while (data_went_on(p, transfer_once(p)))
 		continue;
+	return false;
 }
 
 static void data_start(struct part *p)
@@ -251,7 +252,7 @@ static void data_start(struct part *p)
 
 /* ---- what the format does by itself ---- */
 
-static void slow_work(struct worker_job *job)
+static bool slow_work(struct worker_job *job)
 {
 	struct part *p = container_of(job, struct part, job);
 	struct disk *disk = p->transfer->b->disk;
@@ -267,6 +268,7 @@ static void slow_work(struct worker_job *job)
 	case BLOCK_WRITE_ZEROES: p->result = disk_zero(disk, p->offset, p->bytes, p->unmap); break;
 	case BLOCK_FLUSH: break;
 	}
+	return false;
 }
 
 /* ---- making a part ---- */

@@ -1,9 +1,12 @@
 /*
  * The worker threads of a disk: see workers.h. Threads are started when there are more jobs than threads, and stay.
+ * One that waits looks for a job before it sleeps, if they come thick and fast (base/brief.h).
  */
 #include "backend/disk/workers.h"
 
+#include "base/brief.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/loop.h"
 
 #include <errno.h>
@@ -19,8 +22,12 @@ struct workers {
 	pthread_cond_t work;
 	struct worker_job *jobs, **jobs_end;
 	struct worker_job *ended, **ended_end;
-	bool reap_wanted, stopping;
-	unsigned threads, threads_max, idle, queued;
+	bool reap_wanted;
+	_Atomic bool stopping;
+	unsigned threads, threads_max, idle;
+	_Atomic unsigned queued;
+	bool looking; /* one of them does, before it sleeps */
+	struct brief_wait wait;
 	pthread_t thread[THREADS_MAX];
 };
 
@@ -46,24 +53,50 @@ static void put_ended(struct workers *workers, struct worker_job *job)
 	}
 }
 
+static bool has_job(void *opaque)
+{
+	const struct workers *workers = opaque;
+
+	return workers->queued || workers->stopping;
+}
+
+/* With the lock held, which is given up meanwhile. */
+static void wait_for_job(struct workers *workers)
+{
+	const uint64_t start_ns = clock_monotonic_ns();
+
+	workers->idle++;
+	if (!workers->looking) {
+		workers->looking = true;
+		pthread_mutex_unlock(&workers->lock);
+		brief_wait(&workers->wait, has_job, workers);
+		pthread_mutex_lock(&workers->lock);
+		workers->looking = false;
+	}
+	if (!has_job(workers)) {
+		while (!has_job(workers))
+			pthread_cond_wait(&workers->work, &workers->lock);
+		brief_learn(&workers->wait, clock_monotonic_ns() - start_ns);
+	}
+	workers->idle--;
+}
+
 static void *worker_thread(void *opaque)
 {
 	struct workers *workers = opaque;
 
 	AUTO_LOCK(&workers->lock);
 	for (;;) {
-		while (!workers->jobs && !workers->stopping) {
-			workers->idle++;
-			pthread_cond_wait(&workers->work, &workers->lock);
-			workers->idle--;
-		}
+		while (!has_job(workers))
+			wait_for_job(workers);
 		if (!workers->jobs)
 			return NULL;
 		struct worker_job *job = take_job(workers);
 		pthread_mutex_unlock(&workers->lock);
-		job->work(job);
+		bool ended = job->work(job);
 		pthread_mutex_lock(&workers->lock);
-		put_ended(workers, job);
+		if (!ended)
+			put_ended(workers, job);
 	}
 }
 
@@ -96,15 +129,22 @@ static int start_thread(struct workers *workers)
 
 void workers_submit(struct workers *workers, struct worker_job *job)
 {
-	AUTO_LOCK(&workers->lock);
-	job->next = NULL;
-	*workers->jobs_end = job;
-	workers->jobs_end = &job->next;
-	workers->queued++;
-	/* Without another thread those that are there do it later. */
-	if (workers->queued > workers->idle && workers->threads < workers->threads_max)
-		(void)start_thread(workers);
-	pthread_cond_signal(&workers->work);
+	bool found;
+
+	{
+		AUTO_LOCK(&workers->lock);
+		job->next = NULL;
+		*workers->jobs_end = job;
+		workers->jobs_end = &job->next;
+		workers->queued++;
+		/* Without another thread those that are there do it later. */
+		if (workers->queued > workers->idle && workers->threads < workers->threads_max)
+			(void)start_thread(workers);
+		found = workers->looking && workers->queued == 1;
+	}
+	/* Whoever it wakes finds the lock free. */
+	if (!found)
+		pthread_cond_signal(&workers->work);
 }
 
 void workers_free(struct workers *workers)

@@ -1,19 +1,22 @@
 /*
  * Threads for what blocks: a job is carried out on one of them, and its end comes back on the loop's thread.
  *
- * Threads: workers_submit() on the loop's, or before it runs.
+ * Threads: workers_submit() on any.
  */
 #ifndef LODGE_BACKEND_DISK_WORKERS_H
 #define LODGE_BACKEND_DISK_WORKERS_H
 
 #include "base/util.h"
 
+#include <stdbool.h>
+
 struct loop;
 struct workers;
 
-/* The submitter's memory until `done`. */
+/* The submitter's memory until its end. */
 struct worker_job {
-	void (*work)(struct worker_job *job); /* on one of them */
+	/* On one of them. true: that was its end, and its memory may be gone; false: `done` comes. */
+	bool (*work)(struct worker_job *job);
 	void (*done)(struct worker_job *job); /* on the loop's */
 	struct worker_job *next;	      /* theirs */
 };

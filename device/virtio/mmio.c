@@ -82,7 +82,9 @@ static void set_bell(struct virtio_mmio *m, unsigned queue, bool on)
 		.addr = m->config.base + REG_QUEUE_NOTIFY,
 		.size_bytes = 4,
 		.value = queue,
-		.eventfd = virtio_queue_eventfd(m->virtio, queue)};
+		.eventfd = virtio_queue_eventfd(m->virtio, queue),
+		.ring = virtq_ring,
+		.opaque = virtio_queue(m->virtio, queue)};
 
 	if (on == m->belled[queue] || !m->config.doorbell)
 		return;

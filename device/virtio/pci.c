@@ -102,7 +102,9 @@ static struct bus_doorbell bell_of(const struct virtio_pci *p, unsigned queue)
 		.addr = p->bell_base + NOTIFY_AT + NOTIFY_STEP * queue,
 		.size_bytes = 2,
 		.any_value = true,
-		.eventfd = virtio_queue_eventfd(p->virtio, queue)};
+		.eventfd = virtio_queue_eventfd(p->virtio, queue),
+		.ring = virtq_ring,
+		.opaque = virtio_queue(p->virtio, queue)};
 }
 
 static void set_bell(struct virtio_pci *p, unsigned queue, bool on)

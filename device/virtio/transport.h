@@ -82,5 +82,8 @@ void virtio_queue_disable(struct virtio_device *device, unsigned index);
 int virtio_queue_eventfd(const struct virtio_device *device, unsigned index);
 /* Ring it. Any thread. */
 void virtio_kick(struct virtio_device *device, unsigned index);
+/* Ring that of a struct virtq (virtio_queue()), on a vCPU's thread, the lock not held: the device may serve it in here.
+ * For struct bus_doorbell. */
+void virtq_ring(void *queue);
 
 #endif

@@ -357,6 +357,29 @@ void virtq_kick(struct virtq *q)
 	virtio_kick(q->device, q->index);
 }
 
+/* A lock that is held is held by who serves the device, on another processor: that one goes on. */
+static bool ring_here(struct virtq *q)
+{
+	struct virtio_device *device = q->device;
+	const struct virtio_ops *ops = device->config.ops;
+	bool served;
+
+	if (!ops->doorbell || pthread_mutex_trylock(device->config.lock))
+		return false;
+	served = virtio_live(device) && q->setup.enabled &&
+		 ops->doorbell(device->config.device, q->index);
+	pthread_mutex_unlock(device->config.lock);
+	return served;
+}
+
+void virtq_ring(void *queue)
+{
+	struct virtq *q = queue;
+
+	if (!ring_here(q))
+		virtq_kick(q);
+}
+
 static void kicked(void *opaque, uint32_t events)
 {
 	struct virtq *q = opaque;

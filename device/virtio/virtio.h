@@ -11,8 +11,8 @@
  * Guest memory is hostile and changes under us: the core copies each descriptor once. The bytes behind iov are guest
  * RAM: read once into a local what decides anything.
  *
- * Threads: a device has one lock, held around all of virtio_ops and wanted for all virtq_ and virtio_ calls. notify,
- * and whatever a back end calls, comes on the device's loop; the rest on vCPUs' threads. Guest RAM may be written
+ * Threads: a device has one lock, held around all of virtio_ops and wanted for all virtq_ and virtio_ calls. notify
+ * comes on the device's loop, and what a back end calls where its header says; the rest on vCPUs' threads. Guest RAM may be written
  * with the lock held.
  */
 #ifndef LODGE_DEVICE_VIRTIO_VIRTIO_H
@@ -86,6 +86,10 @@ struct virtio_ops {
 	void (*start)(void *device, uint64_t features);
 	/* The driver kicked this queue. On the device's loop. */
 	void (*notify)(void *device, unsigned queue);
+	/* The same on the thread of the vCPU that kicked, which gets no further meanwhile: serve what takes no
+	 * waiting, and a bounded amount of it. false: have notify called too. Comes only if nobody holds the lock and
+	 * the engine leaves doorbells to us, otherwise it is notify at once. May be NULL. */
+	bool (*doorbell)(void *device, unsigned queue);
 	/* The driver resets (or failed) the device, also one that has not started: buffers that were popped are gone; a request that is under way
 	 * elsewhere must not touch its buffer when it ends. The queues are reset by the core afterwards. If work in
 	 * guest RAM is still under way, return false and call virtio_reset_done() when it has ended: the transport shows

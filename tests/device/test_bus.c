@@ -199,6 +199,51 @@ static void test_move(void **state)
 	assert_true(bus_read(bus, BUS_PIO, 0x200, 1) == 0xff);
 }
 
+/* A doorbell that is rung on the spot may take itself off the bus, as a handler may. */
+struct bell {
+	struct bus *bus;
+	struct bus_doorbell doorbell;
+	unsigned rung;
+	bool remove;
+};
+
+static void ring(void *opaque)
+{
+	struct bell *bell = opaque;
+
+	bell->rung++;
+	if (bell->remove)
+		assert_int_equal(bus_remove_doorbell(bell->bus, &bell->doorbell), 0);
+}
+
+static void test_ring(void **state)
+{
+	struct bus *bus = *state;
+	struct fake fake = {0};
+	struct bell bell = {.bus = bus};
+
+	assert_int_equal(bus_add(bus, BUS_MMIO, 0x1000, 0x10, "fake", &fake_ops, &fake, NULL), 0);
+	bell.doorbell = (struct bus_doorbell){.space = BUS_MMIO,
+		.addr = 0x1004,
+		.size_bytes = 4,
+		.value = 7,
+		.eventfd = -1,
+		.ring = ring,
+		.opaque = &bell};
+	assert_int_equal(bus_add_doorbell(bus, &bell.doorbell), 0);
+	bus_write(bus, BUS_MMIO, 0x1004, 4, 7);
+	assert_int_equal(bell.rung, 1);
+	bus_write(bus, BUS_MMIO, 0x1004, 4, 8);
+	bus_write(bus, BUS_MMIO, 0x1004, 2, 7);
+	assert_int_equal(bell.rung, 1);
+	assert_int_equal(fake.calls, 2);
+	bell.remove = true;
+	bus_write(bus, BUS_MMIO, 0x1004, 4, 7);
+	bus_write(bus, BUS_MMIO, 0x1004, 4, 7);
+	assert_int_equal(bell.rung, 2);
+	assert_int_equal(fake.calls, 3);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -210,6 +255,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_straddle, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_lock, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_move, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_ring, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

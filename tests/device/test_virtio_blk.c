@@ -1,6 +1,7 @@
 /*
  * device/virtio/blk: what drivers ask of a disk, and what hostile ones do. The block device is memory; it can keep
- * its requests under way, and fail.
+ * its requests under way, and fail. Everything is tried twice: with kicks that go to the loop, and with those that are
+ * served on the thread of a vCPU, where the block device has a thread for writes.
  */
 #include "tests/device/virtio_rig.h"
 
@@ -10,7 +11,9 @@
 #include "device/virtio/virtio.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define DISK_BYTES MIB(1)
 #define HELD_MAX   512
@@ -42,6 +45,17 @@ struct fake_block {
 	char log[LOG_MAX]; /* R W F D Z */
 	unsigned logged;
 	bool last_unmap;
+	/* The quick ways. */
+	bool quick;
+	unsigned read_at_once;
+	struct block_request *handed;
+	atomic_bool hold_handed;
+	pthread_t thread;
+	bool has_thread;
+	unsigned handed_over;
+	int handed_status;
+	struct loop *loop;
+	struct loop_call failed;
 };
 
 struct fixture {
@@ -73,7 +87,7 @@ static void transfer(struct fake_block *disk, struct block_request *r, bool writ
 	assert_int_equal(sum, r->bytes);
 }
 
-static void perform(struct fake_block *disk, struct block_request *r)
+static int carry_out(struct fake_block *disk, struct block_request *r)
 {
 	int status = 0;
 
@@ -97,6 +111,13 @@ static void perform(struct fake_block *disk, struct block_request *r)
 		assert_true(r->offset + r->bytes <= DISK_BYTES);
 		memset(disk->bytes + r->offset, 0xdd, r->bytes);
 	}
+	return status;
+}
+
+static void perform(struct fake_block *disk, struct block_request *r)
+{
+	int status = carry_out(disk, r);
+
 	r->done(r, status);
 }
 
@@ -123,12 +144,75 @@ static void let_go(struct fake_block *disk)
 	}
 }
 
+static int fake_read_now(struct block *block, struct block_request *r)
+{
+	struct fake_block *disk = container_of(block, struct fake_block, block);
+	struct iovec iov[RIG_PARTS_MAX];
+
+	assert_int_equal(r->op, BLOCK_READ);
+	assert_true(r->iov_count <= RIG_PARTS_MAX);
+	if (!disk->quick || disk->hold)
+		return -EAGAIN;
+	/* "the iovecs are not changed" */
+	memcpy(iov, r->iov, r->iov_count * sizeof(iov[0]));
+	carry_out(disk, r);
+	memcpy(r->iov, iov, r->iov_count * sizeof(iov[0]));
+	disk->read_at_once++;
+	return 0;
+}
+
+static void tell_failed(void *opaque)
+{
+	struct fake_block *disk = opaque;
+
+	disk->handed->done(disk->handed, disk->handed_status);
+}
+
+static void *handed_thread(void *opaque)
+{
+	struct fake_block *disk = opaque;
+
+	while (disk->hold_handed)
+		usleep(1000);
+	disk->handed_status = carry_out(disk, disk->handed);
+	if (disk->handed_status < 0)
+		loop_post(disk->loop, &disk->failed);
+	else
+		disk->handed->done(disk->handed, 0);
+	return NULL;
+}
+
+static void join(struct fake_block *disk)
+{
+	if (disk->has_thread)
+		pthread_join(disk->thread, NULL);
+	disk->has_thread = false;
+}
+
+static bool fake_hand_over(struct block *block, struct block_request *r)
+{
+	struct fake_block *disk = container_of(block, struct fake_block, block);
+
+	assert_int_equal(r->op, BLOCK_WRITE);
+	if (!disk->quick || disk->hold)
+		return false;
+	join(disk);
+	disk->handed = r;
+	disk->handed_over++;
+	disk->has_thread = true;
+	assert_int_equal(pthread_create(&disk->thread, NULL, handed_thread, disk), 0);
+	return true;
+}
+
 static void fake_limits(struct block *block, struct block_limits *ret_limits)
 {
 	*ret_limits = container_of(block, struct fake_block, block)->limits;
 }
 
-static const struct block_ops fake_ops = {.submit = fake_submit, .limits = fake_limits};
+static const struct block_ops fake_ops = {.submit = fake_submit,
+	.read_now = fake_read_now,
+	.hand_over = fake_hand_over,
+	.limits = fake_limits};
 
 /* ---- fixture ---- */
 
@@ -163,14 +247,28 @@ static int setup(void **state)
 		.queues = 1,
 		.stalled = note_stall,
 		.opaque = f};
+	f->disk.loop = f->rig.loop;
+	f->disk.failed = (struct loop_call){.fn = tell_failed, .opaque = &f->disk};
 	*state = f;
 	return 0;
+}
+
+static int setup_quick(void **state)
+{
+	struct fixture *f;
+	int status = setup(state);
+
+	f = *state;
+	f->rig.ring = f->disk.quick = true;
+	return status;
 }
 
 static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	f->disk.hold_handed = false;
+	join(&f->disk);
 	virtio_blk_free(f->blk);
 	virtio_rig_done(&f->rig);
 	free(f);
@@ -550,18 +648,24 @@ static void expect_used(struct fixture *f, bool wanted)
 	assert_int_equal(rig_has_used(&f->rig, &f->rig.queue[0]), wanted);
 }
 
-static void add_write(struct fixture *f, uint64_t sector, uint8_t byte, gpa_t *ret_status)
+static void add_write_of(
+	struct fixture *f, uint64_t sector, uint8_t byte, uint32_t bytes, gpa_t *ret_status)
 {
-	gpa_t out = virtio_rig_alloc(&f->rig, 16 + 512), status = virtio_rig_alloc(&f->rig, 1);
-	struct rig_part parts[] = {{out, 16 + 512, false}, {status, 1, true}};
+	gpa_t out = virtio_rig_alloc(&f->rig, 16 + bytes), status = virtio_rig_alloc(&f->rig, 1);
+	struct rig_part parts[] = {{out, 16 + bytes, false}, {status, 1, true}};
 
 	store_le64(virtio_rig_at(&f->rig, out), T_OUT);
 	store_le64(virtio_rig_at(&f->rig, out + 8), sector);
-	memset(virtio_rig_at(&f->rig, out + 16), byte, 512);
+	memset(virtio_rig_at(&f->rig, out + 16), byte, bytes);
 	*(uint8_t *)virtio_rig_at(&f->rig, status) = 0x55;
 	*ret_status = status;
 	assert_true(virtio_rig_add(&f->rig, 0, parts, 2) >= 0);
 	virtio_rig_kick(&f->rig, 0);
+}
+
+static void add_write(struct fixture *f, uint64_t sector, uint8_t byte, gpa_t *ret_status)
+{
+	add_write_of(f, sector, byte, 512, ret_status);
 }
 
 static void test_full_pauses(void **state)
@@ -582,6 +686,7 @@ static void test_full_pauses(void **state)
 	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, status), 0);
 	assert_int_equal(f->disk.bytes[5 * 512], 0x77);
 	assert_int_equal(f->disk.bytes[5 * 512 + 511], 0x77);
+	virtio_rig_run(&f->rig); /* that it is over is told behind it */
 	assert_int_equal(f->stall_count, 2);
 	assert_int_equal(f->stalled[1], 0);
 	assert_string_equal(f->disk.log, "WWW");
@@ -632,9 +737,233 @@ static void test_reset_while_kept(void **state)
 	expect_used(f, false);
 }
 
+/* ---- doorbells ---- */
+
+/* The loop does not run: what comes back is the vCPU's doing, and the other thread's. */
+static bool comes_back(struct fixture *f)
+{
+	const uint64_t end_ns = clock_monotonic_ns() + RIG_WAIT_NS;
+
+	while (!rig_has_used(&f->rig, &f->rig.queue[0]) && clock_monotonic_ns() < end_ns)
+		usleep(1000);
+	return rig_has_used(&f->rig, &f->rig.queue[0]);
+}
+
+static void take_used(struct fixture *f, uint32_t expected)
+{
+	uint32_t written = 0;
+
+	assert_true(virtio_rig_used(&f->rig, 0, &written) >= 0);
+	assert_int_equal(written, expected);
+}
+
+static void read_in_doorbell(struct fixture *f)
+{
+	gpa_t in;
+
+	begin(f, F_FLUSH);
+	for (unsigned i = 0; i < 600; i++) {
+		assert_true(add_read(f, 0, i, 512, &in) >= 0);
+		assert_true(virtio_rig_kick(&f->rig, 0));
+		assert_int_equal(f->rig.interrupts[0], i + 1);
+		take_used(f, 513);
+		assert_memory_equal(virtio_rig_at(&f->rig, in), f->disk.bytes + 512 * i, 512);
+		assert_int_equal(((uint8_t *)virtio_rig_at(&f->rig, in))[512], 0);
+	}
+	assert_int_equal(f->disk.read_at_once, 600);
+	/* What the block device can't do at once comes all the same. */
+	f->disk.quick = false;
+	assert_true(add_read(f, 0, 7, 512, &in) >= 0);
+	virtio_rig_kick(&f->rig, 0);
+	assert_false(rig_has_used(&f->rig, &f->rig.queue[0]));
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 513);
+	assert_memory_equal(virtio_rig_at(&f->rig, in), f->disk.bytes + 512 * 7, 512);
+}
+
+static void test_doorbell_read(void **state)
+{
+	read_in_doorbell(*state);
+}
+
+static void test_doorbell_read_event_index(void **state)
+{
+	struct fixture *f = *state;
+
+	f->rig.event_index = true;
+	read_in_doorbell(f);
+}
+
+static void test_doorbell_read_packed(void **state)
+{
+	struct fixture *f = *state;
+
+	f->rig.packed = f->rig.event_index = f->rig.indirect = true;
+	read_in_doorbell(f);
+}
+
+/* However much is there, a vCPU comes out of its doorbell soon: the rest is the loop's. */
+static void test_doorbell_bounded(void **state)
+{
+	struct fixture *f = *state;
+	unsigned added = 0, used = 0;
+	uint32_t written;
+	gpa_t in;
+
+	f->rig.indirect = true;
+	begin(f, F_FLUSH);
+	while (add_read(f, 0, added, 512, &in) >= 0)
+		added++;
+	assert_int_equal(added, 256);
+	virtio_rig_kick(&f->rig, 0);
+	assert_in_range(f->disk.read_at_once, 1, 32);
+	virtio_rig_run(&f->rig);
+	while (virtio_rig_used(&f->rig, 0, &written) >= 0)
+		used++;
+	assert_int_equal(used, added);
+	/* One that is large is the loop's too. */
+	f->disk.read_at_once = 0;
+	assert_true(add_read(f, 0, 0, KIB(512), &in) >= 0);
+	virtio_rig_kick(&f->rig, 0);
+	assert_int_equal(f->disk.read_at_once, 0);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, KIB(512) + 1);
+	assert_memory_equal(virtio_rig_at(&f->rig, in), f->disk.bytes, KIB(512));
+}
+
+static void test_doorbell_write(void **state)
+{
+	struct fixture *f = *state;
+	gpa_t first, second, third;
+
+	begin(f, F_FLUSH);
+	add_write(f, 3, 0x33, &first);
+	assert_true(comes_back(f));
+	take_used(f, 1);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, first), 0);
+	assert_int_equal(f->disk.bytes[3 * 512 + 511], 0x33);
+	join(&f->disk);
+	assert_int_equal(f->rig.interrupts[0], 1);
+	/* While one is under way, others go to the loop and overtake it; so does a flush. */
+	f->disk.hold_handed = true;
+	add_write(f, 4, 0x44, &first);
+	add_write(f, 5, 0x55, &second);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 1);
+	assert_int_equal(f->disk.handed_over, 2);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, second), 0);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, first), 0x55);
+	f->disk.hold_handed = false;
+	assert_true(comes_back(f));
+	take_used(f, 1);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, first), 0);
+	assert_int_equal(f->disk.bytes[4 * 512], 0x44);
+	assert_int_equal(f->disk.bytes[5 * 512], 0x55);
+	/* A large one is the loop's. */
+	join(&f->disk);
+	add_write_of(f, 8, 0x88, KIB(256), &third);
+	assert_int_equal(f->disk.handed_over, 2);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 1);
+	assert_int_equal(f->disk.bytes[8 * 512 + KIB(256) - 1], 0x88);
+}
+
+/* The driver has its buffers back only when nobody writes them any more, and hears nothing of those. */
+static void test_doorbell_reset(void **state)
+{
+	struct fixture *f = *state;
+	const uint64_t end_ns = clock_monotonic_ns() + RIG_WAIT_NS;
+	gpa_t status;
+
+	begin(f, F_FLUSH);
+	f->disk.hold_handed = true;
+	add_write(f, 3, 0x33, &status);
+	assert_int_equal(f->disk.handed_over, 1);
+	virtio_rig_set_status(&f->rig, 0);
+	virtio_rig_run(&f->rig);
+	assert_int_not_equal(virtio_rig_status(&f->rig), 0);
+	f->disk.hold_handed = false;
+	while (virtio_rig_status(&f->rig) && clock_monotonic_ns() < end_ns)
+		usleep(1000);
+	assert_int_equal(virtio_rig_status(&f->rig), 0);
+	virtio_rig_run(&f->rig);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, status), 0x55);
+	assert_int_equal(f->rig.interrupts[0], 0);
+	begin(f, F_FLUSH);
+	assert_int_equal(ask(f, (struct ask){T_FLUSH}, NULL), 0);
+	/* And a doorbell that rings after a reset, as a late access may. */
+	virtio_rig_set_status(&f->rig, 0);
+	virtq_ring(virtio_queue(f->rig.device, 0));
+	virtio_rig_run(&f->rig);
+}
+
+/* Who holds the lock is the one that serves: the vCPU does not wait for it. */
+static void test_doorbell_busy(void **state)
+{
+	struct fixture *f = *state;
+	gpa_t in;
+
+	begin(f, F_FLUSH);
+	assert_true(add_read(f, 0, 9, 512, &in) >= 0);
+	pthread_mutex_lock(&f->rig.lock);
+	virtio_rig_kick(&f->rig, 0);
+	pthread_mutex_unlock(&f->rig.lock);
+	assert_int_equal(f->disk.read_at_once, 0);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 513);
+	assert_memory_equal(virtio_rig_at(&f->rig, in), f->disk.bytes + 9 * 512, 512);
+}
+
+/* While the machine is held for want of room, all is the loop's. */
+static void test_doorbell_full(void **state)
+{
+	struct fixture *f = *state;
+	gpa_t status, in;
+	uint32_t written;
+	unsigned used = 0;
+
+	begin(f, F_FLUSH);
+	f->disk.fail_status = -ENOSPC;
+	f->disk.fail_count = 1;
+	add_write(f, 5, 0x77, &status);
+	assert_int_equal(f->disk.handed_over, 1);
+	expect_used(f, false);
+	assert_int_equal(f->stall_count, 1);
+	assert_true(add_read(f, 0, 5, 512, &in) >= 0);
+	virtio_rig_kick(&f->rig, 0);
+	assert_int_equal(f->disk.read_at_once, 0);
+	for (unsigned i = 0; i < 300 && f->stall_count < 2; i++) {
+		loop_timer_arm(f->rig.timer, clock_monotonic_ns() + 10 * NS_PER_MS);
+		loop_run(f->rig.loop);
+	}
+	while (virtio_rig_used(&f->rig, 0, &written) >= 0)
+		used++;
+	assert_int_equal(used, 2);
+	assert_int_equal(f->stalled[1], 0);
+	assert_int_equal(f->disk.bytes[5 * 512], 0x77);
+	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, status), 0);
+}
+
+/* A driver that flushes by write-through: its writes end lasting, whichever way they go. */
+static void test_doorbell_write_through(void **state)
+{
+	struct fixture *f = *state;
+	gpa_t status;
+
+	begin(f, 0);
+	add_write(f, 3, 0x33, &status);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 1);
+	assert_string_equal(f->disk.log, "WF");
+	assert_int_equal(f->disk.handed_over, 0);
+}
+
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST_BY(name, by) cmocka_unit_test_setup_teardown(name, by, teardown)
+#define TEST(name)                                       \
+	cmocka_unit_test_setup_teardown(name, setup, teardown), \
+		{#name ", by doorbells", name, setup_quick, teardown, NULL}
 	const struct CMUnitTest tests[] = {
 		TEST(test_config),
 		TEST(test_features),
@@ -651,6 +980,15 @@ int main(void)
 		TEST(test_full_pauses),
 		TEST(test_full_reports),
 		TEST(test_reset_while_kept),
+		TEST_BY(test_doorbell_read, setup_quick),
+		TEST_BY(test_doorbell_read_event_index, setup_quick),
+		TEST_BY(test_doorbell_read_packed, setup_quick),
+		TEST_BY(test_doorbell_bounded, setup_quick),
+		TEST_BY(test_doorbell_write, setup_quick),
+		TEST_BY(test_doorbell_reset, setup_quick),
+		TEST_BY(test_doorbell_busy, setup_quick),
+		TEST_BY(test_doorbell_full, setup_quick),
+		TEST_BY(test_doorbell_write_through, setup_quick),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -60,6 +60,7 @@ struct rig_queue {
 
 struct virtio_rig {
 	bool packed, event_index, indirect; /* set before the start */
+	bool ring; /* kicks are those of a vCPU: the device may serve them at once */
 	uint16_t size;			    /* of queues; 0: the largest */
 	struct guest_memory *memory;
 	struct loop *loop;
@@ -381,7 +382,10 @@ static inline bool virtio_rig_kick(struct virtio_rig *rig, unsigned queue)
 	if (!rig_wants_kick(rig, &rig->queue[queue]))
 		return false;
 	rig->kicks++;
-	virtio_kick(rig->device, queue);
+	if (rig->ring)
+		virtq_ring(virtio_queue(rig->device, queue));
+	else
+		virtio_kick(rig->device, queue);
 	return true;
 }
 

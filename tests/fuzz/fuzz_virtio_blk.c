@@ -1,6 +1,7 @@
 /*
  * Fuzz target: a driver of virtio block that does anything: chains of any shape with headers and ranges from the input,
- * bytes poked into rings and buffers, features, resets; on a block device that ends requests at once or later, well or not.
+ * bytes poked into rings and buffers, features, resets, kicks to the loop and on the vCPU's thread; on a block device
+ * that ends requests at once or later, well or not.
  *
  * What must hold: nothing crashes; every request to the block device is within the disk, in whole sectors, with buffers
  * of just its length in guest memory, and of a kind that was offered; none is under way behind a reset that is complete.
@@ -30,7 +31,7 @@ struct fake {
 	struct block_limits limits;
 	struct block_request *held[HELD_MAX];
 	unsigned held_count;
-	uint8_t mood; /* hold, fail */
+	uint8_t mood; /* hold, fail; read at once, take writes over */
 };
 
 struct target {
@@ -104,12 +105,40 @@ static void fake_submit(struct block *block, struct block_request *r)
 		end(fake, r);
 }
 
+static int fake_read_now(struct block *block, struct block_request *r)
+{
+	struct fake *fake = container_of(block, struct fake, block);
+
+	check(fake, r);
+	MUST(r->op == BLOCK_READ);
+	if (!(fake->mood & 0x10))
+		return -EAGAIN;
+	for (unsigned i = 0; i < r->iov_count; i++)
+		memset(r->iov[i].iov_base, 0x5a, r->iov[i].iov_len);
+	return 0;
+}
+
+static bool fake_hand_over(struct block *block, struct block_request *r)
+{
+	struct fake *fake = container_of(block, struct fake, block);
+
+	check(fake, r);
+	MUST(r->op == BLOCK_WRITE);
+	if (!(fake->mood & 0x20) || fake->held_count == HELD_MAX)
+		return false;
+	fake->held[fake->held_count++] = r;
+	return true;
+}
+
 static void fake_limits(struct block *block, struct block_limits *ret_limits)
 {
 	*ret_limits = container_of(block, struct fake, block)->limits;
 }
 
-static const struct block_ops fake_ops = {.submit = fake_submit, .limits = fake_limits};
+static const struct block_ops fake_ops = {.submit = fake_submit,
+	.read_now = fake_read_now,
+	.hand_over = fake_hand_over,
+	.limits = fake_limits};
 
 /* On the loop: all that are held now. */
 static void let_go(void *opaque)
@@ -324,7 +353,12 @@ static void one_op(struct target *t, struct rig_input *in)
 	case 8: t->fake.mood = (uint8_t)rig_take(in, 1); break;
 	case 9: run_let_go(t); break;
 	case 10: run(t); break;
-	default: virtio_kick(t->device, q); run(t);
+	default:
+		if (op & 0x80)
+			virtq_ring(virtio_queue(t->device, q));
+		else
+			virtio_kick(t->device, q);
+		run(t);
 	}
 }
 

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "base/brief.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -168,6 +169,46 @@ static void test_cleanup(void **state)
 	assert_int_equal(close(raw), 0);
 }
 
+static bool count_down(void *opaque)
+{
+	unsigned *left = opaque;
+
+	return !*left || !--*left;
+}
+
+static bool is_never(void *opaque)
+{
+	++*(uint64_t *)opaque;
+	return false;
+}
+
+/* It looks after waits that were short, never for long, and not at all after one that was long. */
+static void test_brief(void **state)
+{
+	struct brief_wait wait = {0};
+	unsigned left = 100;
+	uint64_t looks = 0;
+
+	assert_false(brief_wait(&wait, count_down, &left));
+	assert_int_equal(left, 100);
+	for (unsigned i = 0; i < 10; i++)
+		brief_learn(&wait, 20 * NS_PER_US);
+	assert_int_equal(wait.window_ns, BRIEF_MAX_NS);
+	left = 1;
+	assert_true(brief_wait(&wait, count_down, &left));
+	/* Others may take the processor, and then the window is gone: but it ends. */
+	for (unsigned i = 0; i < 100; i++) {
+		brief_learn(&wait, 20 * NS_PER_US);
+		assert_false(brief_wait(&wait, is_never, &looks));
+	}
+	assert_true(looks >= 100);
+	brief_learn(&wait, 20 * NS_PER_US);
+	brief_learn(&wait, BRIEF_MAX_NS + 1);
+	looks = 0;
+	assert_false(brief_wait(&wait, is_never, &looks));
+	assert_int_equal(looks, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -181,6 +222,7 @@ int main(void)
 		cmocka_unit_test(test_log_limit),
 		cmocka_unit_test(test_log_level),
 		cmocka_unit_test(test_clock),
+		cmocka_unit_test(test_brief),
 		cmocka_unit_test(test_cleanup),
 	};
 

@@ -32,6 +32,8 @@ struct fixture {
 	uint64_t seed;
 	unsigned under_way, ended;
 	struct slot *slots;
+	bool quick; /* requests take the ways past the loop that there are */
+	atomic_uint read_at_once, handed_over;
 };
 
 static uint64_t next_random(struct fixture *f)
@@ -151,6 +153,8 @@ struct slot {
 	uint32_t grain;
 	bool odd;
 	unsigned left;
+	struct loop_call handed;
+	atomic_int handed_status;
 };
 
 static void slot_next(struct slot *s);
@@ -201,6 +205,42 @@ static void slot_done(struct block_request *request, int status)
 		loop_stop(s->f->loop);
 }
 
+static void handed_back(void *opaque)
+{
+	struct slot *s = opaque;
+
+	slot_done(&s->request, s->handed_status);
+}
+
+/* On a thread of the block device's. */
+static void handed_done(struct block_request *request, int status)
+{
+	struct slot *s = request->opaque;
+
+	s->handed_status = status;
+	loop_post(s->f->loop, &s->handed);
+}
+
+static void submit(struct slot *s)
+{
+	struct fixture *f = s->f;
+
+	if (f->quick && s->request.op == BLOCK_READ &&
+		block_read_now(f->block, &s->request) == 0) {
+		f->read_at_once++;
+		s->handed_status = 0;
+		loop_post(f->loop, &s->handed);
+		return;
+	}
+	s->request.done = handed_done;
+	if (f->quick && s->request.op == BLOCK_WRITE && block_hand_over(f->block, &s->request)) {
+		f->handed_over++;
+		return;
+	}
+	s->request.done = slot_done;
+	block_submit(f->block, &s->request);
+}
+
 static enum block_op pick_op(struct fixture *f)
 {
 	static const enum block_op ops[] = {BLOCK_READ, BLOCK_READ, BLOCK_READ, BLOCK_WRITE,
@@ -234,7 +274,7 @@ static void slot_next(struct slot *s)
 	else if (s->request.op == BLOCK_READ)
 		memset(row, 0xee, s->bytes);
 	f->under_way++;
-	block_submit(f->block, &s->request);
+	submit(s);
 }
 
 static void start_slots(void *opaque)
@@ -262,6 +302,7 @@ static void storm(struct fixture *f, unsigned requests, uint32_t grain, bool odd
 			.grain = grain,
 			.odd = odd,
 			.left = requests,
+			.handed = {.fn = handed_back, .opaque = &slots[i]},
 			.memory = aligned_alloc(4096, SLOT_BYTES + 4096)};
 		assert_non_null(slots[i].memory);
 	}
@@ -337,6 +378,119 @@ static void test_direct_threads(void **state)
 	storm_raw(*state,
 		(struct disk_block_options){.cache = DISK_CACHE_NONE, .aio = DISK_AIO_THREADS},
 		4096, true);
+}
+
+/* ---- ways past the loop ---- */
+
+/* Behind the slots nobody writes. */
+#define QUIET_BYTES (DISK_BYTES - SLOTS * SLOT_BYTES)
+
+struct reader {
+	struct fixture *f;
+	atomic_bool stop;
+	unsigned reads;
+	bool wrong;
+};
+
+static void *read_quiet(void *opaque)
+{
+	struct reader *reader = opaque;
+	struct fixture *f = reader->f;
+	uint8_t bytes[8192];
+
+	for (uint64_t at = 0; !reader->stop; at = (at + 512) % (QUIET_BYTES - sizeof(bytes))) {
+		struct iovec iov[2] = {{bytes, 512}, {bytes + 512, sizeof(bytes) - 512}};
+		struct block_request request = {.op = BLOCK_READ,
+			.offset = SLOTS * SLOT_BYTES + at,
+			.bytes = sizeof(bytes),
+			.iov = iov,
+			.iov_count = 2};
+
+		memset(bytes, 0xee, sizeof(bytes));
+		if (block_read_now(f->block, &request) < 0)
+			continue;
+		reader->reads++;
+		reader->wrong |= memcmp(bytes, f->model + request.offset, sizeof(bytes)) ||
+				 iov[0].iov_len != 512 || iov[0].iov_base != bytes;
+	}
+	return NULL;
+}
+
+/* Reads and writes on the quick ways, with others on the loop and a thread that only reads. */
+static void storm_quick(struct fixture *f, struct disk_block_options options)
+{
+	struct reader reader = {.f = f};
+	pthread_t thread;
+
+	assert_int_equal(open_block(f, options), 0);
+	f->quick = true;
+	assert_int_equal(pthread_create(&thread, NULL, read_quiet, &reader), 0);
+	storm(f, 60, 512, true);
+	reader.stop = true;
+	pthread_join(thread, NULL);
+	assert_false(reader.wrong);
+	if (!f->read_at_once)
+		print_message("NOT CHECKED: reads at once (the file system of /var/tmp has none)\n");
+	else
+		assert_true(reader.reads > 0);
+	assert_true(f->handed_over > 0);
+	block_close(f->block);
+	f->block = NULL;
+	check_file(f);
+}
+
+static void test_quick(void **state)
+{
+	storm_quick(*state, (struct disk_block_options){.format = "raw"});
+}
+
+static void test_quick_threads(void **state)
+{
+	storm_quick(*state, (struct disk_block_options){.format = "raw", .aio = DISK_AIO_THREADS});
+}
+
+static int read_at(struct fixture *f, uint64_t offset, uint8_t *bytes, uint64_t size)
+{
+	struct iovec iov = {bytes, size};
+	struct block_request request = {
+		.op = BLOCK_READ, .offset = offset, .bytes = size, .iov = &iov, .iov_count = 1};
+
+	return block_read_now(f->block, &request);
+}
+
+/* What must not, or can't, take a quick way. */
+static void test_quick_refused(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t *bytes = aligned_alloc(4096, 8192);
+	struct iovec iov = {bytes, 4096};
+	struct block_request write = {
+		.op = BLOCK_WRITE, .bytes = 4096, .iov = &iov, .iov_count = 1, .done = handed_done};
+
+	assert_int_equal(open_block(f, (struct disk_block_options){.cache = DISK_CACHE_WRITETHROUGH,
+					       .format = "raw"}),
+		0);
+	assert_false(block_hand_over(f->block, &write));
+	assert_int_equal(read_at(f, DISK_BYTES - 512, bytes, 1024), -EAGAIN);
+	assert_int_equal(read_at(f, UINT64_MAX - 511, bytes, 512), -EAGAIN);
+	block_close(f->block);
+	assert_int_equal(open_block(f, (struct disk_block_options){.readonly = true}), 0);
+	assert_false(block_hand_over(f->block, &write));
+	block_close(f->block);
+	assert_int_equal(
+		open_block(f, (struct disk_block_options){
+				      .cache = DISK_CACHE_NONE, .format = "raw"}),
+		0);
+	assert_false(block_hand_over(f->block, &write));
+	assert_int_equal(read_at(f, 0, bytes, 4096), -EAGAIN);
+	block_close(f->block);
+	/* The last sector ends behind the file: what is missing reads as zeros, which is the loop's to do. */
+	assert_int_equal(truncate(f->path, 4096 + 700), 0);
+	assert_int_equal(open_block(f, (struct disk_block_options){.format = "raw"}), 0);
+	assert_int_equal(read_at(f, 4096, bytes, 1024), -EAGAIN);
+	assert_int_equal(perform(f, BLOCK_READ, bytes, 4096, 1024), 0);
+	assert_int_equal(bytes[1023], 0);
+	free(bytes);
 }
 
 /* A file that ends in the middle of a sector, read and written with and without O_DIRECT. */
@@ -574,6 +728,15 @@ static void storm_fake(struct fixture *f, struct disk_block_options options)
 	free(fake);
 }
 
+static void test_runs_quick(void **state)
+{
+	struct fixture *f = *state;
+
+	f->quick = true;
+	storm_fake(f, (struct disk_block_options){0});
+	assert_true(f->handed_over > 0);
+}
+
 static void test_runs_uring(void **state)
 {
 	storm_fake(*state, (struct disk_block_options){0});
@@ -698,6 +861,45 @@ static void test_full(void **state)
 	free(bytes);
 }
 
+struct handed_test {
+	struct fixture *f;
+	struct block_request request;
+	int status;
+	bool told_here;
+};
+
+static void handed_failed(struct block_request *request, int status)
+{
+	struct handed_test *t = request->opaque;
+
+	t->status = status;
+	t->told_here = loop_is_here(t->f->loop);
+	loop_stop(t->f->loop);
+}
+
+/* A write that fails when it is handed over is told on the loop. */
+static void test_quick_fails(void **state)
+{
+	struct fixture *f = *state;
+	struct handed_test t = {.f = f};
+	uint8_t bytes[4096] = {'Q', 'F', 'I', 0xfb, 0, 0, 0, 3};
+	struct iovec iov = {bytes, sizeof(bytes)};
+
+	assert_int_equal(truncate(f->path, 0), 0);
+	assert_int_equal(truncate(f->path, DISK_BYTES), 0);
+	assert_int_equal(open_block(f, (struct disk_block_options){0}), 0);
+	t.request = (struct block_request){.op = BLOCK_WRITE,
+		.bytes = sizeof(bytes),
+		.iov = &iov,
+		.iov_count = 1,
+		.done = handed_failed,
+		.opaque = &t};
+	assert_true(block_hand_over(f->block, &t.request));
+	loop_run(f->loop);
+	assert_int_equal(t.status, -EPERM);
+	assert_true(t.told_here);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -720,6 +922,11 @@ int main(void)
 		TEST(test_flushes_ride),
 		TEST(test_flush_fails),
 		TEST(test_full),
+		TEST(test_quick),
+		TEST(test_quick_threads),
+		TEST(test_quick_refused),
+		TEST(test_quick_fails),
+		TEST(test_runs_quick),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
