@@ -12,9 +12,9 @@
 #include "base/clock.h"
 #include "base/util.h"
 
-#define FIRST_NS  8000u
-#define TAKEN_NS  8000u /* away for longer: others had the processor */
-#define LOOKS	  16	/* between two looks at the clock */
+#define FIRST_NS 8000u
+#define TAKEN_NS 8000u /* away for longer: others had the processor */
+#define LOOKS	 16    /* between two looks at the clock */
 
 static bool look(bool (*is_due)(void *opaque), void *opaque)
 {

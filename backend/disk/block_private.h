@@ -34,7 +34,7 @@ struct disk_block {
 	enum disk_cache cache;
 	bool discard;
 	_Atomic bool no_nowait; /* there is a file that knows no RWF_NOWAIT */
-	uint32_t align; /* of O_DIRECT; 1: it is not used */
+	uint32_t align;		/* of O_DIRECT; 1: it is not used */
 	struct transfer *free_transfers;
 	struct part *free_parts;
 	/* Flushes: those that wait for the next, those that ride on the present one. */

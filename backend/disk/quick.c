@@ -26,8 +26,8 @@ struct handed {
 
 /* ---- reads ---- */
 
-static int read_file(struct disk_block *b, const struct disk_extent *extent,
-	const struct block_request *request)
+static int read_file(
+	struct disk_block *b, const struct disk_extent *extent, const struct block_request *request)
 {
 	ssize_t result;
 
@@ -70,8 +70,8 @@ static bool write_work(struct worker_job *job)
 	struct handed *h = container_of(job, struct handed, job);
 	struct block_request *request = h->request;
 
-	h->status = disk_writev(h->b->disk, request->iov, request->iov_count, request->offset,
-		request->bytes);
+	h->status = disk_writev(
+		h->b->disk, request->iov, request->iov_count, request->offset, request->bytes);
 	if (h->status < 0)
 		return false;
 	request->done(request, 0);
@@ -95,9 +95,8 @@ bool quick_hand_over(struct block *block, struct block_request *request)
 		disk_file(b->disk)->fd < 0 || disk_file(b->disk)->direct_fd >= 0 ||
 		block_check(b, request) < 0)
 		return false;
-	*h = (struct handed){.job = {.work = write_work, .done = write_failed},
-		.b = b,
-		.request = request};
+	*h = (struct handed){
+		.job = {.work = write_work, .done = write_failed}, .b = b, .request = request};
 	workers_submit(b->workers, &h->job);
 	return true;
 }

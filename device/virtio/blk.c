@@ -8,12 +8,12 @@
  * Left out on purpose: legacy layouts, geometry, lifetime, secure erase and zones (no image has any), SIZE_MAX (a
  * segment may be of any length).
  *
- * Invariants: REQUESTS_MAX requests are there, each either free, kept (stalled) or under way, which is counted.
+ * Invariants: BLK_REQUESTS_MAX requests are there, each either free, kept (stalled) or under way, which is counted.
  * `here` is the loop thread's own: it says that this thread holds the lock, because the block device may end a
  * request while it is submitted. Guest RAM is touched by the block device between submit and done only, and the
  * device is not reset before all have ended.
  */
-#include "device/virtio/blk.h"
+#include "device/virtio/blk_private.h"
 
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -26,18 +26,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define QUEUE_SIZE   256u
-#define SEG_MAX	     (QUEUE_SIZE - 2) /* a queue without indirect descriptors holds one such request */
-#define REQUESTS_MAX 256
-#define TURN_MAX     512 /* requests from one queue before others have their turn on the loop */
-#define QUICK_MAX    16	 /* requests that one doorbell serves at once */
-#define QUICK_BYTES  KIB(64)
-
-#define SECTOR_SHIFT  9
-#define HEADER_BYTES  16
-#define RANGE_BYTES   16
-#define RANGES_MAX    16
-#define RANGE_SECTORS (1u << 21) /* the largest range that may be discarded at a time: 1 GiB */
+#define QUEUE_SIZE 256u
+#define SEG_MAX	   (QUEUE_SIZE - 2) /* a queue without indirect descriptors holds one such request */
+#define TURN_MAX   512 /* requests from one queue before others have their turn on the loop */
 
 /* Feature bits: 5.2.3. */
 #define F_SEG_MAX      (1ull << 2)
@@ -68,65 +59,10 @@ enum config_offset {
 	CONFIG_BYTES = 60,
 };
 
-enum request_type { /* 5.2.6 */
-	TYPE_IN = 0,
-	TYPE_OUT = 1,
-	TYPE_FLUSH = 4,
-	TYPE_GET_ID = 8,
-	TYPE_DISCARD = 11,
-	TYPE_WRITE_ZEROES = 13,
-};
-
-enum request_status { STATUS_OK, STATUS_IOERR, STATUS_UNSUPP };
-
-#define RANGE_FLAG_UNMAP 1u
-
-struct range {
-	uint64_t offset, bytes;
-	bool unmap;
-};
-
-struct request {
-	struct virtio_blk *blk;
-	struct request *next; /* free, or stalled */
-	unsigned queue;
-	struct virtq_buffer buffer;
-	struct block_request block;
-	struct iovec *iov; /* of the data alone; its own copy, which the block device may change */
-	unsigned iov_capacity;
-	enum block_op op;
-	struct range ranges[RANGES_MAX]; /* reads and writes have one; a flush has none */
-	unsigned range_count;
-	bool flush;    /* when the ranges are done */
-	unsigned step; /* how many ranges, and the flush, have been done */
-};
-
-struct virtio_blk {
-	struct virtio_blk_config config;
-	struct loop *loop;
-	pthread_mutex_t *lock;
-	struct virtio_device *device;
-	struct block *block;
-	struct block_limits limits;
-	char serial[VIRTIO_BLK_SERIAL_BYTES];
-	bool wce, writeback;
-
-	struct request requests[REQUESTS_MAX];
-	struct request *free;
-	struct request *stalled;
-	unsigned under_way;
-	int stall_status;	     /* of the last that was kept; 0: none is kept */
-	int stall_told;		     /* what config.stalled was told */
-	uint32_t to_signal, waiting; /* bits of queues: to be signalled; not emptied yet */
-	bool resetting;
-	bool here; /* the loop's thread only */
-	bool later_wanted;
-	struct loop_call later;
-	struct loop_timer *retry;
-};
+enum request_status { STATUS_OK, STATUS_IOERR, STATUS_UNSUPP }; /* 5.2.6 */
 
 static void take_requests(struct virtio_blk *blk, unsigned queue);
-static void submit_next(struct request *r);
+static void submit_next(struct blk_request *r);
 
 /* ---- what is done behind a batch: interrupts, queues that had to wait, holding the machine ---- */
 
@@ -150,7 +86,7 @@ static void leave(struct virtio_blk *blk)
 	pthread_mutex_unlock(blk->lock);
 }
 
-static void signal_queues(struct virtio_blk *blk)
+void blk_signal_queues(struct virtio_blk *blk)
 {
 	uint32_t queues = blk->to_signal;
 
@@ -175,7 +111,7 @@ static void serve_later(void *opaque)
 	enter(blk);
 	blk->later_wanted = false;
 	take_waiting(blk);
-	signal_queues(blk);
+	blk_signal_queues(blk);
 	int status = blk->stall_status;
 	bool tell = status != blk->stall_told;
 	blk->stall_told = status;
@@ -186,14 +122,11 @@ static void serve_later(void *opaque)
 
 /* ---- the end of a request ---- */
 
-static void release(struct request *r)
+static void release(struct blk_request *r)
 {
-	struct virtio_blk *blk = r->blk;
-
-	r->next = blk->free;
-	blk->free = r;
-	if (blk->waiting)
-		want_later(blk);
+	blk_put_free(r);
+	if (r->blk->waiting)
+		want_later(r->blk);
 }
 
 static uint8_t status_byte(int status)
@@ -204,7 +137,7 @@ static uint8_t status_byte(int status)
 }
 
 /* Give the buffer back; whoever calls has the driver told. The status is the last byte that the device may write. */
-static void give_back(struct request *r, int status)
+void blk_give_back(struct blk_request *r, int status)
 {
 	struct virtio_blk *blk = r->blk;
 	uint8_t byte = status_byte(status);
@@ -220,9 +153,9 @@ static void give_back(struct request *r, int status)
 	release(r);
 }
 
-static void finish(struct request *r, int status)
+static void finish(struct blk_request *r, int status)
 {
-	give_back(r, status);
+	blk_give_back(r, status);
 	if (r->blk->to_signal)
 		want_later(r->blk);
 }
@@ -237,7 +170,7 @@ static bool is_kept(const struct virtio_blk *blk, int status)
 	}
 }
 
-static void keep(struct request *r, int status)
+static void keep(struct blk_request *r, int status)
 {
 	struct virtio_blk *blk = r->blk;
 
@@ -250,9 +183,9 @@ static void keep(struct request *r, int status)
 
 static void drop_stalled(struct virtio_blk *blk)
 {
-	struct request *next;
+	struct blk_request *next;
 
-	for (struct request *r = blk->stalled; r; r = next) {
+	for (struct blk_request *r = blk->stalled; r; r = next) {
 		next = r->next;
 		release(r);
 	}
@@ -269,7 +202,7 @@ static void check_stall(struct virtio_blk *blk)
 }
 
 /* One step of it has ended. */
-static void step_ended(struct request *r, int status)
+static void step_ended(struct blk_request *r, int status)
 {
 	struct virtio_blk *blk = r->blk;
 
@@ -295,7 +228,7 @@ static void check_reset(struct virtio_blk *blk)
 
 static void block_done(struct block_request *block, int status)
 {
-	struct request *r = block->opaque;
+	struct blk_request *r = block->opaque;
 	struct virtio_blk *blk = r->blk;
 	bool was_here = blk->here;
 
@@ -310,9 +243,9 @@ static void block_done(struct block_request *block, int status)
 }
 
 /* One that was handed over: its only step. On a thread of the block device's, or if it failed on the loop's. */
-static void handed_done(struct block_request *block, int status)
+void blk_handed_done(struct block_request *block, int status)
 {
-	struct request *r = block->opaque;
+	struct blk_request *r = block->opaque;
 	struct virtio_blk *blk = r->blk;
 
 	if (status < 0) {
@@ -324,220 +257,55 @@ static void handed_done(struct block_request *block, int status)
 	if (blk->resetting)
 		release(r);
 	else
-		give_back(r, 0);
-	signal_queues(blk);
+		blk_give_back(r, 0);
+	blk_signal_queues(blk);
 	check_stall(blk);
 	check_reset(blk);
 }
 
-/* ---- from a request's parts to the block device's requests ---- */
-
-/* The part [skip, skip + bytes) of a list of buffers, as r->iov. The list holds at least that. */
-static int slice(
-	struct request *r, const struct iovec *from, unsigned count, uint64_t skip, uint64_t bytes)
-{
-	unsigned n = 0;
-
-	if (count > r->iov_capacity) {
-		struct iovec *grown = reallocarray(r->iov, count, sizeof(*grown));
-
-		if (!grown)
-			return -ENOMEM;
-		r->iov = grown;
-		r->iov_capacity = count;
-	}
-	for (unsigned i = 0; i < count && bytes; i++) {
-		uint64_t length = from[i].iov_len;
-
-		if (skip >= length) {
-			skip -= length;
-			continue;
-		}
-		length = MIN(length - skip, bytes);
-		r->iov[n++] = (struct iovec){(char *)from[i].iov_base + skip, length};
-		bytes -= length;
-		skip = 0;
-	}
-	r->block.iov = r->iov;
-	r->block.iov_count = n;
-	return 0;
-}
-
-static int prepare(struct request *r)
-{
-	const struct range *range = &r->ranges[r->step];
-	const struct virtq_buffer *b = &r->buffer;
-
-	r->block = (struct block_request){.op = BLOCK_FLUSH, .done = block_done, .opaque = r};
-	if (r->step == r->range_count)
-		return 0;
-	r->block.op = r->op;
-	r->block.offset = range->offset;
-	r->block.bytes = range->bytes;
-	r->block.unmap = range->unmap;
-	if (r->op == BLOCK_READ)
-		return slice(r, b->in, b->in_count, 0, range->bytes);
-	if (r->op == BLOCK_WRITE)
-		return slice(r, b->out, b->out_count, HEADER_BYTES, range->bytes);
-	return 0;
-}
+/* ---- beginning ---- */
 
 /* Submit what comes next of it (again, if it was kept), or end it. */
-static void submit_next(struct request *r)
+static void submit_next(struct blk_request *r)
 {
 	if (r->step >= r->range_count + r->flush) {
 		finish(r, 0);
 		return;
 	}
-	int status = prepare(r);
+	int status = blk_request_prepare(r);
 	if (status < 0) {
 		finish(r, status);
 		return;
 	}
+	r->block.done = block_done;
 	r->blk->under_way++;
 	block_submit(r->blk->block, &r->block);
 }
 
-/* ---- checking what the driver asks for ---- */
-
-/* Is it within the disk, in whole sectors? */
-static int check_range(
-	const struct virtio_blk *blk, uint64_t sector, uint64_t bytes, struct range *ret)
-{
-	const struct block_limits *limits = &blk->limits;
-
-	if (sector > limits->size_bytes >> SECTOR_SHIFT)
-		return -EINVAL;
-	*ret = (struct range){.offset = sector << SECTOR_SHIFT, .bytes = bytes};
-	if (bytes > limits->size_bytes - ret->offset || ret->offset % limits->sector_bytes ||
-		bytes % limits->sector_bytes)
-		return -EINVAL;
-	return 0;
-}
-
-static int begin_transfer(struct request *r, enum block_op op, uint64_t sector)
-{
-	bool write = op == BLOCK_WRITE;
-	uint64_t bytes = write ? r->buffer.out_bytes - HEADER_BYTES : r->buffer.in_bytes - 1;
-	int status = check_range(r->blk, sector, bytes, &r->ranges[0]);
-
-	if (status < 0)
-		return status;
-	if (write && r->blk->limits.readonly)
-		return -EROFS;
-	r->op = op;
-	r->range_count = bytes ? 1 : 0;
-	return 0;
-}
-
-/* 5.2.6.2: unknown flags and unmap of a discard are not supported; sizes beyond the limits are errors. */
-static int read_range(struct request *r, enum block_op op, unsigned index)
-{
-	uint8_t bytes[RANGE_BYTES];
-
-	virtq_read(&r->buffer, HEADER_BYTES + index * RANGE_BYTES, bytes, RANGE_BYTES);
-	uint64_t sector = load_le64(bytes);
-	uint32_t sectors = load_le32(bytes + 8);
-	uint32_t flags = load_le32(bytes + 12);
-
-	if (flags & ~(op == BLOCK_WRITE_ZEROES ? RANGE_FLAG_UNMAP : 0))
-		return -EOPNOTSUPP;
-	if (sectors > RANGE_SECTORS)
-		return -EINVAL;
-	int status =
-		check_range(r->blk, sector, (uint64_t)sectors << SECTOR_SHIFT, &r->ranges[index]);
-	r->ranges[index].unmap = flags & RANGE_FLAG_UNMAP;
-	return status;
-}
-
-static int begin_ranges(struct request *r, enum block_op op)
-{
-	const struct block_limits *limits = &r->blk->limits;
-	uint64_t bytes = r->buffer.out_bytes - HEADER_BYTES;
-
-	if (!(op == BLOCK_DISCARD ? limits->discard : limits->write_zeroes))
-		return -EOPNOTSUPP;
-	if (limits->readonly)
-		return -EROFS;
-	if (bytes % RANGE_BYTES || bytes > RANGES_MAX * RANGE_BYTES)
-		return -EINVAL;
-	r->op = op;
-	for (unsigned i = 0; i < bytes / RANGE_BYTES; i++) {
-		int status = read_range(r, op, i);
-
-		if (status < 0)
-			return status;
-		r->range_count++;
-	}
-	return 0;
-}
-
-static int give_serial(struct request *r)
-{
-	virtq_write(&r->buffer, 0, r->blk->serial,
-		MIN(r->buffer.in_bytes - 1, (uint64_t)sizeof(r->blk->serial)));
-	return 0;
-}
-
-/* 1: to be submitted; 0: done; or what is wrong with it. */
-static int begin(struct request *r)
-{
-	uint8_t header[HEADER_BYTES];
-	int status;
-
-	r->step = r->range_count = 0;
-	r->flush = false;
-	if (virtq_read(&r->buffer, 0, header, sizeof(header)) < sizeof(header))
-		return -EINVAL;
-	uint64_t sector = load_le64(header + 8);
-	switch (load_le32(header)) {
-	case TYPE_IN: status = begin_transfer(r, BLOCK_READ, sector); break;
-	case TYPE_OUT: status = begin_transfer(r, BLOCK_WRITE, sector); break;
-	case TYPE_DISCARD: status = begin_ranges(r, BLOCK_DISCARD); break;
-	case TYPE_WRITE_ZEROES: status = begin_ranges(r, BLOCK_WRITE_ZEROES); break;
-	case TYPE_FLUSH: r->flush = true; return 1;
-	case TYPE_GET_ID: return give_serial(r);
-	default: return -EOPNOTSUPP;
-	}
-	r->flush = r->op != BLOCK_READ && r->op != BLOCK_DISCARD && !r->blk->writeback &&
-		   r->blk->limits.volatile_cache;
-	return status < 0 ? status : 1;
-}
-
-static void begin_request(struct request *r)
+static void begin_request(struct blk_request *r)
 {
 	if (!r->buffer.in_bytes) {
 		virtio_fail(r->blk->device, "a request has no room for its status");
 		release(r);
 		return;
 	}
-	int status = begin(r);
+	int status = blk_request_read(r);
 	if (status == 1)
 		submit_next(r);
 	else
 		finish(r, status);
 }
 
-static struct request *take_free(struct virtio_blk *blk)
-{
-	struct request *r = blk->free;
-
-	if (r)
-		blk->free = r->next;
-	return r;
-}
-
 /* 1: one was taken; 0: none is there; -EBUSY: all requests are in use; or virtq_pop()'s. */
 static int take_request(struct virtio_blk *blk, unsigned queue)
 {
-	struct request *r = take_free(blk);
+	struct blk_request *r = blk_take_free(blk);
 
 	if (!r)
 		return -EBUSY;
 	int status = virtq_pop(virtio_queue(blk->device, queue), &r->buffer);
 	if (status != 1) {
-		r->next = blk->free;
-		blk->free = r;
+		blk_put_free(r);
 		return status;
 	}
 	r->queue = queue;
@@ -567,74 +335,6 @@ static void take_requests(struct virtio_blk *blk, unsigned queue)
 		want_later(blk);
 }
 
-/* ---- doorbells, on the threads of vCPUs ---- */
-
-/* Carry it out, or have it carried out, past the loop. */
-static bool begin_quick(struct request *r)
-{
-	struct virtio_blk *blk = r->blk;
-
-	if (r->range_count != 1 || r->flush || r->ranges[0].bytes > QUICK_BYTES || prepare(r) < 0)
-		return false;
-	if (r->op == BLOCK_READ && block_read_now(blk->block, &r->block) == 0) {
-		give_back(r, 0);
-		return true;
-	}
-	/* One at a time: several at once are quicker together. */
-	if (r->op != BLOCK_WRITE || blk->under_way)
-		return false;
-	r->block.done = handed_done;
-	blk->under_way++;
-	if (block_hand_over(blk->block, &r->block))
-		return true;
-	blk->under_way--;
-	return false;
-}
-
-static bool serve_quick(struct request *r)
-{
-	int status = r->buffer.in_bytes ? begin(r) : -EINVAL;
-
-	if (status == 1 && begin_quick(r))
-		return true;
-	/* The rest is the loop's, mistakes too. */
-	virtq_unpop(virtio_queue(r->blk->device, r->queue), &r->buffer);
-	r->next = r->blk->free;
-	r->blk->free = r;
-	return false;
-}
-
-/* 1: one was served; 0: none is there; negative: the loop has to look. */
-static int take_quick(struct virtio_blk *blk, unsigned queue)
-{
-	struct request *r = take_free(blk);
-
-	if (!r)
-		return -EBUSY;
-	int status = virtq_pop(virtio_queue(blk->device, queue), &r->buffer);
-	if (status != 1) {
-		r->next = blk->free;
-		blk->free = r;
-		return status;
-	}
-	r->queue = queue;
-	return serve_quick(r) ? 1 : -EAGAIN;
-}
-
-static bool blk_doorbell(void *device, unsigned queue)
-{
-	struct virtio_blk *blk = device;
-	struct virtq *q = virtio_queue(blk->device, queue);
-	int status = 1;
-
-	if (blk->stall_status || blk->waiting & 1u << queue)
-		return false;
-	for (unsigned i = 0; i < QUICK_MAX && status == 1; i++)
-		status = take_quick(blk, queue);
-	signal_queues(blk);
-	return status == 0 && !virtq_want_kicks(q, true);
-}
-
 /* ---- trying again ---- */
 
 static void retry_stalled(void *opaque)
@@ -642,7 +342,7 @@ static void retry_stalled(void *opaque)
 	struct virtio_blk *blk = opaque;
 
 	enter(blk);
-	struct request *r = blk->stalled, *next;
+	struct blk_request *r = blk->stalled, *next;
 	blk->stalled = NULL;
 	for (; r; r = next) {
 		next = r->next;
@@ -677,7 +377,7 @@ static void fill_config(const struct virtio_blk *blk, uint8_t *config)
 	const struct block_limits *l = &blk->limits;
 	uint32_t optimal = MAX(l->optimal_bytes, l->sector_bytes);
 
-	store_le64(config + CONFIG_CAPACITY, l->size_bytes >> SECTOR_SHIFT);
+	store_le64(config + CONFIG_CAPACITY, l->size_bytes >> BLK_SECTOR_SHIFT);
 	store_le32(config + CONFIG_SEG_MAX, SEG_MAX);
 	store_le32(config + CONFIG_BLK_SIZE, l->sector_bytes);
 	/* The host's files are made of pages: what is smaller costs a read too. */
@@ -685,11 +385,11 @@ static void fill_config(const struct virtio_blk *blk, uint8_t *config)
 	store_le32(config + CONFIG_OPT_IO_SIZE, l->optimal_bytes / l->sector_bytes);
 	config[CONFIG_WCE] = blk->wce;
 	store_le16(config + CONFIG_NUM_QUEUES, (uint16_t)blk->config.queues);
-	store_le32(config + CONFIG_DISCARD_SECTORS, RANGE_SECTORS);
-	store_le32(config + CONFIG_DISCARD_SEG, RANGES_MAX);
-	store_le32(config + CONFIG_DISCARD_ALIGNMENT, optimal >> SECTOR_SHIFT);
-	store_le32(config + CONFIG_ZEROES_SECTORS, RANGE_SECTORS);
-	store_le32(config + CONFIG_ZEROES_SEG, RANGES_MAX);
+	store_le32(config + CONFIG_DISCARD_SECTORS, BLK_RANGE_SECTORS);
+	store_le32(config + CONFIG_DISCARD_SEG, BLK_RANGES_MAX);
+	store_le32(config + CONFIG_DISCARD_ALIGNMENT, optimal >> BLK_SECTOR_SHIFT);
+	store_le32(config + CONFIG_ZEROES_SECTORS, BLK_RANGE_SECTORS);
+	store_le32(config + CONFIG_ZEROES_SEG, BLK_RANGES_MAX);
 	config[CONFIG_ZEROES_UNMAP] = 1;
 }
 
@@ -782,7 +482,7 @@ void virtio_blk_free(struct virtio_blk *blk)
 	loop_cancel(blk->loop, &blk->later);
 	virtio_free(blk->device);
 	loop_timer_free(blk->retry);
-	for (unsigned i = 0; i < REQUESTS_MAX; i++) {
+	for (unsigned i = 0; i < BLK_REQUESTS_MAX; i++) {
 		virtq_buffer_free(&blk->requests[i].buffer);
 		free(blk->requests[i].iov);
 	}
@@ -803,7 +503,7 @@ static void init(struct virtio_blk *blk, const struct virtio_config *wiring,
 	if (config->serial)
 		memcpy(blk->serial, config->serial,
 			strnlen(config->serial, VIRTIO_BLK_SERIAL_BYTES));
-	for (unsigned i = 0; i < REQUESTS_MAX; i++) {
+	for (unsigned i = 0; i < BLK_REQUESTS_MAX; i++) {
 		blk->requests[i].blk = blk;
 		release(&blk->requests[i]);
 	}

@@ -961,9 +961,11 @@ static void test_doorbell_write_through(void **state)
 int main(void)
 {
 #define TEST_BY(name, by) cmocka_unit_test_setup_teardown(name, by, teardown)
-#define TEST(name)                                       \
-	cmocka_unit_test_setup_teardown(name, setup, teardown), \
-		{#name ", by doorbells", name, setup_quick, teardown, NULL}
+#define TEST(name)                                                        \
+	cmocka_unit_test_setup_teardown(name, setup, teardown),           \
+	{                                                                 \
+#name ", by doorbells", name, setup_quick, teardown, NULL \
+	}
 	const struct CMUnitTest tests[] = {
 		TEST(test_config),
 		TEST(test_features),

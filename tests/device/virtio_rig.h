@@ -60,8 +60,8 @@ struct rig_queue {
 
 struct virtio_rig {
 	bool packed, event_index, indirect; /* set before the start */
-	bool ring; /* kicks are those of a vCPU: the device may serve them at once */
-	uint16_t size;			    /* of queues; 0: the largest */
+	bool ring;     /* kicks are those of a vCPU: the device may serve them at once */
+	uint16_t size; /* of queues; 0: the largest */
 	struct guest_memory *memory;
 	struct loop *loop;
 	pthread_mutex_t lock;

@@ -225,8 +225,7 @@ static void submit(struct slot *s)
 {
 	struct fixture *f = s->f;
 
-	if (f->quick && s->request.op == BLOCK_READ &&
-		block_read_now(f->block, &s->request) == 0) {
+	if (f->quick && s->request.op == BLOCK_READ && block_read_now(f->block, &s->request) == 0) {
 		f->read_at_once++;
 		s->handed_status = 0;
 		loop_post(f->loop, &s->handed);
@@ -430,7 +429,8 @@ static void storm_quick(struct fixture *f, struct disk_block_options options)
 	pthread_join(thread, NULL);
 	assert_false(reader.wrong);
 	if (!f->read_at_once)
-		print_message("NOT CHECKED: reads at once (the file system of /var/tmp has none)\n");
+		print_message(
+			"NOT CHECKED: reads at once (the file system of /var/tmp has none)\n");
 	else
 		assert_true(reader.reads > 0);
 	assert_true(f->handed_over > 0);
@@ -477,9 +477,8 @@ static void test_quick_refused(void **state)
 	assert_int_equal(open_block(f, (struct disk_block_options){.readonly = true}), 0);
 	assert_false(block_hand_over(f->block, &write));
 	block_close(f->block);
-	assert_int_equal(
-		open_block(f, (struct disk_block_options){
-				      .cache = DISK_CACHE_NONE, .format = "raw"}),
+	assert_int_equal(open_block(f, (struct disk_block_options){.cache = DISK_CACHE_NONE,
+					       .format = "raw"}),
 		0);
 	assert_false(block_hand_over(f->block, &write));
 	assert_int_equal(read_at(f, 0, bytes, 4096), -EAGAIN);
