@@ -31,6 +31,9 @@
 #define MISALIGN 64
 
 #define PAGE_BITS 4096 /* of struct x86_tlb's bitmaps of pages */
+_Static_assert(PAGE_BITS == X86_TLB_SIZE, "words_of() is of both");
+/* Words of `branch_used` that a page's branches are in. */
+#define BRANCH_WORDS (((unsigned)GUEST_PAGE_SIZE >> X86_BRANCH_SHIFT) / 64)
 
 /* ---- entries ---- */
 
@@ -59,12 +62,12 @@ static bool entry_maps(const struct x86_tlb_entry *e, uint64_t gpa)
 	return e->gpa == gpa;
 }
 
-X86_INLINE void entries_drop(
-	struct x86_tlb *tlb, enum x86_access access, drop_entry *drop, uint64_t arg)
+X86_INLINE void entries_drop_words(struct x86_tlb *tlb, enum x86_access access, unsigned first, unsigned count,
+	drop_entry *drop, uint64_t arg)
 {
 	struct x86_tlb_entry *table = tlb->entry[access];
 
-	for (unsigned w = 0; w < ARRAY_SIZE(tlb->used[access]); w++) {
+	for (unsigned w = first; w < first + count; w++) {
 		uint64_t left = tlb->used[access][w];
 		for (uint64_t bits = left; bits; bits &= bits - 1) {
 			const unsigned index = w * 64 + (unsigned)__builtin_ctzll(bits);
@@ -75,6 +78,12 @@ X86_INLINE void entries_drop(
 		}
 		tlb->used[access][w] = left;
 	}
+}
+
+X86_INLINE void entries_drop(
+	struct x86_tlb *tlb, enum x86_access access, drop_entry *drop, uint64_t arg)
+{
+	entries_drop_words(tlb, access, 0, ARRAY_SIZE(tlb->used[access]), drop, arg);
 }
 
 /* ---- branches ---- */
@@ -100,10 +109,33 @@ static unsigned page_bit(uint64_t number)
 	return number & (PAGE_BITS - 1);
 }
 
+static unsigned half_of(gva_t linear)
+{
+	return linear >> 63;
+}
+
 static void branch_note_page(struct x86_tlb *tlb, gva_t target)
 {
 	const unsigned bit = page_bit(target >> GUEST_PAGE_SHIFT);
-	tlb->branch_pages[bit / 64] |= BIT(bit % 64);
+	tlb->branch_pages[half_of(target)][bit / 64] |= BIT(bit % 64);
+}
+
+/* Notes the pages of those that are left. */
+X86_INLINE void branch_word_drop(struct x86_cpu *cpu, struct x86_tlb *tlb, unsigned w, drop_branch *drop, uint64_t arg,
+	unsigned shift)
+{
+	uint64_t left = tlb->branch_used[w];
+
+	for (uint64_t bits = left; bits; bits &= bits - 1) {
+		const unsigned index = w * 64 + (unsigned)__builtin_ctzll(bits);
+		if (drop(tlb, index, arg, shift)) {
+			tlb->branch_code[index] = cpu->branch_miss;
+			left &= ~BIT(index % 64);
+		} else {
+			branch_note_page(tlb, tlb->branch_tag[index]);
+		}
+	}
+	tlb->branch_used[w] = left;
 }
 
 X86_INLINE void branches_drop(
@@ -114,31 +146,37 @@ X86_INLINE void branches_drop(
 	tlb->has_branches = false;
 	memset(tlb->branch_pages, 0, sizeof(tlb->branch_pages));
 	for (unsigned w = 0; w < ARRAY_SIZE(tlb->branch_used); w++) {
-		uint64_t left = tlb->branch_used[w];
-		for (uint64_t bits = left; bits; bits &= bits - 1) {
-			const unsigned index = w * 64 + (unsigned)__builtin_ctzll(bits);
-			if (drop(tlb, index, arg, shift)) {
-				tlb->branch_code[index] = cpu->branch_miss;
-				left &= ~BIT(index % 64);
-			} else {
-				branch_note_page(tlb, tlb->branch_tag[index]);
-			}
-		}
-		tlb->branch_used[w] = left;
-		tlb->has_branches |= left != 0;
+		branch_word_drop(cpu, tlb, w, drop, arg, shift);
+		tlb->has_branches |= tlb->branch_used[w] != 0;
 	}
 }
 
+/* Those of one page. Its bit in `branch_pages` stays: another page's may be the same. */
+static void branches_drop_page(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t page)
+{
+	const unsigned first = x86_branch_index(page) / 64;
+
+	for (unsigned n = 0; n < BRANCH_WORDS; n++)
+		branch_word_drop(cpu, tlb, first + n, branch_near, page, GUEST_PAGE_SHIFT);
+}
+
 /* ---- one table set ---- */
+
+static void large_forget(struct x86_tlb *tlb, unsigned half)
+{
+	if (tlb->has_large[half])
+		memset(tlb->large[half], 0, sizeof(tlb->large[half]));
+	tlb->has_large[half] = false;
+}
 
 static void tlb_clear(struct x86_cpu *cpu, struct x86_tlb *tlb)
 {
 	for (unsigned access = 0; access < 3; access++)
 		entries_drop(tlb, (enum x86_access)access, entry_any, 0);
 	branches_drop(cpu, tlb, branch_any, 0, 0);
-	if (tlb->has_large)
-		memset(tlb->large, 0, sizeof(tlb->large));
-	tlb->has_global = tlb->has_large = false;
+	large_forget(tlb, 0);
+	large_forget(tlb, 1);
+	tlb->has_global = false;
 }
 
 static void tlb_clear_local(struct x86_cpu *cpu, struct x86_tlb *tlb)
@@ -150,6 +188,8 @@ static void tlb_clear_local(struct x86_cpu *cpu, struct x86_tlb *tlb)
 	for (unsigned access = 0; access < 3; access++)
 		entries_drop(tlb, (enum x86_access)access, entry_local, 0);
 	branches_drop(cpu, tlb, branch_local, 0, 0);
+	if (!cpu->tlb_global_low)
+		large_forget(tlb, 0);
 }
 
 static void branches_fill(struct x86_tlb *tlb, const void *code)
@@ -177,22 +217,35 @@ static const uint8_t large_shift[] = {21, 22, 30};
 static bool large_noted(const struct x86_tlb *tlb, unsigned size, gva_t linear)
 {
 	const unsigned bit = page_bit(linear >> large_shift[size]);
-	return tlb->large[size][bit / 64] >> bit % 64 & 1;
+	return tlb->large[half_of(linear)][size][bit / 64] >> bit % 64 & 1;
 }
 
-/* Drop what was made from large pages around linear. */
-static void tlb_clear_large(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t linear)
+/* A large page in `used` or `branch_pages`: so many words. */
+static unsigned words_of(unsigned shift)
 {
-	bool any = false;
+	return (unsigned)(MIN(BIT(shift - GUEST_PAGE_SHIFT), (uint64_t)PAGE_BITS) / 64);
+}
 
-	for (unsigned size = 0; size < ARRAY_SIZE(large_shift); size++) {
-		if (!large_noted(tlb, size, linear))
-			continue;
-		branches_drop(cpu, tlb, branch_near, linear, large_shift[size]);
-		any = true;
-	}
-	for (unsigned access = 0; any && access < 3; access++)
-		entries_drop(tlb, (enum x86_access)access, entry_large, linear);
+static bool any_branch_page(const struct x86_tlb *tlb, gva_t start, unsigned count)
+{
+	const uint64_t *pages = tlb->branch_pages[half_of(start)] + page_bit(start >> GUEST_PAGE_SHIFT) / 64;
+	uint64_t any = 0;
+
+	for (unsigned w = 0; w < count; w++)
+		any |= pages[w];
+	return any;
+}
+
+/* Drop what was made from a large page of this size around linear. */
+static void tlb_clear_large(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t linear, unsigned shift)
+{
+	const gva_t start = linear >> shift << shift;
+	const unsigned words = words_of(shift);
+
+	if (any_branch_page(tlb, start, words))
+		branches_drop(cpu, tlb, branch_near, linear, shift);
+	for (unsigned access = 0; access < 3; access++)
+		entries_drop_words(tlb, (enum x86_access)access, x86_tlb_index(start) / 64, words, entry_large, linear);
 }
 
 static void tlb_clear_page(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t linear)
@@ -205,10 +258,11 @@ static void tlb_clear_page(struct x86_cpu *cpu, struct x86_tlb *tlb, gva_t linea
 		if ((tlb->used[access][index / 64] >> index % 64 & 1) &&
 			tlb->entry[access][index].page == page)
 			tlb->entry[access][index].page = X86_TLB_INVALID(index);
-	if (tlb->branch_pages[bit / 64] >> bit % 64 & 1)
-		branches_drop(cpu, tlb, branch_near, linear, GUEST_PAGE_SHIFT);
-	if (tlb->has_large)
-		tlb_clear_large(cpu, tlb, linear);
+	if (tlb->branch_pages[half_of(page)][bit / 64] >> bit % 64 & 1)
+		branches_drop_page(cpu, tlb, page);
+	for (unsigned size = 0; tlb->has_large[half_of(page)] && size < ARRAY_SIZE(large_shift); size++)
+		if (large_noted(tlb, size, linear))
+			tlb_clear_large(cpu, tlb, linear, large_shift[size]);
 }
 
 /* ---- contexts ---- */
@@ -312,8 +366,8 @@ static void note_large(struct x86_tlb *tlb, gva_t linear, unsigned shift)
 
 	for (unsigned size = 0; size < ARRAY_SIZE(large_shift); size++)
 		if (shift == large_shift[size])
-			tlb->large[size][bit / 64] |= BIT(bit % 64);
-	tlb->has_large = true;
+			tlb->large[half_of(linear)][size][bit / 64] |= BIT(bit % 64);
+	tlb->has_large[half_of(linear)] = true;
 }
 
 void x86_tlb_fill(struct x86_cpu *cpu, gva_t linear, gpa_t gpa, unsigned shift, bool global,

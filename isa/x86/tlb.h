@@ -44,10 +44,12 @@ struct x86_tlb {
 	/* Branches that may be set; those among them whose page is global. */
 	uint64_t branch_used[X86_BRANCH_SIZE / 64];
 	uint64_t branch_global[X86_BRANCH_SIZE / 64];
-	uint64_t branch_pages[64]; /* bit (page number mod 4096): the page may have branches */
-	uint64_t large[3][64];	   /* the same of large pages (2M, 4M, 1G) that may have entries */
+	/* By half of the address space, so that a program's pages are not taken for the kernel's: */
+	uint64_t branch_pages[2][64]; /* bit (page number mod 4096): the page may have branches */
+	uint64_t large[2][3][64]; /* the same of large pages (2M, 4M, 1G) that may have entries */
+	bool has_large[2];
 	unsigned branch_mode; /* the engine's: what its targets were filled for */
-	bool has_global, has_branches, has_large;
+	bool has_global, has_branches;
 } __attribute__((aligned(64)));
 
 /* The translations of one PCID. */

@@ -22,6 +22,7 @@
 #define LARGE 0x205000ull /* in the second 2 MiB, a large page */
 
 #define GLOBAL 0x6000ull
+#define HIGH(linear) ((linear) | 0xffff888000000000) /* the kernel's half: the same memory by PML4 273 */
 
 static uint64_t *table(struct test_cpu *t, gpa_t gpa)
 {
@@ -34,7 +35,7 @@ static int setup(void **state)
 	struct test_cpu *t = test_cpu_new();
 	struct x86_state *s = &t->cpu.s;
 
-	table(t, PML4)[0] = PDPT | P | W | U | A;
+	table(t, PML4)[0] = table(t, PML4)[0x111] = PDPT | P | W | U | A;
 	table(t, PDPT)[0] = PD | P | W | U | A;
 	table(t, PD)[0] = PT | P | W | U | A;
 	table(t, PD)[1] = 0x200000 | P | W | U | A | D | PS;
@@ -67,14 +68,14 @@ static void touch(struct test_cpu *t, gva_t linear, enum x86_access access)
 {
 	gpa_t gpa;
 	assert_int_equal(x86_translate(&t->cpu, linear, access, t->cpu.cpl == 3, &gpa), X86_OK);
-	assert_true(gpa == linear);
+	assert_true(gpa == (linear & 0x3fffffff));
 }
 
 static bool has(struct test_cpu *t, gva_t linear, enum x86_access access)
 {
 	const void *host = x86_tlb_host(&t->cpu, linear, 8, access);
 	if (host)
-		assert_ptr_equal(host, test_host(t, linear));
+		assert_ptr_equal(host, test_host(t, linear & 0x3fffffff));
 	return host;
 }
 
@@ -293,6 +294,33 @@ static void test_drop_writes(void **state)
 	}
 }
 
+/* Each page of a large one, from whichever of them it is dropped, and nothing beside it. */
+static void test_large(void **state)
+{
+	struct test_cpu *t = *state;
+
+	for (unsigned from = 0; from < 512; from += 73) {
+		for (unsigned i = 0; i < 512; i++)
+			touch(t, 0x200000 + ((gva_t)i << 12), (enum x86_access)(i % 3));
+		touch(t, 0x1ff000, X86_READ);
+		touch(t, HIGH(0x2ff000ull), X86_READ);
+		x86_tlb_flush_page(&t->cpu, 0x200000 + ((gva_t)from << 12));
+		for (unsigned i = 0; i < 512; i++)
+			assert_false(has(t, 0x200000 + ((gva_t)i << 12), (enum x86_access)(i % 3)));
+		assert_true(has(t, 0x1ff000, X86_READ));
+		assert_true(has(t, HIGH(0x2ff000ull), X86_READ));
+	}
+	/* 1G. */
+	table(t, PDPT)[1] = P | W | U | A | D | PS;
+	for (gva_t i = 0; i < 64; i++)
+		touch(t, 0x40000000 + i * 0x15000, X86_READ);
+	touch(t, HIGH(LARGE), X86_READ);
+	x86_tlb_flush_page(&t->cpu, 0x7ffff000);
+	for (gva_t i = 0; i < 64; i++)
+		assert_false(has(t, 0x40000000 + i * 0x15000, X86_READ));
+	assert_true(has(t, HIGH(LARGE), X86_READ));
+}
+
 /* ---- branch targets ---- */
 
 static const char miss[] = "miss", code[] = "code";
@@ -382,6 +410,73 @@ static void test_branches(void **state)
 	for (unsigned pcid = 0x10; pcid < 0x10 + X86_TLB_CONTEXTS; pcid++) {
 		load_cr3(t, pcid, KEEP);
 		expect_branches(t, false, false, false);
+	}
+}
+
+/* An entry of a large page that nothing was told of: it is still there if nobody has searched for it. */
+static bool left_alone(struct test_cpu *t, gva_t linear, gva_t flushed)
+{
+	struct x86_tlb *tlb = t->cpu.tlb_now;
+	const unsigned index = x86_tlb_index(linear);
+
+	tlb->entry[X86_READ][index] = (struct x86_tlb_entry){
+		.page = linear, .host = (uintptr_t)test_host(t, linear), .gpa = linear, .shift = 21};
+	tlb->used[X86_READ][index / 64] |= BIT(index % 64);
+	x86_tlb_flush_page(&t->cpu, flushed);
+	return has(t, linear, X86_READ);
+}
+
+/*
+ * A program's pages are not taken for the kernel's whose numbers are the same modulo 4096, or each of its faults would
+ * search whole tables.
+ */
+static void test_halves(void **state)
+{
+	struct test_cpu *t = *state;
+
+	x86_branch_set_miss(&t->cpu, miss);
+	touch(t, HIGH(LARGE), X86_READ);
+	assert_true(left_alone(t, LARGE + 0x4000, LARGE));
+	assert_false(left_alone(t, LARGE + 0x4000, LARGE + 0x4000));
+	touch(t, LARGE, X86_READ);
+	assert_false(left_alone(t, LARGE + 0x4000, LARGE));
+	/* Those of a program that is gone do not count any more, though something global stays. */
+	touch(t, GLOBAL, X86_READ);
+	load_cr3(t, 0, 0);
+	t->cpu.tlb_global_low = false; /* as if it were in the upper half */
+	load_cr3(t, 0, 0);
+	assert_true(has(t, GLOBAL, X86_READ));
+	assert_true(left_alone(t, LARGE + 0x4000, LARGE));
+	branch(t, HIGH(LOCAL) + 0x10);
+	t->cpu.tlb_now->branch_tag[x86_branch_index(LOCAL + 0x10)] = LOCAL + 0x10;
+	x86_tlb_flush_page(&t->cpu, LOCAL);
+	assert_true(branches_to(t, LOCAL + 0x10));
+}
+
+/* At both ends of what is dropped, and beside them. */
+static void test_branches_near(void **state)
+{
+	struct test_cpu *t = *state;
+	static const gva_t at[] = {0x1ffff0, 0x200000, 0x2fffe0, 0x300010, 0x3fffd0};
+
+	x86_branch_set_miss(&t->cpu, miss);
+	for (gva_t page = 0; page < 0x20000; page += 0x1000) {
+		branch(t, page);
+		branch(t, page + 0xfff);
+		branch(t, page + 0x1000);
+		branch(t, HIGH(page + 0x7f0));
+		x86_tlb_flush_page(&t->cpu, page + 0x123);
+		assert_true(!branches_to(t, page) && !branches_to(t, page + 0xfff));
+		assert_true(branches_to(t, page + 0x1000) && branches_to(t, HIGH(page + 0x7f0)));
+	}
+	for (gva_t flushed = 0x200000; flushed < 0x400000; flushed += 0x55000) {
+		for (unsigned i = 0; i < ARRAY_SIZE(at); i++)
+			branch(t, at[i]);
+		branch(t, HIGH(0x355550ull));
+		x86_tlb_flush_page(&t->cpu, flushed);
+		assert_true(branches_to(t, at[0]) && branches_to(t, HIGH(0x355550ull)));
+		for (unsigned i = 1; i < ARRAY_SIZE(at); i++)
+			assert_false(branches_to(t, at[i]));
 	}
 }
 
@@ -518,8 +613,11 @@ int main(void)
 		T(test_invlpg),
 		T(test_invpcid),
 		T(test_full_tables),
+		T(test_large),
 		T(test_drop_writes),
 		T(test_branches),
+		T(test_halves),
+		T(test_branches_near),
 		T(test_branches_of_privileges),
 		T(test_no_branches),
 		T(test_code_stores),
