@@ -119,14 +119,13 @@ bool jit_copy_fits(const struct translation *t, unsigned i)
 	return !has_high_byte(insn) || jit_rewrite(&probe, row_of(t, i), insn, t->bytes + t->offset[i], &operands);
 }
 
-/* The address is looked up already. */
-static void copy_in_span(struct translation *t, unsigned i, const struct place *place)
+/* What its operands name is there: registers, and memory that was looked up already. */
+static void copy(struct translation *t, unsigned i, bool memory, struct jit_operands operands)
 {
 	const struct x86_insn *insn = &t->insn[i];
-	struct jit_operands operands = { .base = place->base, .index = place->index, .disp = place->disp };
 	struct temps temps;
 
-	assign(insn, true, &operands, &temps);
+	assign(insn, memory, &operands, &temps);
 	if (jit_needs_flags(t, i))
 		jit_want_flags(t);
 	temps_load(t, &temps);
@@ -147,7 +146,8 @@ static void copy_with_memory(struct translation *t, unsigned i, int k)
 	struct place place;
 
 	if (jit_span_place(t, i, &place)) {
-		copy_in_span(t, i, &place);
+		copy(t, i, true,
+			(struct jit_operands){ .base = place.base, .index = place.index, .disp = place.disp });
 		return;
 	}
 	assign(insn, true, &operands, &temps);
@@ -173,19 +173,7 @@ static void copy_with_memory(struct translation *t, unsigned i, int k)
 
 void jit_copy_with_registers(struct translation *t, unsigned i)
 {
-	const struct x86_insn *insn = &t->insn[i];
-	struct jit_operands operands = { 0 };
-	struct temps temps;
-
-	assign(insn, false, &operands, &temps);
-	if (jit_needs_flags(t, i))
-		jit_want_flags(t);
-	temps_load(t, &temps);
-	jit_rewrite(&t->e, row_of(t, i), insn, t->bytes + t->offset[i], &operands);
-	if (!only_reads(insn))
-		temps_store(t, &temps);
-	if (jit_written_of(t, i))
-		t->kept = false;
+	copy(t, i, false, (struct jit_operands){ 0 });
 }
 
 /* INC and DEC by the one-byte opcodes that became REX. */

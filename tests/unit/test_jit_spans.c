@@ -105,6 +105,33 @@ static void test_stack(void **state)
 	assert_int_equal(s.reg[X86_R13], 600 * 13);
 }
 
+static uint64_t enters(struct rig *r)
+{
+	struct engine_counters counters;
+
+	r->ops->counters(r->vcpu, &counters);
+	return counters.enters;
+}
+
+/* The two are in different pages in every turn: the way around their span is linked as any other. */
+GUEST(frame, "mov $5000, %ecx\n1: mov (%rdi), %rax\nmov %rax, 8(%rdi)\ndec %ecx\njnz 1b\nout %al, $0xf4\nhlt\n");
+
+static void test_a_frame_across_a_page(void **state)
+{
+	struct rig *r = *state;
+	struct x86_state s;
+	const uint64_t before = enters(r);
+
+	jit_state(r, &s);
+	rig_put64(r, AT + 0xff8, 0x55);
+	s.reg[X86_RDI] = AT + 0xff8;
+	JIT_LOAD(r, &s, frame);
+	jit_run_plainly(r, &s);
+	assert_int_equal(rig_get64(r, AT + 0x1000), 0x55);
+	if (!jit_has_option("nochain") && !jit_has_option("evict"))
+		assert_in_range(enters(r) - before, 1, 500);
+}
+
 /* ---- faults ---- */
 
 /* Hot at RSI, then RDI. What RBP points at has been read before. */
@@ -314,6 +341,7 @@ int main(int argc, char **argv)
 	const struct CMUnitTest tests[] = {
 		RIG_TEST(test_across_a_page),
 		RIG_TEST(test_stack),
+		RIG_TEST(test_a_frame_across_a_page),
 		RIG_TEST(test_fault_in_the_middle),
 		RIG_TEST(test_read_only),
 		RIG_TEST(test_no_address),
