@@ -5,6 +5,7 @@
 #include "boot/boot.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,9 +13,11 @@
 #include "base/error.h"
 #include "boot/layout.h"
 #include "boot/loader.h"
+#include "boot/unpack.h"
 #include "memory/memory.h"
 
-#define LEAST_RAM_BYTES MIB(2)
+#define LEAST_RAM_BYTES		MIB(2)
+#define UNPACKED_MAX_BYTES MIB(256) /* of a kernel that was a .gz file: five times the largest stock one */
 
 static const char *const protocol_names[] = {
 	[BOOT_AUTO] = "auto",
@@ -52,18 +55,22 @@ int boot_record(
 	return 0;
 }
 
-int boot_cmdline(struct boot_loader *loader, uint64_t max_bytes)
+int boot_cmdline(struct boot_loader *loader, const char *name, uint64_t max_bytes)
 {
 	const char *text = loader->config->cmdline ? loader->config->cmdline : "";
-	uint64_t length = strlen(text);
+	AUTO_FREE char *line = NULL;
+	uint64_t length;
 	int r;
 
+	if (asprintf(&line, "%s%s%s", name ? name : "", name && *text ? " " : "", text) < 0)
+		return error_set(loader->err, ENOMEM, "no memory on the host");
+	length = strlen(line);
 	max_bytes = MIN(max_bytes, BOOT_CMDLINE_BYTES - 1);
 	if (length > max_bytes)
 		return error_set(loader->err, E2BIG,
 			"the kernel command line has %llu bytes, and this kernel takes %llu: shorten it",
 			(unsigned long long)length, (unsigned long long)max_bytes);
-	r = memory_write(loader->memory, BOOT_CMDLINE_GPA, text, length + 1);
+	r = memory_write(loader->memory, BOOT_CMDLINE_GPA, line, length + 1);
 	if (r < 0)
 		return error_set(loader->err, -r, "cannot write the command line to guest memory");
 	return 0;
@@ -233,7 +240,7 @@ static int unknown_format(const struct boot_image *image, struct error *err)
 		return error_set(err, ENOEXEC, "%s is a kernel for arm64: get the amd64 one",
 			image->name);
 	if (image->size_bytes >= 2 && b[0] == 0x1f && b[1] == 0x8b)
-		return error_set(err, ENOEXEC, "%s is compressed with gzip: unpack it first",
+		return error_set(err, ENOEXEC, "%s is compressed with gzip twice: unpack it first",
 			image->name);
 	if (image->size_bytes >= 6 && !memcmp(b, "0707", 4))
 		return error_set(err, ENOEXEC, "%s is an initrd, not a kernel: are the two mixed up?",
@@ -267,6 +274,28 @@ static int load_image(struct boot_loader *loader, const struct boot_image *image
 	return unknown_format(image, loader->err);
 }
 
+/* Kernels that are not Linux are often installed as FILE.gz, and every boot loader unpacks them. */
+static int unpack_image(struct boot_image *image, struct error *err)
+{
+	AUTO_FREE uint8_t *packed = NULL;
+	uint64_t packed_bytes = image->size_bytes;
+	int r;
+
+	if (packed_bytes < 2 || image->bytes[0] != 0x1f || image->bytes[1] != 0x8b)
+		return 0;
+	packed = take_ptr(&image->bytes);
+	r = boot_unpack(packed, packed_bytes, UNPACKED_MAX_BYTES, &image->bytes,
+		&image->size_bytes);
+	if (r == -ENOMEM)
+		return error_set(err, ENOMEM, "no memory on the host to unpack %s", image->name);
+	if (r == -EFBIG)
+		return error_set(err, EFBIG, "%s has more than %u MiB unpacked: is it a kernel?", image->name,
+			(unsigned)(UNPACKED_MAX_BYTES >> 20));
+	return r < 0 ? error_set(err, -r, "%s is compressed with gzip and damaged: get it again",
+			       image->name)
+		     : 0;
+}
+
 int boot_load(struct guest_memory *memory, const struct boot_config *config,
 	struct x86_state *state, struct error *err)
 {
@@ -291,7 +320,9 @@ int boot_load(struct guest_memory *memory, const struct boot_config *config,
 	r = boot_image_read(&image, &config->kernel, BOOT_KERNEL_MAX_BYTES, err);
 	if (r < 0)
 		return r;
-	r = load_image(loader, &image);
+	r = unpack_image(&image, err);
+	if (!r)
+		r = load_image(loader, &image);
 	boot_image_done(&image);
 	return r;
 }

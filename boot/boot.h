@@ -9,6 +9,8 @@
  *	ELF	   ELF32 in flat 32-bit mode, ELF64 in long mode; both get Linux's zero page in ESI/RSI
  *	multiboot  version 1 (boot/multiboot.c)
  *
+ * Any of them may be compressed with gzip as a whole.
+ *
  * Everything a kernel or initrd file says is checked before it is used.
  */
 #ifndef LODGE_BOOT_BOOT_H

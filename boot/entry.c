@@ -87,12 +87,36 @@ static int write_bda(struct guest_memory *memory)
 	return r ? r : memory_write(memory, BOOT_EBDA_GPA, word, 1);
 }
 
+/*
+ * There is no BIOS to call, and every vector leads to a handler that says so: "carry set, nothing done", as a
+ * BIOS answers a function that it does not have. Xen, for one, goes back to real mode and asks.
+ */
+static int write_ivt(struct guest_memory *memory)
+{
+	static const uint8_t handler[] = {
+		0x55,			/* push bp */
+		0x89, 0xe5,		/* mov bp, sp */
+		0x80, 0x4e, 0x06, 0x01, /* or byte [bp + 6], 1: the caller's carry flag */
+		0x5d,			/* pop bp */
+		0xcf,			/* iret */
+	};
+	uint8_t ivt[BOOT_IVT_BYTES];
+	int r;
+
+	for (unsigned i = 0; i < BOOT_IVT_BYTES; i += 4)
+		store_le32(ivt + i, (uint32_t)BOOT_NO_BIOS_GPA); /* segment 0 */
+	r = memory_write(memory, 0, ivt, sizeof(ivt));
+	return r ? r : memory_write(memory, BOOT_NO_BIOS_GPA, handler, sizeof(handler));
+}
+
 int boot_entry_tables(struct guest_memory *memory, bool long_mode)
 {
 	int r = write_gdt(memory, long_mode);
 
 	if (!r && long_mode)
 		r = write_page_tables(memory);
+	if (!r)
+		r = write_ivt(memory);
 	return r ? r : write_bda(memory);
 }
 

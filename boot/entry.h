@@ -11,7 +11,8 @@
 struct guest_memory;
 struct x86_state;
 
-/* Write the GDT, in long mode the identity map of the first 4 GiB, and the BIOS data area's two words.
+/* Write the GDT, in long mode the identity map of the first 4 GiB, the BIOS data area's two words, and real-mode
+ * interrupt vectors that refuse what is asked of a BIOS.
  * Errors: -EFAULT without RAM in low memory. */
 MUST_CHECK int boot_entry_tables(struct guest_memory *memory, bool long_mode);
 

@@ -1,7 +1,9 @@
 /*
  * Where things lie in the guest's physical address space, in one place.
  *
- *	00000000  BIOS data area: two words of it, for kernels that look
+ *	00000000  real-mode interrupt vectors, all of them to 500
+ *	00000400  BIOS data area: two words of it, for kernels that look
+ *	00000500  what answers calls of the BIOS: there is none
  *	00001000  GDT
  *	00002000  boot records: start_info or multiboot information, with their lists and strings
  *	00007000  zero page (Linux boot_params)
@@ -24,7 +26,9 @@
 #include "base/types.h"
 #include "base/util.h"
 
+#define BOOT_IVT_BYTES	      0x400u
 #define BOOT_BDA_GPA	      0x400ull
+#define BOOT_NO_BIOS_GPA      0x500ull
 #define BOOT_GDT_GPA	      0x1000ull
 #define BOOT_RECORDS_GPA      0x2000ull
 #define BOOT_RECORDS_BYTES    0x5000ull

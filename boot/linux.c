@@ -87,7 +87,7 @@ int boot_linux_prepare(struct boot_loader *loader, const struct linux_header *he
 
 	if (!header)
 		header = &plain_header;
-	r = boot_cmdline(loader, header->cmdline_max_bytes);
+	r = boot_cmdline(loader, NULL, header->cmdline_max_bytes);
 	if (!r)
 		r = boot_initramfs(loader, (gpa_t)header->initrd_max + 1, &initramfs);
 	if (r < 0)

@@ -27,8 +27,9 @@ struct boot_module {
 MUST_CHECK int boot_record(
 	struct boot_loader *loader, const void *bytes, uint64_t size_bytes, gpa_t *ret_gpa);
 
-/* Write the command line to its place; max_bytes is without the final zero. Errors: -E2BIG. */
-MUST_CHECK int boot_cmdline(struct boot_loader *loader, uint64_t max_bytes);
+/* Write the command line to its place, behind a first word (or NULL); max_bytes is without the final zero.
+ * Errors: -E2BIG, -ENOMEM. */
+MUST_CHECK int boot_cmdline(struct boot_loader *loader, const char *name, uint64_t max_bytes);
 
 /* Load all initrds as one piece, as high below `limit` as it goes. */
 MUST_CHECK int boot_initramfs(

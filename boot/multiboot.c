@@ -7,6 +7,7 @@
  * the specification allows.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -151,6 +152,25 @@ static int load_as_elf(
 	return 0;
 }
 
+/* The first word of every command line: loaders have always put the file's name there, and Xen for one
+ * drops that word unread. */
+static const char *file_word(const struct boot_file *file)
+{
+	const char *slash = file->path ? strrchr(file->path, '/') : NULL;
+
+	return slash ? slash + 1 : file->path ? file->path : "module";
+}
+
+static int write_module_line(struct boot_loader *loader, const struct boot_file *file, gpa_t *ret_text)
+{
+	AUTO_FREE char *line = NULL;
+
+	if (asprintf(&line, "%s%s%s", file_word(file), file->args && *file->args ? " " : "",
+		    file->args ? file->args : "") < 0)
+		return error_set(loader->err, ENOMEM, "no memory on the host");
+	return boot_record(loader, line, strlen(line) + 1, ret_text);
+}
+
 static int write_modules(struct boot_loader *loader, gpa_t *ret_list)
 {
 	uint8_t list[BOOT_INITRDS_MAX * MODULE_BYTES] = {0};
@@ -161,12 +181,10 @@ static int write_modules(struct boot_loader *loader, gpa_t *ret_list)
 	/* Low, behind the kernel: some kernels map only their first megabytes. */
 	r = boot_modules(loader, MAX(boot_space_end(&loader->space), BOOT_HIGH_GPA), module);
 	for (unsigned i = 0; !r && i < count; i++) {
-		const struct boot_file *file = &loader->config->initrd[i];
-		const char *args = file->args ? file->args : file->path ? file->path : "";
 		uint8_t *to = list + i * MODULE_BYTES;
 		gpa_t text = 0;
 
-		r = boot_record(loader, args, strlen(args) + 1, &text);
+		r = write_module_line(loader, &loader->config->initrd[i], &text);
 		store_le32(to, (uint32_t)module[i].base);
 		store_le32(to + 4, (uint32_t)(module[i].base + module[i].size_bytes));
 		store_le32(to + 8, (uint32_t)text);
@@ -197,7 +215,7 @@ static int write_info(struct boot_loader *loader, gpa_t *ret_info)
 	uint8_t info[INFO_BYTES] = {0};
 	int r;
 
-	r = boot_cmdline(loader, BOOT_CMDLINE_BYTES - 1);
+	r = boot_cmdline(loader, file_word(&loader->config->kernel), BOOT_CMDLINE_BYTES - 1);
 	if (!r)
 		r = write_modules(loader, &modules);
 	if (!r)

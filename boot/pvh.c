@@ -61,7 +61,7 @@ static int write_start_info(struct boot_loader *loader, gpa_t *ret_info)
 	gpa_t modules = 0, map = 0;
 	int r;
 
-	r = boot_cmdline(loader, BOOT_CMDLINE_BYTES - 1);
+	r = boot_cmdline(loader, NULL, BOOT_CMDLINE_BYTES - 1);
 	if (!r)
 		r = write_modules(loader, &modules);
 	if (!r)

@@ -30,6 +30,7 @@ struct run_options {
 	uint64_t cpus, memory_bytes;
 	struct boot_file kernel, firmware, initrd[BOOT_INITRDS_MAX];
 	const char *firmware_log, *vnc, *screenshot;
+	char *module_path[BOOT_INITRDS_MAX]; /* owned; of those that came by --module */
 	unsigned initrd_count;
 	const char *cmdline;
 	enum boot_protocol protocol;
@@ -64,6 +65,8 @@ static const char usage_text[] =
 	"  --vnc WHERE         a graphics card, keyboard and mouse, shown at unix:PATH, 127.0.0.1:PORT or :DISPLAY\n"
 	"  --screenshot FILE   a graphics card, and its last picture as a PNG file at the machine's end\n"
 	"  --initrd FILE       initial RAM disk; may be given several times\n"
+	"  --module 'FILE [WORDS]'\n"
+	"                      a multiboot or PVH kernel's module and its command line; several times\n"
 	"  --cmdline TEXT      kernel command line (default: " DEFAULT_CMDLINE ", or the disk's own)\n"
 	"  --append TEXT       more of it, behind the default or --cmdline\n"
 	"  --memory SIZE       guest memory, such as 512M (default; 1G with a disk) or 2G; a number\n"
@@ -123,10 +126,28 @@ static int set_firmware(struct run_options *o, const char *value, struct error *
 static int set_initrd(struct run_options *o, const char *value, struct error *err)
 {
 	if (o->initrd_count == BOOT_INITRDS_MAX)
-		return error_set(err, EINVAL, "more than %d --initrd", BOOT_INITRDS_MAX);
+		return error_set(err, EINVAL, "more than %d --initrd and --module", BOOT_INITRDS_MAX);
 	if (!*value)
 		return error_set(err, EINVAL, "--initrd wants the name of a file");
 	o->initrd[o->initrd_count++].path = value;
+	return 0;
+}
+
+/* FILE up to the first space, then its command line, as in a boot loader's menu. */
+static int set_module(struct run_options *o, const char *value, struct error *err)
+{
+	size_t length = strcspn(value, " ");
+
+	if (o->initrd_count == BOOT_INITRDS_MAX)
+		return error_set(err, EINVAL, "more than %d --initrd and --module", BOOT_INITRDS_MAX);
+	if (!length)
+		return error_set(err, EINVAL, "--module wants the name of a file, then the words it is given");
+	char *path = strndup(value, length);
+	if (!path)
+		return error_set(err, ENOMEM, "no memory");
+	o->module_path[o->initrd_count] = path;
+	o->initrd[o->initrd_count++] = (struct boot_file){
+		.path = path, .args = value + length + strspn(value + length, " ")};
 	return 0;
 }
 
@@ -255,6 +276,7 @@ static const struct valued_option valued_options[] = {
 	TEXT("--network-config", machine.network_config, "the name of a file"),
 	CALL("--firmware", set_firmware),
 	CALL("--initrd", set_initrd),
+	CALL("--module", set_module),
 	CALL("--memory", set_memory),
 	CALL("--cpus", set_cpus),
 	CALL("--cpu", set_cpu),
@@ -350,7 +372,7 @@ static int parse(struct run_options *o, int argc, char **argv)
 	if (opt_machine_check(&o->machine, &err) < 0)
 		return cli_refuse("%s", err.text);
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
-		return cli_refuse("firmware finds its kernel by itself: leave out --kernel and --initrd");
+		return cli_refuse("firmware finds its kernel by itself: leave out --kernel, --initrd and --module");
 	if (opt_net_finish(&o->net, &err) < 0)
 		return cli_refuse("%s", err.text);
 	return 0;
@@ -538,6 +560,8 @@ int verb_run(int argc, char **argv)
 	int status = EXIT_USAGE;
 	if (parse(&options, argc, argv) == 0)
 		status = options.help ? (fputs(usage_text, stdout), 0) : run(&options);
+	for (unsigned i = 0; i < options.initrd_count; i++)
+		free(options.module_path[i]);
 	opt_machine_close(&options.machine);
 	cli_shares_done(&options.shares);
 	opt_disk_done(&options.disk);

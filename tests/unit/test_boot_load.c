@@ -570,8 +570,8 @@ static void test_multiboot_flat(void **state)
 
 	make_multiboot_flat();
 	f.config.cmdline = "root=x";
-	add_initrd("ext2fs --readonly", "module one", 10);
-	add_initrd("second", "two", 3);
+	add_initrd("--readonly x", "module one", 10);
+	add_initrd(NULL, "two", 3);
 	assert_int_equal(memory_write(f.memory, 0x100120, "dirty", 5), 0);
 	assert_int_equal(boot(f.kernel.n), 0);
 	assert_flat_mode();
@@ -583,14 +583,15 @@ static void test_multiboot_flat(void **state)
 	assert_int_equal(guest(info, 4), 0x24d);
 	assert_int_equal(guest(info + 4, 4), 639);
 	assert_int_equal(guest(info + 8, 4), (RAM_BYTES >> 10) - 1024);
-	assert_guest_text(guest(info + 16, 4), "root=x");
+	assert_guest_text(guest(info + 16, 4), "the-kernel root=x");
 	assert_int_equal(guest(info + 20, 4), 2);
 	modules = guest(info + 24, 4);
 	assert_int_equal(guest(modules, 4) & 0xfff, 0);
 	assert_int_equal(guest(modules + 4, 4) - guest(modules, 4), 10);
 	assert_guest_text(guest(modules, 4), "module one");
-	assert_guest_text(guest(modules + 8, 4), "ext2fs --readonly");
+	assert_guest_text(guest(modules + 8, 4), "the-initrd --readonly x");
 	assert_guest_text(guest(modules + 16, 4), "two");
+	assert_guest_text(guest(modules + 24, 4), "the-initrd");
 	assert_int_equal(guest(info + 44, 4), 4 * 24);
 	assert_int_equal(guest(guest(info + 48, 4), 4), 20);
 	assert_guest_text(guest(info + 64, 4), "lodge");
@@ -606,6 +607,41 @@ static void test_multiboot_elf(void **state)
 	f.config.protocol = BOOT_ELF;
 	assert_int_equal(boot(f.kernel.n), 0);
 	assert_int_equal(f.cpu.reg[X86_RAX], 0);
+}
+
+/* The kernel as a .gz file. */
+static void gzip_kernel(void)
+{
+	static struct bytes packed;
+
+	packed.n = pack_gzip(&f.kernel, packed.b, sizeof(packed.b));
+	f.kernel = packed;
+}
+
+static void test_gzip(void **state)
+{
+	make_multiboot_flat();
+	gzip_kernel();
+	assert_int_equal(boot(f.kernel.n), 0);
+	assert_int_equal(f.cpu.reg[X86_RIP], 0x100060);
+	assert_int_equal(guest(0x100040, 4), 0x1badb002);
+	assert_int_equal(boot(f.kernel.n / 2), -EBADMSG);
+	assert_int_equal(boot(2), -EBADMSG);
+	gzip_kernel();
+	assert_int_equal(boot(f.kernel.n), -ENOEXEC);
+	assert_non_null(strstr(f.err.text, "twice"));
+}
+
+/* In real mode every vector leads to what sets the caller's carry flag. */
+static void test_no_bios(void **state)
+{
+	make_multiboot_flat();
+	assert_int_equal(boot(f.kernel.n), 0);
+	for (unsigned vector = 0; vector < 256; vector++)
+		assert_int_equal(guest(4 * vector, 4), 0x500);
+	assert_int_equal(guest(0x500, 8), 0x5d01064e80e58955);
+	assert_int_equal(guest(0x508, 1), 0xcf);
+	assert_int_equal(guest(0x40e, 2), 0x9fc0);
 }
 
 static void test_multiboot_refused(void **state)
@@ -699,6 +735,8 @@ int main(void)
 		TEST(test_elf_refused),
 		TEST(test_multiboot_flat),
 		TEST(test_multiboot_elf),
+		TEST(test_gzip),
+		TEST(test_no_bios),
 		TEST(test_multiboot_refused),
 		TEST(test_not_a_kernel),
 		TEST(test_no_such_file),
