@@ -65,7 +65,7 @@ struct acpi_config {
 	uint64_t pci_window2_bytes;
 	gpa_t pci_high_window_base; /* above RAM, or 0 */
 	uint64_t pci_high_window_bytes;
-	uint8_t pci_gsi[4]; /* device d's pin p is wired to pci_gsi[(d + p) & 3] */
+	uint8_t pci_gsi[4]; /* device d's pin p is wired to pci_gsi[boot_pci_line(d, p)] */
 
 	unsigned virtio_mmio_count;
 	struct acpi_virtio_mmio virtio_mmio[ACPI_VIRTIO_MMIOS_MAX];

@@ -10,6 +10,7 @@
 
 #include "boot/acpi.h"
 #include "boot/aml.h"
+#include "boot/layout.h"
 
 #define PCI_SLOTS 32
 #define PCI_PINS  4
@@ -161,7 +162,7 @@ static void write_pci_routes(struct aml *aml, const struct acpi_config *config)
 		aml_integer(aml, (uint64_t)slot << 16 | 0xffff); /* any function */
 		aml_integer(aml, pin);
 		aml_integer(aml, 0); /* no link device: a fixed interrupt */
-		aml_integer(aml, config->pci_gsi[(slot + pin) & 3]);
+		aml_integer(aml, config->pci_gsi[boot_pci_line(slot, pin)]);
 		aml_close(aml, route);
 	}
 	aml_close(aml, table);

@@ -65,6 +65,15 @@ static inline uint64_t boot_ram_low_bytes(uint64_t ram_bytes)
 	return MIN(ram_bytes, BOOT_HOLE_GPA);
 }
 
+/*
+ * Which of four lines pin (0 = A) of a PCI device on bus 0 is wired to. Slots rotate, so that devices share little; the
+ * chip set's own, from 25 on, do not (ICH9 data sheet, 10.1.45: the defaults of D25IR to D31IR), which firmware knows.
+ */
+static inline unsigned boot_pci_line(unsigned slot, unsigned pin)
+{
+	return (slot < 25 ? slot + pin : pin) & 3;
+}
+
 static inline uint64_t boot_ram_high_bytes(uint64_t ram_bytes)
 {
 	return ram_bytes - boot_ram_low_bytes(ram_bytes);

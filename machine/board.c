@@ -20,6 +20,7 @@
 #include "device/irq/lapic.h"
 #include "device/irq/pic.h"
 #include "device/pci/host.h"
+#include "device/pci/pirq.h"
 #include "device/timer/hpet.h"
 #include "device/timer/pit.h"
 #include "device/timer/rtc.h"
@@ -39,7 +40,8 @@
 #define GSI_SCI	  9
 #define GSI_MOUSE 12
 #define GSI_PCI	  16 /* four of them */
-#define PCI_LINES 4
+#define PCI_LINES PIRQ_LINES
+#define PIC_INPUTS 16
 #define VGA_SLOT  30 /* behind the devices of devices.c */
 #define HPET_PINS 0x00f00000u /* 20 to 23, which nothing else drives */
 
@@ -63,6 +65,7 @@ struct board {
 	struct boot_map_entry ecam; /* of a machine without firmware */
 	pthread_mutex_t line_lock;
 	unsigned shared_line[PCI_LINES]; /* how many devices raise it */
+	struct pirq pirq; /* with firmware: what PCI and other devices raise at the PICs; line_lock */
 	struct uart *uart;
 	struct acpi_pm pm;
 	struct i8042 i8042;
@@ -75,13 +78,44 @@ struct board {
 
 /* ---- interrupts ---- */
 
+static void isa_line_set(struct board *board, unsigned input, bool level)
+{
+	AUTO_LOCK(&board->line_lock);
+	pirq_own_set(&board->pirq, input, level);
+}
+
+/* An engine's own interrupt controllers have one line for an input of the PICs and the I/O APIC's pin of that number,
+ * which those who use the I/O APIC leave masked where PCI devices are routed. */
+static void show_pic_input(void *opaque, unsigned input, bool level)
+{
+	struct board *board = opaque;
+
+	if (board->own_irqchip)
+		pic_set_irq(board->pic, input, level);
+	else
+		board->machine->config.engine->irq_line(board->machine->vm, input, level);
+}
+
+void board_route_pirqs(struct board *board, const int route[PCI_LINES])
+{
+	AUTO_LOCK(&board->line_lock);
+	pirq_route_set(&board->pirq, route);
+}
+
 static void set_gsi(struct board *board, unsigned gsi, bool level)
 {
+	if (!board->own_irqchip && board->has_firmware && gsi < PIC_INPUTS) {
+		isa_line_set(board, gsi, level);
+		return;
+	}
 	if (!board->own_irqchip) {
 		board->machine->config.engine->irq_line(board->machine->vm, gsi, level);
 		return;
 	}
-	pic_set_irq(board->pic, gsi, level);
+	if (!board->has_firmware)
+		pic_set_irq(board->pic, gsi, level);
+	else if (gsi < PIC_INPUTS)
+		isa_line_set(board, gsi, level);
 	ioapic_set_irq(board->ioapic, gsi == GSI_PIT ? 2 : gsi, level);
 }
 
@@ -112,14 +146,19 @@ static void shared_line_set(void *opaque, unsigned line, bool level)
 	AUTO_LOCK(&board->line_lock);
 	const bool before = board->shared_line[line];
 	board->shared_line[line] += level ? 1 : -1u;
-	if (before != !!board->shared_line[line])
-		set_gsi(board, GSI_PCI + line, level);
+	if (before == !!board->shared_line[line])
+		return;
+	set_gsi(board, GSI_PCI + line, level);
+	if (board->has_firmware)
+		pirq_line_set(&board->pirq, line, level);
 }
 
-struct irq_line board_shared_line(struct board *board, unsigned n, unsigned *ret_gsi)
+struct irq_line board_shared_line(struct board *board, unsigned slot, unsigned pin, unsigned *ret_gsi)
 {
-	*ret_gsi = GSI_PCI + n % PCI_LINES;
-	return (struct irq_line){ .set = shared_line_set, .opaque = board, .line = n % PCI_LINES };
+	const unsigned line = boot_pci_line(slot, pin);
+
+	*ret_gsi = GSI_PCI + line;
+	return (struct irq_line){ .set = shared_line_set, .opaque = board, .line = line };
 }
 
 static void send_msi(void *opaque, uint64_t address, uint32_t data)
@@ -590,6 +629,7 @@ int board_create(struct board **ret_board, struct machine *machine, struct error
 	pthread_mutex_init(&board->device_lock, NULL);
 	pthread_mutex_init(&board->pic_lock, NULL);
 	pthread_mutex_init(&board->line_lock, NULL);
+	pirq_init(&board->pirq, (struct irq_line){ .set = show_pic_input, .opaque = board });
 	int status = board->own_irqchip ? add_irqchip(board) : 0;
 	if (status == 0)
 		status = add_timers(board);

@@ -41,10 +41,10 @@ bool board_interrupt_pending(struct board *board, unsigned index);
 /* The PIC's acknowledge cycle, if INTR is raised; -1: it is not. */
 int board_pic_ack(struct board *board);
 
-/* For the devices of devices.c: the host bridge; the lines that they share, of which a PCI function in slot n has the
- * n-th; where messages go; the addresses above RAM for large BARs. */
+/* For the devices of devices.c: the host bridge; the lines that they share, of which a pin (0 = A) of a PCI slot has the one
+ * that boot_pci_line() says; where messages go; the addresses above RAM for large BARs. */
 struct pci_host *board_pci(struct board *board);
-struct irq_line board_shared_line(struct board *board, unsigned n, unsigned *ret_gsi);
+struct irq_line board_shared_line(struct board *board, unsigned slot, unsigned pin, unsigned *ret_gsi);
 struct msi_sink board_msi(struct board *board);
 void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *ret_bytes);
 
@@ -52,6 +52,9 @@ void board_pci_high_window(struct board *board, uint64_t *ret_base, uint64_t *re
 void board_pulse_gsi(struct board *board, unsigned gsi);
 
 /* ---- for firmware.c ---- */
+
+/* The PIC inputs that the four shared lines go to besides, or -1. With the device lock held. */
+void board_route_pirqs(struct board *board, const int route[4]);
 
 struct acpi_config;
 /* What the ACPI tables say of this board. With the device lock held, or before the first vCPU runs. */

@@ -89,7 +89,7 @@ static int plug_into_pci(struct machine_device *d, unsigned place, struct error 
 	const struct virtio_pci_config config = {
 		.virtio = d->virtio,
 		.bus = m->bus,
-		.intx = board_shared_line(m->board, slot, &d->gsi),
+		.intx = board_shared_line(m->board, slot, 0, &d->gsi),
 		.msi = board_msi(m->board),
 		.doorbell = device_set_doorbell,
 		.opaque = m,
@@ -114,7 +114,7 @@ static int plug_into_memory(struct machine_device *d, unsigned place, struct err
 		.virtio = d->virtio,
 		.bus = m->bus,
 		.base = mmio_base(place),
-		.irq = board_shared_line(m->board, place, &d->gsi),
+		.irq = board_shared_line(m->board, place, 0, &d->gsi),
 		.doorbell = device_set_doorbell,
 		.opaque = m,
 	};
@@ -215,7 +215,7 @@ static int create_e1000(struct devices *all, const struct machine_nic *nic)
 	if (slot + m->config.hotplug_ports > DEVICES_MAX || all->e1000_count == E1000_MAX)
 		return error_set(all->err, ENOSPC, "no slot for one more network card");
 	memcpy(config.mac, nic->mac, sizeof(config.mac));
-	config.intx = board_shared_line(m->board, slot, &gsi);
+	config.intx = board_shared_line(m->board, slot, 0, &gsi);
 	int status = e1000_create(
 		&config, board_pci(m->board), PCI_DEVFN(slot, 0), &all->e1000[all->e1000_count]);
 	if (status < 0)
@@ -257,7 +257,7 @@ static int create_ahci(struct devices *all)
 		return 0;
 	if (!board_pci(m->board))
 		return error_set(all->err, ENOTSUP, "SATA disks and CD-ROMs need PCI, which --virtio mmio leaves out");
-	config.intx = board_shared_line(m->board, AHCI_SLOT, &gsi);
+	config.intx = board_shared_line(m->board, AHCI_SLOT, 0, &gsi);
 	/* Behind the LPC bridge, where there is one: without function 0 nobody looks for others. */
 	const unsigned function = m->config.boot.firmware.path ? AHCI_FUNCTION : 0;
 	int status = ahci_create(&config, board_pci(m->board), PCI_DEVFN(AHCI_SLOT, function), &all->ahci);

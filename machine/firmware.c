@@ -84,6 +84,16 @@ static void move_ecam(void *opaque, gpa_t base, uint64_t bytes)
 	firmware->ecam_bytes = bytes;
 }
 
+static void route_pirqs(void *opaque)
+{
+	struct board_firmware *firmware = opaque;
+	int route[4];
+
+	for (unsigned i = 0; i < ARRAY_SIZE(route); i++)
+		route[i] = q35_pirq(&firmware->q35, i);
+	board_route_pirqs(firmware->board, route);
+}
+
 /* ---- what it is told ---- */
 
 static void cmos_word(struct rtc *rtc, unsigned index, uint64_t value)
@@ -173,6 +183,7 @@ void board_firmware_init(
 {
 	*firmware = (struct board_firmware){.board = board, .machine = machine, .lock = lock};
 	firmware->q35.ecam = move_ecam;
+	firmware->q35.routes = route_pirqs;
 	firmware->q35.opaque = firmware;
 	q35_reset(&firmware->q35);
 }

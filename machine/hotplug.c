@@ -76,8 +76,8 @@ static int add_port(struct hotplug *h, unsigned index, struct error *err)
 
 	slot->hotplug = h;
 	snprintf(slot->name, sizeof(slot->name), "port%u", index);
-	slot->intx = board_shared_line(m->board, device, &gsi);
-	const struct irq_line pin_b = board_shared_line(m->board, device + 1, &gsi);
+	slot->intx = board_shared_line(m->board, device, 0, &gsi);
+	const struct irq_line pin_b = board_shared_line(m->board, device, 1, &gsi);
 	const struct pci_port_config config = {
 		.name = slot->name,
 		.slot = index + 1,

@@ -3,6 +3,8 @@
  */
 #include "tests/device/fake.h"
 
+#include "boot/layout.h"
+#include "device/pci/pirq.h"
 #include "device/pci/q35.h"
 
 struct fixture {
@@ -126,6 +128,66 @@ static void test_routes(void **state)
 	assert_int_equal(q35_pirq(&f->q35, 7), 5);
 }
 
+/* ---- what the PICs see of PCI's lines ---- */
+
+struct inputs {
+	uint16_t high;
+	unsigned changes;
+};
+
+static void input_set(void *opaque, unsigned input, bool level)
+{
+	struct inputs *inputs = opaque;
+
+	assert_true(input < 16);
+	assert_int_not_equal(inputs->high >> input & 1, level); /* only changes are told */
+	inputs->high ^= (uint16_t)(1u << input);
+	inputs->changes++;
+}
+
+static void test_pirq_lines(void **state)
+{
+	static const int seabios[] = {10, 10, 11, 11}, others[] = {5, -1, 16, 4};
+	struct inputs inputs = {0};
+	struct pirq pirq;
+
+	pirq_init(&pirq, (struct irq_line){.set = input_set, .opaque = &inputs});
+	pirq_line_set(&pirq, 0, true); /* nowhere yet */
+	assert_int_equal(inputs.high, 0);
+	pirq_route_set(&pirq, seabios);
+	assert_int_equal(inputs.high, 1 << 10);
+	pirq_line_set(&pirq, 1, true);
+	pirq_line_set(&pirq, 3, true);
+	assert_int_equal(inputs.high, 1 << 10 | 1 << 11);
+	pirq_line_set(&pirq, 0, false); /* the other is still there */
+	assert_int_equal(inputs.high, 1 << 10 | 1 << 11);
+	assert_int_equal(inputs.changes, 2);
+	pirq_line_set(&pirq, 1, false);
+	assert_int_equal(inputs.high, 1 << 11);
+	/* An input's own device, and a line that is routed to it. */
+	pirq_own_set(&pirq, 4, true);
+	pirq_route_set(&pirq, others);
+	assert_int_equal(inputs.high, 1 << 4);
+	pirq_own_set(&pirq, 4, false);
+	assert_int_equal(inputs.high, 1 << 4);
+	pirq_line_set(&pirq, 3, false);
+	assert_int_equal(inputs.high, 0);
+	pirq_line_set(&pirq, 2, true);
+	pirq_line_set(&pirq, 1, true);
+	assert_int_equal(inputs.high, 0);
+}
+
+/* As SeaBIOS and OVMF reckon, and as the ACPI tables say. */
+static void test_pirq_of_slots(void **state)
+{
+	assert_int_equal(boot_pci_line(1, 0), 1);
+	assert_int_equal(boot_pci_line(6, 1), 3);
+	assert_int_equal(boot_pci_line(24, 3), 3);
+	assert_int_equal(boot_pci_line(25, 0), 0);
+	assert_int_equal(boot_pci_line(31, 0), 0);
+	assert_int_equal(boot_pci_line(31, 3), 3);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -134,6 +196,8 @@ int main(void)
 		TEST(test_ecam),
 		TEST(test_pam),
 		TEST(test_routes),
+		TEST(test_pirq_lines),
+		TEST(test_pirq_of_slots),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
