@@ -45,6 +45,18 @@ def test_options_in_the_document():
     assert rows == options(run_help())
 
 
+@pytest.mark.parametrize("option, page", [("--disk", "disks.md"), ("--net", "networks.md")])
+def test_keys_are_documented(option, page):
+    """Those that the program names to who gets one wrong."""
+    said = lodge("run", "--kernel", "x", option, "user,frobnicate=1").stderr
+    keys = re.findall(r"[a-z][a-z0-9-]+", said.partition("there are ")[2].replace(", and with user", "").replace(" and ", " "))
+    item = re.search(r"^\.It Fl %s (.*?)^\.It Fl" % option[1:], MAN.read_text(), re.MULTILINE | re.DOTALL)[1]
+    assert len(keys) > 5
+    for key in keys:
+        assert re.search(r"^\.Cm %s\b" % key, item, re.MULTILINE), "%s: not in the man page" % key
+        assert re.search(r"`%s\b" % key, (ROOT / "docs" / page).read_text()), "%s: not in docs/%s" % (key, page)
+
+
 def test_verbs_in_the_man_page():
     verbs = re.findall(r"^  (\w+) ", lodge("help").stdout, re.MULTILINE)
     assert "run" in verbs
