@@ -54,10 +54,25 @@ static int build_if_missing(const char *image)
 	return cli_image_build(&build);
 }
 
-/* A word that is neither a file nor an image may be either's misspelling. */
+static bool is_machine(const char *name)
+{
+	AUTO_FREE struct clone_record *all = NULL;
+	unsigned count;
+
+	if (clone_list(&all, &count, NULL) < 0)
+		return false;
+	for (unsigned i = 0; i < count; i++)
+		if (strcmp(all[i].name, name) == 0)
+			return true;
+	return false;
+}
+
+/* A word that is no image may be meant as something else. */
 static int explain_missing(const struct opt_machine *o, const struct error *err)
 {
 	cli_complain(err);
+	if (o->what && !o->name && is_machine(o->what))
+		fprintf(stderr, "lodge: there is a machine of that name: say --name %s\n", o->what);
 	if (o->what && access(o->what, F_OK) == 0)
 		fprintf(stderr, "lodge: there is a file of that name: say ./%s\n", o->what);
 	return EXIT_FAILURE;

@@ -282,6 +282,8 @@ def test_machines_of_images(image, tmp_path):
     assert "no kernel was found" in run("mine", "--name", "kept", "--cloud-init", seed).stderr
     assert sorted(os.listdir(machines / "kept")) == ["base.img", "disk.qcow2", "image", "seed.iso"]
     assert [one["image"] for one in json.loads(machine("list", "--json").stdout)] == ["mine"]
+    assert "say --name kept" in run("kept").stderr
+    assert "say --name" not in run("none").stderr
     # The image may go; the machine stays.
     assert image("remove", "mine").returncode == 0
     assert "no kernel was found" in run("--name", "kept").stderr
