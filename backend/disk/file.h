@@ -78,6 +78,9 @@ struct disk_file_options {
 MUST_CHECK int disk_file_open(const char *path, const struct disk_file_options *options,
 	struct disk_file **ret_file, struct error *err);
 
+/* Zeros by writev, for implementations of `zero` whose host has nothing quicker. */
+MUST_CHECK int disk_file_write_zeros(struct disk_file *file, uint64_t offset, uint64_t bytes);
+
 /* A file of zeros in memory, for tests and fuzzers; it grows up to max_bytes (then -ENOSPC). */
 MUST_CHECK int disk_file_memory(uint64_t max_bytes, struct disk_file **ret_file);
 

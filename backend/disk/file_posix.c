@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 
 #define POSIX_IOV_MAX 64
+#define ZEROS_IOV     16 /* 1 MiB at once */
 
 struct posix_file {
 	struct disk_file file;
@@ -124,20 +125,18 @@ static int posix_discard(struct disk_file *file, uint64_t offset, uint64_t bytes
 	return r == -EOPNOTSUPP ? 0 : r;
 }
 
-static int posix_write_zeros(struct disk_file *file, uint64_t offset, uint64_t bytes)
+int disk_file_write_zeros(struct disk_file *file, uint64_t offset, uint64_t bytes)
 {
-	uint64_t size = MIN(bytes, MIB(1));
-	AUTO_FREE void *zeros = calloc(1, size);
 	int r = 0;
 
-	if (!zeros)
-		return -ENOMEM;
 	while (bytes && r == 0) {
-		uint64_t part = MIN(bytes, size);
+		struct iovec part[ZEROS_IOV];
+		unsigned n;
+		uint64_t got = iov_zeros(bytes, part, ZEROS_IOV, &n);
 
-		r = disk_file_write(file, zeros, part, offset);
-		offset += part;
-		bytes -= part;
+		r = file->ops->writev(file, part, n, offset);
+		offset += got;
+		bytes -= got;
 	}
 	return r;
 }
@@ -146,7 +145,7 @@ static int posix_zero(struct disk_file *file, uint64_t offset, uint64_t bytes)
 {
 	int r = posix_space(file, FALLOC_FL_ZERO_RANGE, offset, bytes);
 
-	return r == -EOPNOTSUPP ? posix_write_zeros(file, offset, bytes) : r;
+	return r == -EOPNOTSUPP ? disk_file_write_zeros(file, offset, bytes) : r;
 }
 
 static int posix_size(struct disk_file *file, uint64_t *ret_bytes)

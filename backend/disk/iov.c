@@ -83,3 +83,18 @@ void iov_fill_zero(struct iov_place *place, uint64_t bytes)
 		bytes -= length;
 	}
 }
+
+uint64_t iov_zeros(uint64_t bytes, struct iovec *out, unsigned max, unsigned *ret_count)
+{
+	static const uint8_t zeros[KIB(64)];
+	uint64_t taken = 0;
+	unsigned n;
+
+	for (n = 0; n < max && taken < bytes; n++) {
+		out[n] = (struct iovec){.iov_base = (void *)(uintptr_t)zeros,
+			.iov_len = MIN(bytes - taken, sizeof(zeros))};
+		taken += out[n].iov_len;
+	}
+	*ret_count = n;
+	return taken;
+}

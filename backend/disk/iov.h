@@ -31,4 +31,7 @@ void iov_to_buffer(struct iov_place *place, void *buf, uint64_t bytes);
 void iov_from_buffer(struct iov_place *place, const void *buf, uint64_t bytes);
 void iov_fill_zero(struct iov_place *place, uint64_t bytes);
 
+/* A vector to write zeros from: at most `bytes`, and max entries. Returns its bytes. */
+uint64_t iov_zeros(uint64_t bytes, struct iovec *out, unsigned max, unsigned *ret_count);
+
 #endif

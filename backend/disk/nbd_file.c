@@ -201,24 +201,6 @@ static int nbd_writev(
 	return status < 0 ? status : transfer_rows(nbd, iov, count, offset, write_row);
 }
 
-static int write_zeros(struct nbd_file *nbd, uint64_t offset, uint64_t bytes)
-{
-	AUTO_FREE char *zeros = calloc(1, MIN(bytes, BOUNCE_BYTES) + 1);
-
-	if (!zeros)
-		return -ENOMEM;
-	while (bytes) {
-		uint64_t length = MIN(bytes, BOUNCE_BYTES);
-		int status = write_row(nbd, zeros, offset, length);
-
-		if (status < 0)
-			return status;
-		offset += length;
-		bytes -= length;
-	}
-	return 0;
-}
-
 static int zero_range(struct nbd_file *nbd, enum op_kind kind, uint64_t offset, uint64_t bytes)
 {
 	int status = check_change(nbd, offset, bytes);
@@ -226,7 +208,8 @@ static int zero_range(struct nbd_file *nbd, enum op_kind kind, uint64_t offset, 
 	if (status < 0)
 		return status;
 	if (!nbd->can_zero || !IS_ALIGNED(offset | bytes, (uint64_t)nbd->min_bytes))
-		return kind == OP_ZERO ? write_zeros(nbd, offset, bytes) : -EOPNOTSUPP;
+		return kind == OP_ZERO ? disk_file_write_zeros(&nbd->file, offset, bytes)
+				       : -EOPNOTSUPP;
 	pthread_rwlock_rdlock(&nbd->sectors);
 	status = perform_all(nbd, kind, NULL, offset, bytes);
 	pthread_rwlock_unlock(&nbd->sectors);

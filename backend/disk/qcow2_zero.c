@@ -13,8 +13,8 @@ enum wipe {
 	WIPE_DROP,  /* unallocated, whatever is behind */
 };
 
-#define FREED_MAX   4096u /* runs of clusters that wait for a flush */
-#define ZEROS_BYTES KIB(256)
+#define FREED_MAX 4096u /* runs of clusters that wait for a flush */
+#define ZEROS_IOV 4
 
 /* What the entry becomes. *ret_zero: zeros have to be written instead. */
 static uint64_t wiped(
@@ -60,19 +60,16 @@ static int wipe_cluster(struct qcow2 *q, struct qcow2_table *table, uint64_t off
 
 static int write_zeros(struct qcow2 *q, uint64_t offset, uint64_t bytes)
 {
-	uint64_t size = MIN(bytes, ZEROS_BYTES);
-	AUTO_FREE void *zeros = calloc(1, size);
 	int r = 0;
 
-	if (!zeros)
-		return -ENOMEM;
 	while (bytes && r == 0) {
-		uint64_t part = MIN(bytes, size);
-		struct iovec iov = {.iov_base = zeros, .iov_len = part};
+		struct iovec part[ZEROS_IOV];
+		unsigned n;
+		uint64_t got = iov_zeros(bytes, part, ZEROS_IOV, &n);
 
-		r = qcow2_writev(q->disk, &iov, 1, offset, part);
-		offset += part;
-		bytes -= part;
+		r = qcow2_writev(q->disk, part, n, offset, got);
+		offset += got;
+		bytes -= got;
 	}
 	return r;
 }

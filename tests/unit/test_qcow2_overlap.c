@@ -210,8 +210,7 @@ static void run(const struct rig_shape *shape, bool backed, uint64_t seed, unsig
 	struct trial *t = calloc(1, sizeof(*t));
 
 	MUST(t);
-	*t = (struct trial){
-		.seed = seed, .cluster = 1ull << shape->cluster_bits, .backed = backed};
+	*t = (struct trial){.seed = seed, .cluster = 1ull << shape->cluster_bits, .backed = backed};
 	t->model = calloc(1, DISK_BYTES);
 	t->base_bytes = calloc(1, DISK_BYTES);
 	t->buf = calloc(1, DISK_BYTES);
