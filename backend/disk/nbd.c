@@ -116,9 +116,10 @@ static void journal_put(struct nbd_file *nbd, const struct nbd_op *op)
 	const uint64_t data_bytes = op->kind == OP_WRITE ? op->size_bytes : 0;
 	struct change *change = malloc(sizeof(*change) + data_bytes);
 
-	/* Without memory it can't be sent again: that is as if there were no journal. */
-	if (!change)
+	if (!change) {
+		nbd->gap_number = ++nbd->journal_number;
 		return;
+	}
 	change->op = (struct nbd_op){.nbd = nbd,
 		.kind = op->kind,
 		.bytes = change->bytes,
@@ -146,6 +147,16 @@ static void journal_drop(struct nbd_file *nbd, uint64_t up_to)
 	}
 	if (!nbd->journal)
 		nbd->journal_end = &nbd->journal;
+	if (nbd->gap_number <= up_to)
+		nbd->gap_number = 0;
+}
+
+/* What the server acknowledged is not there any more: the guest learns of it by its next flush. */
+static void lose_change(struct nbd_file *nbd, const char *why)
+{
+	nbd->change_lost = true;
+	log_error("nbd", "%s: a write can't be sent again, flushes fail from now on: %s",
+		nbd->file.name, why);
 }
 
 /* ---- operations, on the thread ---- */
@@ -199,14 +210,13 @@ static int op_done(void *opaque, int *error)
 		nbd->replay = lost ? NULL : container_of(op, struct change, op)->next;
 		nbd->replay_under_way = false;
 		if (*error && !lost)
-			log_error("nbd", "%s: sending a write again failed: %s", nbd->file.name,
-				strerror(*error));
+			lose_change(nbd, strerror(*error));
 	} else if (lost)
 		wait_in_line(op);
 	else {
 		if (!*error)
 			op_succeeded(op);
-		tell_end(op, -*error);
+		tell_end(op, op->kind == OP_FLUSH && nbd->change_lost ? -EIO : -*error);
 	}
 	return 1;
 }
@@ -345,8 +355,7 @@ static void go_on_replaying(struct nbd_file *nbd)
 		nbd->replay_under_way = false;
 		if (nbd_aio_is_dead(nbd->handle) || nbd_aio_is_closed(nbd->handle))
 			break;
-		log_error("nbd", "%s: a write can't be sent again: %s", nbd->file.name,
-			nbd_get_error());
+		lose_change(nbd, nbd_get_error());
 		nbd->replay = nbd->replay->next;
 	}
 	send_waiting(nbd);
@@ -416,6 +425,9 @@ static void reconnect(void *opaque)
 	log_warn("nbd", "%s: connected again", nbd->file.name);
 	nbd->lost_ns = 0;
 	nbd->given_up = false;
+	if (nbd->gap_number)
+		lose_change(nbd, strerror(ENOMEM));
+	nbd->gap_number = 0;
 	nbd->replay = nbd->journal;
 	go_on_replaying(nbd);
 	check_connection(nbd);

@@ -52,6 +52,8 @@ struct nbd_file {
 	struct nbd_op *waiting, **waiting_end;
 	struct change *journal, **journal_end;
 	uint64_t journal_number;
+	uint64_t gap_number; /* this change was not kept, for want of memory; 0: none */
+	bool change_lost;    /* an acknowledged one: no flush succeeds ever after */
 	struct change *replay; /* what is to be sent again; NULL: nothing */
 	bool replay_under_way; /* that is at the server */
 	atomic_uint_least64_t journal_bytes;

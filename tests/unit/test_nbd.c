@@ -266,6 +266,24 @@ static void test_unflushed_sent_again(void **state)
 	assert_memory_equal(f->other + MIB(1) + 12288, f->bytes + MIB(1) + 12288, 4096);
 }
 
+/* The server that comes back does not take what the first one had acknowledged: no flush may succeed then. */
+static void test_lost_write_told(void **state)
+{
+	struct fixture *f = *state;
+
+	serve_file(f);
+	connect_with(f, (struct nbd_file_options){0});
+	assert_int_equal(disk_file_write(f->file, f->bytes, 4096, 0), 0);
+	kill_server(f);
+	start_server(f, (const char *[]){"--filter=error", "file", f->image,
+				"error-pwrite-rate=100%", NULL});
+	assert_int_equal(f->file->ops->flush(f->file), -EIO);
+	kill_server(f);
+	serve_file(f);
+	assert_int_equal(disk_file_write(f->file, f->bytes, 4096, 0), 0);
+	assert_int_equal(f->file->ops->flush(f->file), -EIO);
+}
+
 struct writer {
 	struct fixture *f;
 	unsigned index;
@@ -431,6 +449,7 @@ int main(void)
 		TEST(test_readonly),
 		TEST(test_nobody_there),
 		TEST(test_unflushed_sent_again),
+		TEST(test_lost_write_told),
 		TEST(test_server_comes_and_goes),
 		TEST(test_gives_up),
 		TEST(test_close_without_server),
