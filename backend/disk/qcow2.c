@@ -216,7 +216,7 @@ static int finish(struct qcow2 *q)
 
 	if (r == 0)
 		r = qcow2_flush_meta(q);
-	if (r == 0 && q->touched)
+	if (r == 0 && q->touched && !q->leaky)
 		r = qcow2_set_incompatible(q, QCOW2_DIRTY, false);
 	if (r == 0)
 		trim_file(q);

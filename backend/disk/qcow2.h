@@ -177,6 +177,7 @@ struct qcow2 {
 
 	bool touched; /* the image may be written to: dirty and auto-clear bits are as they should be */
 	bool guarded; /* as long as it is touched the dirty bit is set, and lasting: counts may be wrong */
+	bool leaky; /* what failed may have left counts too high: the dirty bit stays at the end */
 	bool flushing; /* dirty data are on their way to the file */
 	bool corrupt;
 	bool keep_discarded;
@@ -243,6 +244,8 @@ int qcow2_count_new(struct qcow2 *q, uint64_t start, uint64_t count);
 int qcow2_alloc(struct qcow2 *q, uint64_t count, uint64_t *ret_cluster);
 /* A cluster for metadata, with its space reserved. */
 int qcow2_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *ret_offset);
+/* Nothing was made of it: nothing in the file ever pointed to it. */
+void qcow2_untake_table(struct qcow2 *q, uint64_t clusters, uint64_t offset);
 int qcow2_refs_write(struct qcow2 *q); /* all dirty blocks, no barrier */
 
 /* qcow2_pool.c; `meta` */

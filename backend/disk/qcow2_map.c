@@ -147,10 +147,14 @@ static int l2_move(struct qcow2 *q, uint32_t index, struct qcow2_table **table)
 	uint64_t old = q->l1[index] & QCOW2_OFFSET, at;
 	int r = qcow2_alloc_table(q, 1, &at);
 
-	if (r == 0 && !*table)
-		r = qcow2_cache_get(q, &q->l2, index, at, false, table);
 	if (r < 0)
 		return r;
+	if (!*table)
+		r = qcow2_cache_get(q, &q->l2, index, at, false, table);
+	if (r < 0) {
+		qcow2_untake_table(q, 1, at);
+		return r;
+	}
 	if (old)
 		qcow2_free_later(q, old >> q->header.cluster_bits, 1);
 	AUTO_LOCK(&q->lock);

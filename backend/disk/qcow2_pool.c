@@ -177,8 +177,9 @@ int qcow2_runs_add(struct qcow2_runs *runs, uint64_t start, uint64_t count)
 	return 0;
 }
 
-static void log_leak(const struct qcow2 *q, uint64_t count)
+static void leak(struct qcow2 *q, uint64_t count)
 {
+	q->leaky = true;
 	log_debug("disk", "%s: out of memory: %llu clusters leak", q->file->name,
 		(unsigned long long)count);
 }
@@ -186,7 +187,7 @@ static void log_leak(const struct qcow2 *q, uint64_t count)
 void qcow2_free_later(struct qcow2 *q, uint64_t cluster, uint64_t count)
 {
 	if (qcow2_runs_add(&q->freed, cluster, count) < 0)
-		log_leak(q, count);
+		leak(q, count);
 }
 
 /* Room for one more run. */
@@ -212,7 +213,7 @@ static void lower_cluster(struct qcow2 *q, uint64_t cluster, size_t first)
 	uint64_t count;
 
 	if (!held_room(q)) {
-		log_leak(q, 1);
+		leak(q, 1);
 		return;
 	}
 	if (qcow2_refcount_add(q, cluster, 1, -1) < 0 ||

@@ -372,6 +372,8 @@ static int block_make(
 		else if (r == 0) {
 			count_set(q, block, at & mask, 1);
 			r = block_place(q, index, at, false);
+			if (r < 0)
+				qcow2_untake_table(q, 1, at << q->header.cluster_bits);
 		}
 		if (r < 0)
 			return r;
@@ -405,7 +407,7 @@ int qcow2_count_new(struct qcow2 *q, uint64_t start, uint64_t count)
 			r = qcow2_corrupted(q, "no count of cluster", at);
 		if (r < 0) {
 			if (at > start)
-				(void)!qcow2_refcount_add(q, start, at - start, -1);
+				qcow2_untake_table(q, at - start, start << q->header.cluster_bits);
 			return r;
 		}
 		count_set(q, block, at & mask, 1);
@@ -450,10 +452,16 @@ int qcow2_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *ret_offset)
 		return r;
 	r = q->file->ops->zero(
 		q->file, cluster << q->header.cluster_bits, clusters << q->header.cluster_bits);
-	if (r < 0)
-		qcow2_refcount_add(q, cluster, clusters, -1);
 	*ret_offset = cluster << q->header.cluster_bits;
+	if (r < 0)
+		qcow2_untake_table(q, clusters, *ret_offset);
 	return r;
+}
+
+void qcow2_untake_table(struct qcow2 *q, uint64_t clusters, uint64_t offset)
+{
+	if (qcow2_refcount_add(q, offset >> q->header.cluster_bits, clusters, -1) < 0)
+		q->leaky = true;
 }
 
 static void cluster_is_free(struct qcow2 *q, uint64_t cluster)

@@ -5,7 +5,7 @@
 
 #include <string.h>
 
-/* Write a table of host-order words in a new place, whose counts are raised. */
+/* Write a table of host-order words in a new place, whose counts are raised; both are lasting. */
 static int write_words(struct qcow2 *q, const uint64_t *words, uint64_t count, uint64_t *ret_offset)
 {
 	uint64_t clusters = MAX(qcow2_clusters(q, count * 8), 1ull);
@@ -17,8 +17,13 @@ static int write_words(struct qcow2 *q, const uint64_t *words, uint64_t count, u
 	for (uint64_t i = 0; i < count; i++)
 		raw[i] = htobe64(words[i]);
 	r = qcow2_alloc_table(q, clusters, ret_offset);
+	if (r < 0)
+		return r;
+	r = disk_file_write(q->file, raw, count * 8, *ret_offset);
 	if (r == 0)
-		r = disk_file_write(q->file, raw, count * 8, *ret_offset);
+		r = qcow2_flush_meta(q); /* the counts, and a barrier */
+	if (r < 0)
+		qcow2_untake_table(q, clusters, *ret_offset);
 	return r;
 }
 
@@ -32,8 +37,6 @@ int qcow2_l1_move(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_
 		return -ENOMEM;
 	memcpy(copy, l1, entries * 8ull);
 	r = write_words(q, l1, entries, &offset);
-	if (r == 0)
-		r = qcow2_flush_meta(q); /* the counts, and a barrier */
 	if (r == 0) {
 		q->header.l1_offset = offset;
 		q->header.l1_entries = entries;
@@ -46,6 +49,7 @@ int qcow2_l1_move(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_
 		r = qcow2_cache_resize(&q->l2, entries);
 	if (r < 0) {
 		q->header = before;
+		q->leaky = true;
 		free(copy);
 		return r;
 	}

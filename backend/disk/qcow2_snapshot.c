@@ -121,6 +121,8 @@ static int table_store(struct qcow2 *q, const struct qcow2_snapshots *list)
 		return -EFBIG;
 	if (bytes)
 		r = qcow2_alloc_table(q, qcow2_clusters(q, bytes), &offset);
+	if (r < 0)
+		return r;
 	for (uint64_t i = 0, at = offset; r == 0 && i < list->count; i++) {
 		r = disk_file_write(q->file, list->record[i].raw, list->record[i].bytes, at);
 		at += list->record[i].bytes;
@@ -136,6 +138,7 @@ static int table_store(struct qcow2 *q, const struct qcow2_snapshots *list)
 		r = qcow2_barrier(q);
 	if (r < 0) {
 		q->header = before;
+		q->leaky = true;
 		return r;
 	}
 	if (before.snapshots)
@@ -524,9 +527,10 @@ void image_snapshots_free(struct image_snapshot *list, unsigned count)
 	free(list);
 }
 
-static int explain(
-	struct error *err, const struct qcow2 *q, int r, const char *what, const char *name)
+/* Part of it may have been done. */
+static int failed(struct error *err, struct qcow2 *q, int r, const char *what, const char *name)
 {
+	q->leaky = true;
 	if (r == -ERANGE)
 		return error_set(err, ERANGE,
 			"can't %s snapshot '%s' of %s: its %u-bit reference counts are too small",
@@ -552,7 +556,7 @@ int image_snapshot_create(struct disk *disk, const char *name, struct error *err
 	else if (r == 0) {
 		r = create(q, &list, name);
 		if (r < 0)
-			explain(err, q, r, "create", name);
+			failed(err, q, r, "create", name);
 	}
 	qcow2_snapshots_done(&list);
 	return r;
@@ -577,7 +581,7 @@ static int with_snapshot(struct disk *disk, const char *name, bool applying, str
 	if (rec) {
 		r = applying ? apply(q, rec) : delete (q, &list, rec);
 		if (r < 0)
-			explain(err, q, r, applying ? "apply" : "delete", name);
+			failed(err, q, r, applying ? "apply" : "delete", name);
 	}
 	qcow2_snapshots_done(&list);
 	return r;

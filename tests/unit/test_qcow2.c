@@ -415,6 +415,65 @@ static void test_full(void **state)
 	}
 }
 
+/* The machine that waits for room tries again and again: no try leaves anything behind, wherever it fails. */
+static void test_full_again(void **state)
+{
+	static const struct rig_shape small[] = {{9, 6, 3, false, false}, {9, 4, 2, false, false}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(small); i++) {
+		for (unsigned at = 1; at < 100; at++) {
+			struct trial t;
+
+			trial_init(&t, small[i], false, at * 77 + i);
+			memset(t.model, 0x5a, t.size);
+			t.store.fail_at = at;
+			t.store.fail_error = -ENOSPC;
+			for (uint64_t offset = 0; offset < t.size; offset += KIB(10)) {
+				uint64_t bytes = MIN(KIB(10), t.size - offset);
+
+				for (unsigned tries = 0; tries < 20; tries++) {
+					if (!disk_write(t.disk, t.model + offset, bytes, offset))
+						break;
+				}
+				if (t.store.short_of_room) {
+					t.store.fail_at = 0;
+					MUST(disk_write(t.disk, t.model + offset, bytes, offset) ==
+						0);
+				}
+			}
+			trial_done(&t);
+		}
+	}
+}
+
+/* Snapshots and other sizes, too: done, or as if never begun. */
+static void test_full_verbs(void **state)
+{
+	for (unsigned at = 1; at < 160; at++) {
+		struct rig_shape shape = {9, at & 1 ? 6 : 4, 3, false, false};
+		struct error err = {0};
+		struct trial t;
+
+		trial_init(&t, shape, at & 2, at);
+		for (unsigned n = 0; n < 20; n++)
+			do_write(&t);
+		MUST(image_snapshot_create(t.disk, "first", &err) == 0);
+		for (unsigned n = 0; n < 10; n++)
+			do_write(&t);
+		t.store.fail_at = at / 4;
+		t.store.fail_error = -ENOSPC;
+		if (at % 4 == 0)
+			(void)!image_snapshot_create(t.disk, "second", &err);
+		else if (at % 4 == 1)
+			(void)!image_snapshot_delete(t.disk, "first", &err);
+		else if (disk_resize(t.disk, t.size + MIB(2), &err) == 0)
+			t.size += MIB(2);
+		t.store.fail_at = 0;
+		compare(&t, 0, t.size);
+		trial_done(&t);
+	}
+}
+
 #define WORKERS	    4u
 #define WORKER_STEP 1200u
 
@@ -511,6 +570,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_random),
 		cmocka_unit_test(test_full),
+		cmocka_unit_test(test_full_again),
+		cmocka_unit_test(test_full_verbs),
 		cmocka_unit_test(test_threads),
 	};
 
