@@ -28,6 +28,10 @@ int cli_cpu_help(const struct engine_ops *engine, bool json);
 /* Can this model be given here? 0, or negative after a line on stderr. */
 int cli_cpu_check(const struct engine_ops *engine, const struct x86_cpu_choice *choice);
 
+/* From here on Ctrl-C and the like are only noted. */
+void cli_catch_stop(void);
+bool cli_stop_asked(void);
+
 /* Build an image, say on stderr how it goes, and stop at Ctrl-C. Returns an exit status. */
 int cli_image_build(struct image_build *build);
 

@@ -7,19 +7,10 @@
 #include "base/clock.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-
-/* Ctrl-C: the one thing that is known outside of any function, since a signal's handler knows no other. */
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int signal)
-{
-	interrupted = 1;
-}
 
 static bool show_progress(void *opaque, uint64_t done, uint64_t all)
 {
@@ -30,21 +21,13 @@ static bool show_progress(void *opaque, uint64_t done, uint64_t all)
 		fprintf(stderr, "\r%s: %u %%", progress->what, percent);
 		progress->percent = percent;
 	}
-	return interrupted;
-}
-
-static void catch_signals(void)
-{
-	struct sigaction action = {.sa_handler = on_signal};
-
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
+	return cli_stop_asked();
 }
 
 void disk_progress_init(struct disk_progress *progress, const struct disk_args *args,
 	const char *what, struct image_progress *ret_progress)
 {
-	catch_signals();
+	cli_catch_stop();
 	*progress = (struct disk_progress){
 		.shown = !args->quiet && isatty(STDERR_FILENO), .what = what, .percent = 101};
 	*ret_progress = (struct image_progress){show_progress, progress};
@@ -98,7 +81,7 @@ int disk_verb_convert(struct disk_args *args)
 
 	if (status)
 		return status;
-	catch_signals(); /* from here on there is something to remove */
+	cli_catch_stop(); /* from here on there is something to remove */
 	disk_create_options(args, &create);
 	create.format = args->to ? args->to : "qcow2";
 	create.size_bytes = disk_size_bytes(from);

@@ -49,32 +49,6 @@ struct image_options {
 	bool json, help;
 };
 
-/* ---- Ctrl-C ---- */
-
-/* The one thing that a signal handler can reach. */
-static volatile sig_atomic_t stop_asked;
-
-static void on_signal(int number)
-{
-	stop_asked = 1;
-}
-
-static bool stop(void *opaque)
-{
-	return stop_asked;
-}
-
-/* No SA_RESTART: waiting for another lodge's lock ends. */
-static void catch_signals(void)
-{
-	struct sigaction action = { .sa_handler = on_signal };
-
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGHUP, &action, NULL);
-	signal(SIGPIPE, SIG_IGN);
-}
-
 /* ---- options ---- */
 
 static int set_size(struct image_options *o, const char *value)
@@ -199,11 +173,17 @@ static void say(void *opaque, const char *line)
 	fprintf(stderr, "lodge: [%3lds] %s\n", (long)(now.tv_sec - begun->tv_sec), line);
 }
 
+static bool stop(void *opaque)
+{
+	return cli_stop_asked();
+}
+
 /* From here on a signal stops it. *ret_begun outlives it. */
 static void listen_to(struct image_build *build, struct timespec *ret_begun)
 {
 	clock_gettime(CLOCK_MONOTONIC, ret_begun);
-	catch_signals();
+	cli_catch_stop();
+	signal(SIGPIPE, SIG_IGN);
 	build->progress = say;
 	build->stop = stop;
 	build->opaque = ret_begun;

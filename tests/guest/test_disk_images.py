@@ -275,8 +275,9 @@ def test_locks(raw, tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_interrupted_conversion_leaves_nothing(tmp_path, there):
-    """Half an image looks like a whole one, and what it replaced is gone."""
+@pytest.mark.parametrize("number, ignored", [(signal.SIGINT, False), (signal.SIGHUP, False), (signal.SIGHUP, True)])
+def test_interrupted_conversion_leaves_nothing(tmp_path, there, number, ignored):
+    """Half an image looks like a whole one, and what it replaced is gone. nohup's child goes on."""
     source = tmp_path / "big.raw"
     with open(source, "wb") as file:
         for _ in range(60):
@@ -285,12 +286,16 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, there):
     if there:
         target.write_bytes(b"")
     ours = subprocess.Popen([PROGRAM, "disk", "convert", "-c", "--replace", source, target],
-                            stderr=subprocess.PIPE, text=True)
+                            stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: ignored and signal.signal(number, signal.SIG_IGN))
     while (not target.exists() or target.stat().st_size == 0) and ours.poll() is None:
         time.sleep(0.01)
     time.sleep(0.1)
-    ours.send_signal(signal.SIGINT)
+    ours.send_signal(number)
     said = ours.communicate(timeout=60)[1]
+    if ignored:
+        assert ours.returncode == 0 and said == "" and target.exists()
+        return
     if ours.returncode == 0:
         pytest.skip("NOT CHECKED: an interrupted conversion (it was too quick)")
     assert ours.returncode == 1 and said == "lodge: interrupted\n"
