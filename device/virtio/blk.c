@@ -124,6 +124,7 @@ static void serve_later(void *opaque)
 
 static void release(struct blk_request *r)
 {
+	r->blk->queues[r->queue].under_way--;
 	blk_put_free(r);
 	if (r->blk->waiting)
 		want_later(r->blk);
@@ -309,6 +310,7 @@ static int take_request(struct virtio_blk *blk, unsigned queue)
 		return status;
 	}
 	r->queue = queue;
+	blk_note_taken(blk, queue);
 	begin_request(r);
 	return 1;
 }
@@ -443,6 +445,8 @@ static bool blk_reset(void *device)
 	blk->wce = true;
 	blk->writeback = false;
 	blk->resetting = blk->under_way;
+	for (unsigned i = 0; i < blk->config.queues; i++)
+		blk->queues[i].alone = blk->queues[i].quick_left = 0;
 	check_stall(blk);
 	return !blk->resetting;
 }
@@ -505,7 +509,7 @@ static void init(struct virtio_blk *blk, const struct virtio_config *wiring,
 			strnlen(config->serial, VIRTIO_BLK_SERIAL_BYTES));
 	for (unsigned i = 0; i < BLK_REQUESTS_MAX; i++) {
 		blk->requests[i].blk = blk;
-		release(&blk->requests[i]);
+		blk_put_free(&blk->requests[i]);
 	}
 }
 

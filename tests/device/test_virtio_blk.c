@@ -37,7 +37,8 @@ struct fake_block {
 	struct block block;
 	struct block_limits limits;
 	uint8_t bytes[DISK_BYTES];
-	bool hold; /* requests stay under way until let_go() */
+	bool hold;	     /* requests stay under way until let_go() */
+	bool hold_submitted; /* only those that come by the loop */
 	struct block_request *held[HELD_MAX];
 	unsigned held_count, most_held;
 	int fail_status; /* of the next fail_count requests that are no reads, after `skip` of them */
@@ -125,7 +126,7 @@ static void fake_submit(struct block *block, struct block_request *r)
 {
 	struct fake_block *disk = container_of(block, struct fake_block, block);
 
-	if (!disk->hold) {
+	if (!disk->hold && !disk->hold_submitted) {
 		perform(disk, r);
 		return;
 	}
@@ -259,7 +260,7 @@ static int setup_quick(void **state)
 	int status = setup(state);
 
 	f = *state;
-	f->rig.ring = f->disk.quick = true;
+	f->rig.ring = f->disk.quick = f->config.eager = true;
 	return status;
 }
 
@@ -897,6 +898,64 @@ static void test_doorbell_reset(void **state)
 	virtio_rig_run(&f->rig);
 }
 
+/* One read that nothing else is under way with; was it served in the doorbell? */
+static bool reads_at_once(struct fixture *f)
+{
+	unsigned before = f->disk.read_at_once;
+	gpa_t in;
+
+	assert_true(add_read(f, 0, 3, 512, &in) >= 0);
+	virtio_rig_kick(&f->rig, 0);
+	assert_true(virtio_rig_wait(&f->rig, 0));
+	take_used(f, 513);
+	return f->disk.read_at_once != before;
+}
+
+static unsigned count_to(struct fixture *f, bool at_once)
+{
+	unsigned count = 0;
+
+	while (count < 5000 && reads_at_once(f) != at_once)
+		count++;
+	return count;
+}
+
+/* A driver that waits for each request is served in its doorbells; one that does not, by the loop. */
+static void test_doorbell_habits(void **state)
+{
+	struct fixture *f = *state;
+	gpa_t in[8];
+
+	f->config.eager = false;
+	begin(f, F_FLUSH);
+	assert_in_range(count_to(f, true), 8, 100);
+	/* That it still does so is looked at now and then. */
+	assert_in_range(count_to(f, false), 500, 2000);
+	assert_in_range(count_to(f, true), 1, 20);
+	assert_in_range(count_to(f, false), 500, 2000);
+	/* Several at once: from then on it is the loop. */
+	f->disk.read_at_once = 0;
+	for (unsigned turn = 0; turn < 20; turn++) {
+		f->disk.hold_submitted = true;
+		for (unsigned i = 0; i < ARRAY_SIZE(in); i++) {
+			assert_true(add_read(f, 0, i, 512, &in[i]) >= 0);
+			/* First with a kick for each, then with one for all. */
+			if (turn < 10 || i + 1 == ARRAY_SIZE(in))
+				virtio_rig_kick(&f->rig, 0);
+			if (turn < 10 && i == 0)
+				virtio_rig_run(&f->rig);
+		}
+		virtio_rig_run(&f->rig);
+		f->disk.hold_submitted = false;
+		let_go(&f->disk);
+		virtio_rig_run(&f->rig);
+		for (unsigned i = 0; i < ARRAY_SIZE(in); i++)
+			take_used(f, 513);
+	}
+	assert_int_equal(f->disk.read_at_once, 0);
+	assert_in_range(count_to(f, true), 8, 100);
+}
+
 /* Who holds the lock is the one that serves: the vCPU does not wait for it. */
 static void test_doorbell_busy(void **state)
 {
@@ -988,6 +1047,7 @@ int main(void)
 		TEST_BY(test_doorbell_bounded, setup_quick),
 		TEST_BY(test_doorbell_write, setup_quick),
 		TEST_BY(test_doorbell_reset, setup_quick),
+		TEST_BY(test_doorbell_habits, setup_quick),
 		TEST_BY(test_doorbell_busy, setup_quick),
 		TEST_BY(test_doorbell_full, setup_quick),
 		TEST_BY(test_doorbell_write_through, setup_quick),
