@@ -27,9 +27,9 @@
 #define INPUT_BYTES   1024u /* more than the longest message that is kept whole */
 #define ENCODINGS_MAX 200u  /* of those a client names, how many are read */
 #define PERIOD_NS     33000000ull
+#define PATIENCE_NS   10000000000ull /* until a client has introduced itself */
+#define DEAF_NS	      1000000000ull  /* with no descriptor left, until accepting is tried again */
 #define PORT_FIRST    5900
-
-enum encoding { ENCODING_RAW = 0, ENCODING_ZRLE = 16, ENCODING_SIZE = -223, ENCODING_KEY = -258 };
 
 enum phase { PHASE_VERSION, PHASE_SECURITY, PHASE_INIT, PHASE_RUNNING };
 
@@ -41,14 +41,14 @@ struct client {
 	uint8_t input[INPUT_BYTES];
 	size_t count;
 	uint64_t skip; /* bytes of the input that nobody wants */
+	bool tell_result; /* of the security handshake: from 3.8 on */
 	struct vnc_output output;
-	struct vnc_format format;
-	bool zrle, can_resize, key_codes, key_codes_told;
-	bool wants, wants_all; /* an update; of all, whether it changed or not */
-	struct picture shown;  /* what it has */
-	z_stream stream;
+	struct vnc_view view;
 	bool has_stream, has_position;
-	unsigned x, y; /* the pointer */
+	uint64_t deadline_ns; /* until it runs */
+	unsigned x, y;	      /* the pointer */
+	uint8_t buttons;      /* that it holds down, as the display knows them */
+	uint8_t down[256 / 8]; /* keys that it does */
 };
 
 struct vnc {
@@ -57,12 +57,14 @@ struct vnc {
 	int fd;
 	char *path; /* of the Unix socket, to be removed */
 	struct loop_source *source;
-	struct loop_timer *timer;
-	bool armed;
+	struct loop_timer *timer, *patience;
+	bool armed, deaf;   /* deaf: nobody is accepted */
+	uint64_t watch_ns; /* where `patience` stands; 0: nowhere */
+	uint64_t period_ns, patience_ns;
 	pthread_mutex_t lock; /* for `display`, held while it is used */
 	bool has_display;
 	struct display display;
-	struct picture picture; /* what the display shows now */
+	struct vnc_screen screen;
 	struct client *client[CLIENTS_MAX];
 };
 
@@ -70,10 +72,42 @@ static void client_ready(void *opaque, uint32_t events);
 
 /* ---- clients come and go ---- */
 
+static void press(struct client *client, uint8_t code, bool down)
+{
+	struct vnc *vnc = client->vnc;
+	const uint8_t bit = (uint8_t)(1u << code % 8);
+
+	client->down[code / 8] = (uint8_t)((client->down[code / 8] & ~bit) | (down ? bit : 0));
+	AUTO_LOCK(&vnc->lock);
+	if (code && vnc->has_display && vnc->display.key)
+		vnc->display.key(vnc->display.opaque, code, down);
+}
+
+static void move(struct client *client, int dx, int dy, int dz, uint8_t buttons)
+{
+	struct vnc *vnc = client->vnc;
+
+	client->buttons = buttons;
+	AUTO_LOCK(&vnc->lock);
+	if (vnc->has_display && vnc->display.move)
+		vnc->display.move(vnc->display.opaque, dx, dy, dz, buttons);
+}
+
+/* Who goes takes his hands off. */
+static void let_go(struct client *client)
+{
+	for (unsigned code = 0; code < 256; code++)
+		if (client->down[code / 8] >> code % 8 & 1)
+			press(client, (uint8_t)code, false);
+	if (client->buttons)
+		move(client, 0, 0, 0, 0);
+}
+
 static void client_free(struct client *client)
 {
 	if (!client)
 		return;
+	let_go(client);
 	for (unsigned i = 0; i < CLIENTS_MAX; i++)
 		if (client->vnc->client[i] == client)
 			client->vnc->client[i] = NULL;
@@ -81,8 +115,7 @@ static void client_free(struct client *client)
 	if (client->fd >= 0)
 		close(client->fd);
 	if (client->has_stream)
-		deflateEnd(&client->stream);
-	picture_done(&client->shown);
+		deflateEnd(&client->view.stream);
 	free(client->output.bytes);
 	free(client);
 }
@@ -93,15 +126,58 @@ static struct client *client_new(struct vnc *vnc, int fd)
 
 	if (!client)
 		return NULL;
-	*client = (struct client){.vnc = vnc, .fd = -1, .format = vnc_format_own};
-	if (deflateInit(&client->stream, 1) != Z_OK ||
-		loop_add(vnc->loop, fd, EPOLLIN, client_ready, client, &client->source) < 0) {
+	client->vnc = vnc;
+	client->fd = -1;
+	client->view.format = vnc_format_own;
+	client->deadline_ns = clock_monotonic_ns() + vnc->patience_ns;
+	client->has_stream = deflateInit(&client->view.stream, 1) == Z_OK;
+	if (!client->has_stream || loop_add(vnc->loop, fd, EPOLLIN, client_ready, client, &client->source) < 0) {
 		client_free(client);
 		return NULL;
 	}
-	client->has_stream = true;
 	client->fd = fd;
 	return client;
+}
+
+static void watch(struct vnc *vnc, uint64_t deadline_ns)
+{
+	if (vnc->watch_ns && vnc->watch_ns <= deadline_ns)
+		return;
+	vnc->watch_ns = deadline_ns;
+	loop_timer_arm(vnc->patience, deadline_ns);
+}
+
+/* Who has not introduced himself in time would keep others out. */
+static void lose_patience(void *opaque)
+{
+	struct vnc *vnc = opaque;
+	const uint64_t now_ns = clock_monotonic_ns();
+	uint64_t next_ns = UINT64_MAX;
+
+	vnc->watch_ns = 0;
+	if (vnc->deaf && loop_change(vnc->source, EPOLLIN) == 0)
+		vnc->deaf = false;
+	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+		struct client *client = vnc->client[i];
+
+		if (!client || client->phase == PHASE_RUNNING)
+			continue;
+		if (client->deadline_ns <= now_ns)
+			client_free(client);
+		else
+			next_ns = MIN(next_ns, client->deadline_ns);
+	}
+	if (next_ns != UINT64_MAX)
+		watch(vnc, next_ns);
+}
+
+/* One that cannot be accepted stays in the queue, and would make the loop turn for nothing. */
+static void turn_deaf(struct vnc *vnc)
+{
+	if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || loop_change(vnc->source, 0) < 0)
+		return;
+	vnc->deaf = true;
+	watch(vnc, clock_monotonic_ns() + DEAF_NS);
 }
 
 static void accept_client(void *opaque, uint32_t events)
@@ -109,6 +185,8 @@ static void accept_client(void *opaque, uint32_t events)
 	struct vnc *vnc = opaque;
 	AUTO_CLOSE int fd = accept4(vnc->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
+	if (fd < 0)
+		turn_deaf(vnc);
 	for (unsigned i = 0; fd >= 0 && i < CLIENTS_MAX; i++) {
 		if (vnc->client[i])
 			continue;
@@ -116,6 +194,7 @@ static void accept_client(void *opaque, uint32_t events)
 		if (vnc->client[i]) {
 			vnc_put(&vnc->client[i]->output, "RFB 003.008\n", 12);
 			fd = -1;
+			watch(vnc, vnc->client[i]->deadline_ns);
 			client_ready(vnc->client[i], EPOLLOUT);
 		}
 		return;
@@ -124,117 +203,11 @@ static void accept_client(void *opaque, uint32_t events)
 
 /* ---- pictures ---- */
 
-static bool tile_changed(const struct client *client, const struct picture *now, const struct vnc_tile *tile)
-{
-	for (unsigned y = tile->y; y < tile->y + tile->height; y++) {
-		const uint64_t at = (uint64_t)y * now->width + tile->x;
-
-		if (memcmp(now->pixels + at, client->shown.pixels + at, tile->width * sizeof(uint32_t)))
-			return true;
-	}
-	return false;
-}
-
-static void put_rectangle(
-	struct vnc_output *output, unsigned x, unsigned y, unsigned width, unsigned height, int32_t encoding)
-{
-	vnc_put16(output, (uint16_t)x);
-	vnc_put16(output, (uint16_t)y);
-	vnc_put16(output, (uint16_t)width);
-	vnc_put16(output, (uint16_t)height);
-	vnc_put32(output, (uint32_t)encoding);
-}
-
-static void put_tile(struct client *client, const struct picture *now, const struct vnc_tile *tile)
-{
-	put_rectangle(&client->output, tile->x, tile->y, tile->width, tile->height,
-		client->zrle ? ENCODING_ZRLE : ENCODING_RAW);
-	if (client->zrle)
-		vnc_encode_zrle(&client->output, &client->stream, &client->format, now, tile);
-	else
-		vnc_encode_raw(&client->output, &client->format, now, tile);
-	for (unsigned y = tile->y; y < tile->y + tile->height; y++) {
-		const uint64_t at = (uint64_t)y * now->width + tile->x;
-
-		memcpy(client->shown.pixels + at, now->pixels + at, tile->width * sizeof(uint32_t));
-	}
-}
-
-/* The number of rectangles is filled in afterwards. */
-static size_t open_update(struct client *client)
-{
-	vnc_put16(&client->output, 0); /* type, padding */
-	vnc_put16(&client->output, 0);
-	return client->output.count - 2;
-}
-
-static void close_update(struct client *client, size_t at, unsigned count)
-{
-	client->wants = client->wants_all = false;
-	if (!client->output.failed)
-		store_be16(client->output.bytes + at, (uint16_t)count);
-}
-
-/* A new size is told first, alone; the client then asks anew. One that does not know of sizes is cut off. */
-static bool put_size(struct client *client, const struct picture *now)
-{
-	if (client->shown.width == now->width && client->shown.height == now->height)
-		return false;
-	if (!client->can_resize || picture_resize(&client->shown, now->width, now->height) < 0) {
-		client->output.failed = true;
-		return true;
-	}
-	/* Nothing of the new size has been sent; ~ is no pixel. */
-	memset(client->shown.pixels, 0xff, sizeof(uint32_t) * now->width * now->height);
-	const size_t at = open_update(client);
-	put_rectangle(&client->output, 0, 0, now->width, now->height, ENCODING_SIZE);
-	close_update(client, at, 1);
-	return true;
-}
-
-static unsigned put_tiles(struct client *client, const struct picture *now)
-{
-	unsigned count = 0;
-
-	for (unsigned y = 0; y < now->height; y += VNC_TILE) {
-		for (unsigned x = 0; x < now->width; x += VNC_TILE) {
-			const struct vnc_tile tile = {
-				x, y, MIN(VNC_TILE, now->width - x), MIN(VNC_TILE, now->height - y)};
-
-			if (!client->wants_all && !tile_changed(client, now, &tile))
-				continue;
-			put_tile(client, now, &tile);
-			count++;
-		}
-	}
-	return count;
-}
-
-static void client_update(struct client *client, const struct picture *now)
-{
-	const size_t before = client->output.count;
-
-	if (!now->width || put_size(client, now))
-		return;
-	const size_t at = open_update(client);
-	unsigned count = 0;
-	if (client->key_codes && !client->key_codes_told) {
-		put_rectangle(&client->output, 0, 0, 0, 0, ENCODING_KEY);
-		client->key_codes_told = true;
-		count++;
-	}
-	count += put_tiles(client, now);
-	if (count)
-		close_update(client, at, count);
-	else
-		client->output.count = before;
-}
-
 static void draw(struct vnc *vnc)
 {
 	AUTO_LOCK(&vnc->lock);
-	if (vnc->has_display)
-		(void)!vnc->display.draw(vnc->display.opaque, &vnc->picture);
+	if (vnc->has_display && vnc->display.draw(vnc->display.opaque, &vnc->screen.picture))
+		vnc_screen_drawn(&vnc->screen);
 }
 
 static void arm(struct vnc *vnc)
@@ -242,7 +215,7 @@ static void arm(struct vnc *vnc)
 	if (vnc->armed)
 		return;
 	vnc->armed = true;
-	loop_timer_arm(vnc->timer, clock_monotonic_ns() + PERIOD_NS);
+	loop_timer_arm(vnc->timer, clock_monotonic_ns() + vnc->period_ns);
 }
 
 static void tick(void *opaque)
@@ -254,13 +227,13 @@ static void tick(void *opaque)
 	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		struct client *client = vnc->client[i];
 
-		if (!client || !client->wants || client->output.count)
+		if (!client || !client->view.wants || client->output.count)
 			continue;
 		if (!drawn)
 			draw(vnc);
 		drawn = true;
-		client_update(client, &vnc->picture);
-		waiting |= client->wants;
+		vnc_update_begin(&client->view, &vnc->screen, &client->output);
+		waiting |= client->view.wants;
 		client_ready(client, EPOLLOUT);
 	}
 	if (waiting)
@@ -269,16 +242,8 @@ static void tick(void *opaque)
 
 /* ---- what clients say ---- */
 
-static void press(struct vnc *vnc, uint8_t code, bool down)
-{
-	AUTO_LOCK(&vnc->lock);
-	if (code && vnc->has_display && vnc->display.key)
-		vnc->display.key(vnc->display.opaque, code, down);
-}
-
 static void point(struct client *client, uint8_t mask, unsigned x, unsigned y)
 {
-	struct vnc *vnc = client->vnc;
 	/* Left, middle, right there; left, right, middle here. */
 	const uint8_t buttons = (uint8_t)((mask & 1) | (mask >> 1 & 2) | (mask << 1 & 4));
 	const int wheel = (mask >> 4 & 1) - (mask >> 3 & 1);
@@ -288,27 +253,25 @@ static void point(struct client *client, uint8_t mask, unsigned x, unsigned y)
 	client->x = x;
 	client->y = y;
 	client->has_position = true;
-	AUTO_LOCK(&vnc->lock);
-	if (vnc->has_display && vnc->display.move)
-		vnc->display.move(vnc->display.opaque, dx, dy, wheel, buttons);
+	move(client, dx, dy, wheel, buttons);
 }
 
-static void set_encodings(struct client *client, const uint8_t *bytes, unsigned count)
+static void set_encodings(struct vnc_view *view, const uint8_t *bytes, unsigned count)
 {
-	client->zrle = client->can_resize = client->key_codes = false;
+	view->zrle = view->can_resize = view->key_codes = false;
 	for (unsigned i = 0; i < count; i++) {
 		const int32_t encoding = (int32_t)load_be32(bytes + 4 * i);
 
-		client->zrle |= encoding == ENCODING_ZRLE;
-		client->can_resize |= encoding == ENCODING_SIZE;
-		client->key_codes |= encoding == ENCODING_KEY;
+		view->zrle |= encoding == VNC_ZRLE;
+		view->can_resize |= encoding == VNC_SIZE;
+		view->key_codes |= encoding == VNC_KEY;
 	}
 }
 
 static void want_update(struct client *client, bool all)
 {
-	client->wants = true;
-	client->wants_all |= all;
+	client->view.wants = true;
+	client->view.wants_all |= all;
 	arm(client->vnc);
 }
 
@@ -328,16 +291,16 @@ static int64_t message_bytes(const uint8_t *in, size_t count)
 }
 
 /* XT codes, as QEMU's extension has them: the same as ours. */
-static void key_code(struct vnc *vnc, const uint8_t *in)
+static void key_code(struct client *client, const uint8_t *in)
 {
 	const uint32_t code = load_be32(in + 8);
 
 	if (code && code < 0x100)
-		press(vnc, (uint8_t)code, load_be16(in + 2));
+		press(client, (uint8_t)code, load_be16(in + 2));
 	else if (code >> 8 == 0xe0)
-		press(vnc, (uint8_t)(code | 0x80), load_be16(in + 2));
+		press(client, (uint8_t)(code | 0x80), load_be16(in + 2));
 	else
-		press(vnc, vnc_key(load_be32(in + 4)), load_be16(in + 2));
+		press(client, vnc_key(load_be32(in + 4)), load_be16(in + 2));
 }
 
 /* `have` bytes of the message are there, which are all but for long ones. */
@@ -346,12 +309,12 @@ static bool take_message(struct client *client, size_t have)
 	const uint8_t *in = client->input;
 
 	switch (in[0]) {
-	case 0: return vnc_format_parse(&client->format, in + 4);
-	case 2: set_encodings(client, in + 4, (unsigned)(have - 4) / 4); break;
+	case 0: return vnc_format_parse(&client->view.format, in + 4);
+	case 2: set_encodings(&client->view, in + 4, (unsigned)(have - 4) / 4); break;
 	case 3: want_update(client, !in[1]); break;
-	case 4: press(client->vnc, vnc_key(load_be32(in + 4)), in[1]); break;
+	case 4: press(client, vnc_key(load_be32(in + 4)), in[1]); break;
 	case 5: point(client, in[1], load_be16(in + 2), load_be16(in + 4)); break;
-	case 255: key_code(client->vnc, in); break;
+	case 255: key_code(client, in); break;
 	default: break; /* a clipboard that nobody has */
 	}
 	return true;
@@ -360,19 +323,14 @@ static bool take_message(struct client *client, size_t have)
 static void put_init(struct client *client)
 {
 	struct vnc *vnc = client->vnc;
+	const struct picture *picture = &vnc->screen.picture;
 
-	if (!vnc->picture.width)
+	if (!picture->width)
 		draw(vnc);
-	if (!vnc->picture.width)
-		(void)!picture_resize(&vnc->picture, 640, 400);
-	/* A client that cannot resize gets what fits. */
-	(void)!picture_resize(&client->shown, MAX(vnc->picture.width, 1u), MAX(vnc->picture.height, 1u));
-	if (client->shown.pixels)
-		memset(client->shown.pixels, 0xff,
-			sizeof(uint32_t) * client->shown.width * client->shown.height);
-	vnc_put16(&client->output, (uint16_t)client->shown.width);
-	vnc_put16(&client->output, (uint16_t)client->shown.height);
-	vnc_format_put(&client->output, &client->format);
+	vnc_view_resized(&client->view, picture->width ? picture->width : 640, picture->width ? picture->height : 400);
+	vnc_put16(&client->output, (uint16_t)client->view.width);
+	vnc_put16(&client->output, (uint16_t)client->view.height);
+	vnc_format_put(&client->output, &client->view.format);
 	vnc_put32(&client->output, (uint32_t)strlen(vnc->name));
 	vnc_put(&client->output, vnc->name, strlen(vnc->name));
 }
@@ -388,8 +346,7 @@ static int64_t take_version(struct client *client)
 		return -1;
 	minor = client->input[10] - '0';
 	client->phase = minor >= 7 ? PHASE_SECURITY : PHASE_INIT;
-	if (minor >= 8)
-		client->wants_all = true; /* until it runs: a result is wanted, too */
+	client->tell_result = minor >= 8;
 	if (minor >= 7)
 		vnc_put(&client->output, "\1\1", 2);
 	else
@@ -404,9 +361,8 @@ static int64_t take_step(struct client *client)
 	case PHASE_SECURITY:
 		if (client->input[0] != 1)
 			return -1;
-		if (client->wants_all)
+		if (client->tell_result)
 			vnc_put32(&client->output, 0);
-		client->wants_all = false;
 		client->phase = PHASE_INIT;
 		return 1;
 	case PHASE_INIT:
@@ -482,11 +438,13 @@ static void client_ready(void *opaque, uint32_t events)
 		alive = receive(client);
 	if (alive && !client->output.failed)
 		alive = transmit(client);
+	if (alive && client->view.updating && !client->output.count)
+		vnc_update_go_on(&client->view, &client->vnc->screen, &client->output);
 	if (!alive || client->output.failed) {
 		client_free(client);
 		return;
 	}
-	if (client->wants && !client->output.count)
+	if (client->view.wants && !client->output.count)
 		arm(client->vnc);
 	if (loop_change(client->source, client->output.count ? EPOLLOUT : EPOLLIN) < 0)
 		client_free(client);
@@ -562,6 +520,12 @@ static int open_socket(struct vnc *vnc, const char *where, struct error *err)
 	return status;
 }
 
+void vnc_set_pace(struct vnc *vnc, uint64_t period_ns, uint64_t patience_ns)
+{
+	vnc->period_ns = period_ns;
+	vnc->patience_ns = patience_ns;
+}
+
 int vnc_open(struct vnc **ret_vnc, struct loop *loop, const char *where, const char *name,
 	const struct display *display, struct error *err)
 {
@@ -570,12 +534,15 @@ int vnc_open(struct vnc **ret_vnc, struct loop *loop, const char *where, const c
 
 	if (!vnc)
 		return error_set(err, ENOMEM, "no memory for VNC");
-	*vnc = (struct vnc){.loop = loop, .fd = -1};
+	vnc->loop = loop;
+	vnc->fd = -1;
+	vnc_set_pace(vnc, PERIOD_NS, PATIENCE_NS);
 	pthread_mutex_init(&vnc->lock, NULL);
 	snprintf(vnc->name, sizeof(vnc->name), "%s", name);
 	vnc_show(vnc, display);
 	vnc->timer = loop_timer_create(loop, tick, vnc);
-	status = vnc->timer ? open_socket(vnc, where, err) : error_set(err, ENOMEM, "no memory for VNC");
+	vnc->patience = loop_timer_create(loop, lose_patience, vnc);
+	status = vnc->timer && vnc->patience ? open_socket(vnc, where, err) : error_set(err, ENOMEM, "no memory for VNC");
 	if (status < 0) {
 		vnc_close(vnc);
 		return status;
@@ -592,12 +559,13 @@ void vnc_close(struct vnc *vnc)
 		client_free(vnc->client[i]);
 	loop_remove(vnc->source);
 	loop_timer_free(vnc->timer);
+	loop_timer_free(vnc->patience);
 	if (vnc->fd >= 0)
 		close(vnc->fd);
 	if (vnc->path)
 		unlink(vnc->path);
 	free(vnc->path);
-	picture_done(&vnc->picture);
+	picture_done(&vnc->screen.picture);
 	pthread_mutex_destroy(&vnc->lock);
 	free(vnc);
 }

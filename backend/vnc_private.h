@@ -9,7 +9,10 @@
 #include <stddef.h>
 #include <zlib.h>
 
-#define VNC_TILE 64u
+#define VNC_TILE      64u
+#define VNC_TILES_MAX ((PICTURE_SIDE_MAX / VNC_TILE) * (PICTURE_SIDE_MAX / VNC_TILE))
+
+enum vnc_encoding { VNC_RAW = 0, VNC_ZRLE = 16, VNC_SIZE = -223, VNC_KEY = -258 };
 
 /* Bytes on their way out. */
 struct vnc_output {
@@ -46,6 +49,43 @@ void vnc_encode_raw(struct vnc_output *output, const struct vnc_format *format, 
 	const struct vnc_tile *tile);
 void vnc_encode_zrle(struct vnc_output *output, z_stream *stream, const struct vnc_format *format,
 	const struct picture *picture, const struct vnc_tile *tile);
+
+/* ---- vnc_update.c ---- */
+
+/* What the display shows. */
+struct vnc_screen {
+	struct picture picture;
+	uint64_t tile[VNC_TILES_MAX]; /* hashes, none is 0 */
+};
+
+/* The picture was drawn anew. */
+void vnc_screen_drawn(struct vnc_screen *screen);
+
+/* How a client wants to see it, and what it has seen. */
+struct vnc_view {
+	struct vnc_format format;
+	bool zrle, can_resize, key_codes, key_codes_told;
+	bool wants, wants_all; /* an update; of all, whether it changed or not */
+	unsigned width, height; /* as it was told */
+	uint64_t seen[VNC_TILES_MAX]; /* hashes; 0: nothing yet */
+	z_stream stream;
+	/* The update that is on its way, the tiles left[next] and on. */
+	bool updating, left[VNC_TILES_MAX];
+	unsigned next;
+};
+
+/* The client was told this size. */
+void vnc_view_resized(struct vnc_view *view, unsigned width, unsigned height);
+/* Tell what is new, if anything is; `wants` is cleared then. Nothing is on its way. */
+void vnc_update_begin(struct vnc_view *view, const struct vnc_screen *screen, struct vnc_output *output);
+/* Some more of it. It ends when `updating` is false; until then there is always more. */
+void vnc_update_go_on(struct vnc_view *view, const struct vnc_screen *screen, struct vnc_output *output);
+
+/* ---- vnc.c, for tests ---- */
+
+/* How often the display is drawn, and how long a client may take to introduce itself. */
+struct vnc;
+void vnc_set_pace(struct vnc *vnc, uint64_t period_ns, uint64_t patience_ns);
 
 /* The key that makes this X keysym on a US keyboard, as device/char/ps2.h has them; 0: none. */
 uint8_t vnc_key(uint32_t keysym);

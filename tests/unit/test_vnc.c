@@ -10,17 +10,21 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 #include <zlib.h>
 
 #include "backend/vnc.h"
+#include "backend/vnc_private.h"
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/loop.h"
@@ -28,6 +32,7 @@
 #define WIDTH  100
 #define HEIGHT 70
 #define WAIT_MS 10000
+#define LARGE	2048u
 
 struct fixture {
 	struct loop *loop;
@@ -37,6 +42,7 @@ struct fixture {
 	pthread_mutex_t lock;
 	unsigned width, height, draws;
 	uint32_t pixels[200 * 200];
+	bool large; /* noise, LARGE pixels each way */
 	unsigned keys, moves;
 	uint8_t code, buttons;
 	bool down;
@@ -45,14 +51,23 @@ struct fixture {
 
 /* ---- the display ---- */
 
+static uint32_t noise(unsigned i)
+{
+	return (i * 2654435761u ^ i >> 7) & 0xffffff;
+}
+
 static bool draw(void *opaque, struct picture *to)
 {
 	struct fixture *f = opaque;
 
 	pthread_mutex_lock(&f->lock);
 	f->draws++;
-	bool ok = picture_resize(to, f->width, f->height) == 0;
-	if (ok)
+	const unsigned width = f->large ? LARGE : f->width, height = f->large ? LARGE : f->height;
+	bool ok = picture_resize(to, width, height) == 0;
+	if (ok && f->large)
+		for (unsigned i = 0; i < LARGE * LARGE; i++)
+			to->pixels[i] = noise(i);
+	else if (ok)
 		memcpy(to->pixels, f->pixels, sizeof(uint32_t) * f->width * f->height);
 	pthread_mutex_unlock(&f->lock);
 	return ok;
@@ -518,6 +533,188 @@ static void test_slow(void **state)
 	close(fd);
 }
 
+static void set_large(struct fixture *f, bool large)
+{
+	pthread_mutex_lock(&f->lock);
+	f->large = large;
+	pthread_mutex_unlock(&f->lock);
+}
+
+static uint64_t heap_bytes(void)
+{
+	const struct mallinfo2 info = mallinfo2();
+
+	return info.uordblks + info.hblkhd;
+}
+
+/* A client of a large screen, that has asked for all of it. */
+static int start_large(struct fixture *f)
+{
+	static const int32_t encodings[] = {-223};
+	int fd = start(f, "RFB 003.008\n");
+
+	set_encodings(fd, 1, encodings);
+	ask(fd, false);
+	assert_int_equal(update(fd), 4);
+	for (unsigned i = 0; i < WIDTH * HEIGHT + 4 * 3; i++)
+		get32(fd);
+	set_large(f, true);
+	ask(fd, true);
+	assert_int_equal(update(fd), 1);
+	get32(fd);
+	assert_int_equal(get16(fd), LARGE);
+	assert_int_equal(get16(fd), LARGE);
+	assert_int_equal((int32_t)get32(fd), -223);
+	return fd;
+}
+
+static void wait_bytes(int fd)
+{
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	assert_int_equal(poll(&p, 1, WAIT_MS), 1);
+}
+
+/* What waits for a client that does not read is bounded, and then it gets all of it. */
+static void test_unread(void **state)
+{
+	static uint32_t pixels[64 * 64];
+	struct fixture *f = *state;
+	int fd = start_large(f);
+	const uint64_t before = heap_bytes();
+
+	ask(fd, false);
+	wait_bytes(fd);
+	usleep(200000);
+	assert_in_range(heap_bytes() - before, 0, 2u << 20);
+	assert_int_equal(update(fd), LARGE / 64 * LARGE / 64);
+	for (unsigned i = 0; i < LARGE / 64 * LARGE / 64; i++) {
+		const unsigned x = get16(fd), y = get16(fd);
+
+		assert_int_equal(get16(fd), 64);
+		assert_int_equal(get16(fd), 64);
+		assert_int_equal(get32(fd), 0);
+		get(fd, pixels, sizeof(pixels));
+		for (unsigned n = 0; n < 64 * 64; n++)
+			assert_int_equal(pixels[n], noise((y + n / 64) * LARGE + x + n % 64));
+	}
+	close(fd);
+}
+
+/* The screen gets smaller in the middle of an update, which still has as many rectangles as it said. */
+static void test_resize_meanwhile(void **state)
+{
+	static uint32_t pixels[64 * 64];
+	struct fixture *f = *state;
+	int fd = start_large(f);
+
+	ask(fd, false);
+	wait_bytes(fd);
+	pthread_mutex_lock(&f->lock);
+	f->large = false;
+	const unsigned draws = f->draws;
+	pthread_mutex_unlock(&f->lock);
+	int other = connect_to(f); /* who has it drawn */
+	put(other, "RFB 003.003\n\1\3\0\0\0\0\0\1\0\1\0", 23);
+	assert_true(wait_for(f, &f->draws, draws + 1));
+	assert_int_equal(update(fd), LARGE / 64 * LARGE / 64);
+	for (unsigned i = 0; i < LARGE / 64 * LARGE / 64; i++) {
+		for (unsigned n = 0; n < 3; n++)
+			get32(fd);
+		get(fd, pixels, sizeof(pixels));
+	}
+	assert_int_equal(pixels[7], 0);
+	ask(fd, true);
+	assert_int_equal(update(fd), 1);
+	get32(fd);
+	assert_int_equal(get16(fd), WIDTH);
+	close(fd);
+	close(other);
+}
+
+/* Keys and buttons that a client held down go up when it goes. */
+static void test_vanishing(void **state)
+{
+	struct fixture *f = *state;
+	int fd = start(f, "RFB 003.008\n");
+
+	put(fd, "\4\1\0\0\0\0\0a\4\1\0\0\0\0\0b\4\0\0\0\0\0\0a\5\4\0\1\0\1", 30);
+	assert_true(wait_for(f, &f->moves, 1));
+	assert_int_equal(f->buttons, 2);
+	close(fd);
+	assert_true(wait_for(f, &f->moves, 2));
+	assert_int_equal(f->keys, 4);
+	assert_int_equal(f->code, 0x30);
+	assert_false(f->down);
+	assert_int_equal(f->buttons, 0);
+	assert_int_equal(f->dx | f->dy, 0);
+}
+
+static void be_impatient(void *opaque)
+{
+	vnc_set_pace(opaque, 1000000, 50000000);
+}
+
+static void be_patient(void *opaque)
+{
+	vnc_set_pace(opaque, 1000000, 10000000000);
+}
+
+/* Who says nothing does not keep others out. */
+static void test_silent(void **state)
+{
+	struct fixture *f = *state;
+	int silent[8];
+
+	int fd = start(f, "RFB 003.008\n");
+	loop_invoke(f->loop, be_impatient, f->vnc);
+	for (unsigned i = 0; i < 7; i++)
+		silent[i] = connect_to(f);
+	(void)!send(silent[1], "RFB 003.008\n\1", 13, MSG_NOSIGNAL);
+	for (unsigned i = 0; i < 7; i++) {
+		assert_true(is_cut_off(silent[i]));
+		close(silent[i]);
+	}
+	loop_invoke(f->loop, be_patient, f->vnc);
+	usleep(60000); /* who runs may be silent */
+	ask(fd, false);
+	assert_int_equal(update(fd), 4);
+	int next = start(f, "RFB 003.008\n");
+	close(next);
+	close(fd);
+}
+
+static uint64_t cpu_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* With no descriptor left the loop does not turn for nothing, and who waits is served when there is one. */
+static void test_no_descriptors(void **state)
+{
+	struct fixture *f = *state;
+	struct rlimit before, none;
+	uint8_t bytes[12];
+
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	strcpy(address.sun_path, f->path);
+	getrlimit(RLIMIT_NOFILE, &before);
+	none = (struct rlimit){(rlim_t)fd + 1, before.rlim_max};
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+	const uint64_t used = cpu_ms();
+	usleep(300000);
+	const uint64_t spent = cpu_ms() - used;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+	assert_in_range(spent, 0, 30);
+	get(fd, bytes, 12);
+	close(fd);
+}
+
 static void test_places(void **state)
 {
 	static const struct {
@@ -551,6 +748,11 @@ int main(void)
 		TEST(test_input),
 		TEST(test_hostile),
 		TEST(test_slow),
+		TEST(test_unread),
+		TEST(test_resize_meanwhile),
+		TEST(test_vanishing),
+		TEST(test_silent),
+		TEST(test_no_descriptors),
 		cmocka_unit_test(test_places),
 	};
 
