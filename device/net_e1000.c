@@ -115,7 +115,6 @@ enum reg {
 #define ETHER_MOST    1522u
 #define ETHER_CRC     4u
 #define VLAN_BYTES    4u
-#define FRAME_MAX     (NET_FRAME_MAX + VLAN_BYTES)
 #define JUMBO_MOST    16384u
 #define EEPROM_WORDS  64u
 #define EEPROM_SUM    0xbabau
@@ -140,7 +139,7 @@ struct e1000 {
 	bool starved; /* the network was told that there are no buffers */
 	struct context context;
 	/* The frame that is put together. */
-	uint8_t frame[FRAME_MAX];
+	uint8_t frame[NET_FRAME_MAX];
 	uint32_t frame_bytes;
 	bool too_long, first_seen, segment;
 	uint8_t sums;
@@ -222,7 +221,8 @@ static bool prepare_segments(struct e1000 *card)
 	return true;
 }
 
-/* What is left to the network. false: the frame is none. */
+/* What is left to the network, by the context's offsets, which do not count a tag that is yet to be put in. false: the frame
+ * is none. */
 static bool describe(struct e1000 *card, struct net_offload *offload)
 {
 	const struct context *c = &card->context;
@@ -242,34 +242,44 @@ static bool describe(struct e1000 *card, struct net_offload *offload)
 		offload->header_bytes = c->header_bytes;
 		offload->gso_bytes = c->segment_bytes;
 	}
-	return c->sum >= c->start && net_offload_check(offload, card->frame_bytes);
+	return c->sum >= c->start;
 }
 
-/* The lock is let go of meanwhile: the network may answer at once. Only the loop's thread works on frames. */
-static void send_frame(struct e1000 *card)
+static bool insert_vlan(struct e1000 *card, uint16_t tag, struct net_offload *offload)
 {
-	struct net *net = card->config.net;
-	const struct iovec iov = {card->frame, card->frame_bytes};
-	struct net_offload offload;
-
-	if (card->too_long || card->frame_bytes < ETHER_BYTES || !describe(card, &offload))
-		return;
-	count(card, REG_GPTC, 1);
-	count(card, REG_TPT, 1);
-	count(card, REG_GOTCL, card->frame_bytes);
-	pthread_mutex_unlock(&card->lock);
-	net->ops->send(net, &offload, &iov, 1);
-	pthread_mutex_lock(&card->lock);
-}
-
-static void insert_vlan(struct e1000 *card, uint16_t tag)
-{
-	if (card->frame_bytes < 12 || card->frame_bytes + VLAN_BYTES > FRAME_MAX)
-		return;
+	if (card->frame_bytes > sizeof(card->frame) - VLAN_BYTES)
+		return false;
 	memmove(card->frame + 16, card->frame + 12, card->frame_bytes - 12);
 	store_be16(card->frame + 12, 0x8100);
 	store_be16(card->frame + 14, tag);
 	card->frame_bytes += VLAN_BYTES;
+	if (offload->flags & NET_NEEDS_CSUM)
+		offload->csum_start += VLAN_BYTES;
+	if (offload->gso_type)
+		offload->header_bytes += VLAN_BYTES;
+	return true;
+}
+
+/* `last`: the frame's last descriptor. The lock is let go of meanwhile: the network may answer at once. Only the loop's thread
+ * works on frames. */
+static void send_frame(struct e1000 *card, const uint8_t *last)
+{
+	struct net *net = card->config.net;
+	struct net_offload offload;
+
+	if (card->too_long || card->frame_bytes < ETHER_BYTES || !describe(card, &offload))
+		return;
+	if ((last[11] & TX_VLAN) && !insert_vlan(card, load_le16(last + 14), &offload))
+		return;
+	if (!net_offload_check(&offload, card->frame_bytes))
+		return;
+	count(card, REG_GPTC, 1);
+	count(card, REG_TPT, 1);
+	count(card, REG_GOTCL, card->frame_bytes);
+	const struct iovec iov = {card->frame, card->frame_bytes};
+	pthread_mutex_unlock(&card->lock);
+	net->ops->send(net, &offload, &iov, 1);
+	pthread_mutex_lock(&card->lock);
 }
 
 static void add_data(struct e1000 *card, const uint8_t *descriptor, uint32_t bytes)
@@ -322,9 +332,7 @@ static void take_descriptor(struct e1000 *card, const uint8_t *d)
 		legacy_sum(card, d);
 	if (!(d[11] & TX_END))
 		return;
-	if (d[11] & TX_VLAN)
-		insert_vlan(card, load_le16(d + 14));
-	send_frame(card);
+	send_frame(card, d);
 	card->frame_bytes = 0;
 	card->too_long = card->first_seen = false;
 }
@@ -383,12 +391,6 @@ static void work(void *opaque)
 	pthread_mutex_unlock(&card->lock);
 	if (ready)
 		net->ops->ready(net);
-}
-
-static void wake(struct e1000 *card)
-{
-	if (!card->call.posted)
-		loop_post(card->config.loop, &card->call);
 }
 
 /* ---- frames for the guest ---- */
@@ -677,7 +679,7 @@ static void register_write(struct e1000 *card, unsigned at, uint32_t value)
 		break;
 	}
 	if (at == REG_TDT || at == REG_RDT || at == REG_TCTL || at == REG_RCTL)
-		wake(card);
+		loop_post(card->config.loop, &card->call);
 	update_line(card);
 }
 

@@ -154,6 +154,14 @@ static void send_sdb(struct ahci_port *port, uint32_t ended)
 
 static void port_settle(struct ahci_port *port);
 
+static void give_up(struct ahci_port *port)
+{
+	for (unsigned slot = 0; slot < AHCI_SLOTS; slot++)
+		port->command[slot].aborted |= port->command[slot].running;
+}
+
+/* After an error the drive has forgotten what else it was doing (ATA8-ACS 4.16.4): the error must still be seen when the
+ * guest comes to look, and it tries again what has not ended. */
 static void tell_end(struct ahci_command *command, uint8_t error)
 {
 	struct ahci_port *port = command->port;
@@ -171,8 +179,10 @@ static void tell_end(struct ahci_command *command, uint8_t error)
 		if (!error)
 			port->ci &= ~bit;
 	}
-	if (error)
+	if (error) {
+		give_up(port);
 		port_interrupt(port, IS_TASK_FILE);
+	}
 }
 
 void ahci_end(struct ahci_command *command, uint8_t error)
@@ -212,11 +222,15 @@ uint64_t ahci_take(const struct ahci_command *command, void *bytes, uint64_t cou
 	return all;
 }
 
+/* After the bytes came. */
 static void tell_memory(const struct ahci_command *command)
 {
+	struct guest_memory *memory = command->port->ahci->config.memory;
+
 	for (uint64_t i = 0, done = 0, part; done < command->moved; done += part, i++) {
 		part = MIN(command->moved - done, (uint64_t)command->iov[i].iov_len);
-		memory_written(command->port->ahci->config.memory, command->iov_gpa[i], part);
+		memory_mark_dirty(memory_find(memory, command->iov_gpa[i]), command->iov_gpa[i], part);
+		memory_written(memory, command->iov_gpa[i], part);
 	}
 }
 
@@ -384,12 +398,6 @@ static void run_commands(void *opaque)
 				start_command(&ahci->port[i], slot);
 }
 
-static void wake(struct ahci *ahci)
-{
-	if (!ahci->call.posted)
-		loop_post(ahci->config.loop, &ahci->call);
-}
-
 /* ---- stops and resets, which are complete when nothing runs any more ---- */
 
 static void port_reset(struct ahci_port *port)
@@ -399,12 +407,6 @@ static void port_reset(struct ahci_port *port)
 	port->command_list = port->fis = 0;
 	port->resetting = false;
 	send_signature(port);
-}
-
-static void give_up(struct ahci_port *port)
-{
-	for (unsigned slot = 0; slot < AHCI_SLOTS; slot++)
-		port->command[slot].aborted |= port->command[slot].running;
 }
 
 static bool all_idle(const struct ahci *ahci)
@@ -446,7 +448,7 @@ static void port_settle(struct ahci_port *port)
 		controller_settle(port->ahci);
 	}
 	if (port->ci)
-		wake(port->ahci);
+		loop_post(port->ahci->config.loop, &port->ahci->call);
 }
 
 static void write_cmd(struct ahci_port *port, uint32_t value)
@@ -536,7 +538,7 @@ static void port_write(struct ahci_port *port, unsigned reg, uint32_t value)
 	case PORT_CI:
 		if (port->cmd & CMD_START) {
 			port->ci |= value;
-			wake(port->ahci);
+			loop_post(port->ahci->config.loop, &port->ahci->call);
 		}
 		break;
 	default: break;

@@ -172,17 +172,39 @@ static int draw_graphics(const struct vga *vga, struct picture *to)
 
 /* ---- linear frame buffers ---- */
 
-static uint32_t linear_pixel(const struct vga *vga, uint64_t at, unsigned bits)
+/* `count` bytes from `at` on, which wrap at the memory's end: in `room` then. */
+static const uint8_t *linear_bytes(const struct vga *vga, uint64_t at, unsigned count, uint8_t *room)
 {
-	uint32_t v = 0;
+	const uint64_t first = VGA_MEMORY_BYTES - (at & (VGA_MEMORY_BYTES - 1));
+	const uint8_t *bytes = vga->memory + (at & (VGA_MEMORY_BYTES - 1));
 
-	for (unsigned i = 0; i < bits / 8; i++)
-		v |= (uint32_t)memory_at(vga, at + i) << 8 * i;
-	switch (vga->dispi[DISPI_BPP]) {
-	case 8: return dac_colour(vga, (uint8_t)v);
-	case 15: return (v >> 10 & 31) << 19 | (v >> 5 & 31) << 11 | (v & 31) << 3;
-	case 16: return (v >> 11 & 31) << 19 | (v >> 5 & 63) << 10 | (v & 31) << 3;
-	default: return v & 0xffffff;
+	if (count <= first)
+		return bytes;
+	memcpy(room, bytes, first);
+	memcpy(room + first, vga->memory, count - first);
+	return room;
+}
+
+static uint32_t colour15(uint32_t v)
+{
+	return (v >> 10 & 31) << 19 | (v >> 5 & 31) << 11 | (v & 31) << 3;
+}
+
+static uint32_t colour16(uint32_t v)
+{
+	return (v >> 11 & 31) << 19 | (v >> 5 & 63) << 10 | (v & 31) << 3;
+}
+
+static void linear_row(const uint8_t *from, unsigned bits, const uint32_t palette[256], uint32_t *row, unsigned width)
+{
+	for (unsigned x = 0; x < width; x++) {
+		switch (bits) {
+		case 8: row[x] = palette[from[x]]; break;
+		case 15: row[x] = colour15(load_le16(from + 2 * x)); break;
+		case 16: row[x] = colour16(load_le16(from + 2 * x)); break;
+		case 24: row[x] = load_le16(from + 3 * x) | (uint32_t)from[3 * x + 2] << 16; break;
+		default: row[x] = load_le32(from + 4 * x) & 0xffffff; break;
+		}
 	}
 }
 
@@ -191,14 +213,17 @@ static int draw_linear(const struct vga *vga, struct picture *to)
 	const uint16_t *r = vga->dispi;
 	const unsigned bits = vga_pixel_bits(vga);
 	const uint64_t pitch = (uint64_t)r[DISPI_VIRT_WIDTH] * bits / 8;
+	uint8_t room[DISPI_X_MOST * 4];
+	uint32_t palette[256];
 	int status = picture_resize(to, r[DISPI_XRES], r[DISPI_YRES]);
 
+	for (unsigned i = 0; i < 256; i++)
+		palette[i] = dac_colour(vga, (uint8_t)i);
 	for (unsigned y = 0; status == 0 && y < to->height; y++) {
 		const uint64_t line = (r[DISPI_Y_OFFSET] + (uint64_t)y) * pitch + (uint64_t)r[DISPI_X_OFFSET] * bits / 8;
-		uint32_t *row = to->pixels + (uint64_t)y * to->width;
 
-		for (unsigned x = 0; x < to->width; x++)
-			row[x] = linear_pixel(vga, line + (uint64_t)x * bits / 8, bits);
+		linear_row(linear_bytes(vga, line, to->width * bits / 8, room), r[DISPI_BPP], palette,
+			to->pixels + (uint64_t)y * to->width, to->width);
 	}
 	return status;
 }

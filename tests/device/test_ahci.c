@@ -387,6 +387,62 @@ static void test_queued(void **state)
 	f->disk.status = 0;
 }
 
+static void end_first_badly(void *opaque)
+{
+	struct fake_block *fake = opaque;
+
+	fake->hold = false;
+	for (unsigned i = 0; i < fake->held_count; i++) {
+		fake->status = i ? 0 : -EIO;
+		end_request(fake, fake->held[i]);
+	}
+	fake->held_count = 0;
+}
+
+/* The error stays to be seen, and what was queued with it is the guest's to try again. */
+static void test_queued_error(void **state)
+{
+	struct fixture *f = *state;
+
+	f->disk.hold = true;
+	for (unsigned slot = 0; slot < 3; slot++) {
+		const uint8_t fis[16] = {0x60, 1, (uint8_t)(slot + 10), 0, 0, 0x40, 0, 0, 0, 0, (uint8_t)(slot << 3)};
+
+		lay(f, DISK, slot, fis, NULL, DATA + 512 * slot, 512);
+	}
+	set_port(f, DISK, 0x34, 7);
+	set_port(f, DISK, 0x38, 7);
+	for (unsigned i = 0; i < 5000 && f->disk.held_count < 3; i++)
+		usleep(1000);
+	assert_int_equal(f->disk.held_count, 3);
+	loop_invoke(f->loop, end_first_badly, &f->disk);
+	assert_true(port(f, DISK, 0x10) & 0x40000000);
+	assert_int_equal(port(f, DISK, 0x20) & 0xff01, 0x4001);
+	assert_int_equal(port(f, DISK, 0x34), 7);
+	restart(f, DISK);
+	assert_int_equal(disk_command(f, 0x25, 0, 1, 512), 0x50);
+}
+
+/* A page that a read has filled is dirty from then on, whenever the dirty log was last looked at. */
+static void test_dirty(void **state)
+{
+	struct fixture *f = *state;
+	const uint8_t fis[16] = {0x25, 0, 9, 0, 0, 0x40, 0, 0, 0, 0, 1};
+	uint64_t dirty[(RAM_BYTES >> GUEST_PAGE_SHIFT) / 64];
+
+	assert_int_equal(memory_dirty_start(f->memory), 0);
+	f->disk.hold = true;
+	lay(f, DISK, 0, fis, NULL, DATA, 512);
+	set_port(f, DISK, 0x38, 1);
+	for (unsigned i = 0; i < 5000 && !f->disk.held_count; i++)
+		usleep(1000);
+	memory_dirty_fetch(f->memory, 0, dirty);
+	loop_invoke(f->loop, let_go, &f->disk);
+	memory_dirty_fetch(f->memory, 0, dirty);
+	assert_true(dirty[(DATA >> GUEST_PAGE_SHIFT) / 64] >> ((DATA >> GUEST_PAGE_SHIFT) % 64) & 1);
+	memory_dirty_stop(f->memory);
+}
+
 static void test_others(void **state)
 {
 	struct fixture *f = *state;
@@ -601,6 +657,8 @@ int main(void)
 		TEST(test_identify),
 		TEST(test_read_write),
 		TEST(test_queued),
+		TEST(test_queued_error),
+		TEST(test_dirty),
 		TEST(test_others),
 		TEST(test_cdrom),
 		TEST(test_under_way),

@@ -316,6 +316,33 @@ static void test_segments(void **state)
 	assert_int_equal(sum16(f->frame + 14, 20), 0xffff);
 }
 
+/* A tag that the card puts in: the context's offsets are those of the frame without it. */
+static void test_tagged(void **state)
+{
+	struct fixture *f = *state;
+
+	put_tcp(f, 5000);
+	descriptor(f, 0, 14 | 24 << 8 | 33u << 16 | 34ull << 32 | 50ull << 40, 5000 | 0x27u << 24, 54 << 8 | 1000u << 16);
+	descriptor(f, 1, DATA, 5054 | 1u << 20 | 0x6fu << 24, 3 << 8 | 0x123u << 16);
+	send_up_to(f, 2);
+	assert_int_equal(f->sent, 1);
+	assert_int_equal(f->bytes, 5058);
+	assert_int_equal(load_be32(f->frame + 12), 0x81000123);
+	assert_int_equal(load_be16(f->frame + 20), 5040);
+	assert_int_equal(sum16(f->frame + 18, 20), 0xffff);
+	assert_int_equal(f->offload.csum_start, 38);
+	assert_int_equal(f->offload.csum_offset, 16);
+	assert_int_equal(f->offload.header_bytes, 58);
+	/* One that is too long with it is not sent at all, least of all without. */
+	const unsigned part = 13000, last = NET_FRAME_MAX - 2 - 5 * part;
+	for (unsigned i = 0; i < 5; i++)
+		descriptor(f, 2 + i, DATA, part | 1u << 20 | 0x20u << 24, 0);
+	descriptor(f, 7, DATA, last | 1u << 20 | 0x61u << 24, 0x123u << 16);
+	send_up_to(f, 8);
+	assert_int_equal(rd(f, 0x3810), 8);
+	assert_int_equal(f->sent, 1);
+}
+
 struct give {
 	struct fixture *f;
 	const uint8_t *bytes;
@@ -446,6 +473,7 @@ int main(void)
 		TEST(test_eeprom),
 		TEST(test_legacy),
 		TEST(test_segments),
+		TEST(test_tagged),
 		TEST(test_receive),
 		TEST(test_hostile),
 	};
