@@ -37,8 +37,8 @@ void board_firmware_describe(const struct board_firmware *firmware, struct acpi_
 	config->ecam_base = firmware->ecam_bytes ? firmware->ecam : 0;
 	config->pci_window_base = first;
 	config->pci_window_bytes = PCI_WINDOW_END - first;
-	if (!config->ecam_base || config->ecam_base < first)
-		return;
+	if (!config->ecam_base || config->ecam_base < first || config->ecam_base >= PCI_WINDOW_END)
+		return; /* it takes nothing out of the window */
 	config->pci_window_bytes = config->ecam_base - first;
 	config->pci_window2_base = config->ecam_base + firmware->ecam_bytes;
 	if (config->pci_window2_base < PCI_WINDOW_END)

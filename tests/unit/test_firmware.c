@@ -18,6 +18,8 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "boot/firmware.h"
+#include "machine/firmware.h"
+#include "machine/private.h"
 #include "memory/memory.h"
 
 #define TABLES_GPA 0x7ff0040u
@@ -181,10 +183,34 @@ static void test_script(void **state)
 	assert_memory_equal(f.tables + ACPI_RSDP_BYTES, wanted + ACPI_RSDP_BYTES, bytes - ACPI_RSDP_BYTES);
 }
 
+/* Wherever the guest puts the window of the configuration space, the windows for BARs are below 4 GiB and not in it. */
+static void test_windows(void **state)
+{
+	static const gpa_t bases[] = {0, 0x10000000, 0x80000000, 0xb0000000, 0xe0000000, 0xf8000000, 0xfc000000, 0x100000000,
+		0xfffc000000};
+	struct machine machine = {.config.memory_bytes = MIB(256)};
+
+	for (unsigned i = 0; i < sizeof(bases) / sizeof(*bases); i++) {
+		const struct board_firmware firmware = {
+			.machine = &machine, .ecam = bases[i], .ecam_bytes = bases[i] ? MIB(64) : 0};
+		struct acpi_config config = {0};
+
+		board_firmware_describe(&firmware, &config);
+		const gpa_t end = config.pci_window_base + config.pci_window_bytes;
+		assert_true(config.pci_window_base >= 0x80000000 && end <= 0xfc000000);
+		assert_true(end <= bases[i] || config.pci_window_base >= bases[i] + MIB(64) || !bases[i] ||
+			    !config.pci_window_bytes);
+		assert_true(!config.pci_window2_bytes ||
+			    config.pci_window2_base + config.pci_window2_bytes <= 0xfc000000);
+		assert_true(config.pci_window_bytes + config.pci_window2_bytes >= MIB(1024));
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_load),
+		cmocka_unit_test(test_windows),
 		cmocka_unit_test(test_refused),
 		cmocka_unit_test(test_map),
 		cmocka_unit_test(test_script),
