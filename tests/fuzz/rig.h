@@ -22,6 +22,8 @@
 #include "engine/engine.h"
 #include "memory/memory.h"
 
+#include <stdio.h>
+
 #define RIG_CPUS	 2
 #define RIG_MEMORY_BYTES MIB(16)
 
@@ -59,10 +61,12 @@ struct rig {
 	uint64_t dirty[(RIG_MEMORY_BYTES >> GUEST_PAGE_SHIFT) / 64];
 };
 
-#define MUST(condition)           \
-	do {                      \
-		if (!(condition)) \
-			abort();  \
+#define MUST(condition)                                                                            \
+	do {                                                                                       \
+		if (!(condition)) {                                                                \
+			fprintf(stderr, "%s:%d: must hold: %s\n", __FILE__, __LINE__, #condition); \
+			abort();                                                                   \
+		}                                                                                  \
 	} while (0)
 
 /* Everything in its power-up state; memory is zero. */
