@@ -26,7 +26,7 @@
 #include <string.h>
 
 #define QUEUE_SIZE    128
-#define TURN_MAX      256 /* chains of one queue before others have their turn on the loop */
+#define TURN_MAX      256	 /* chains of one queue before others have their turn on the loop */
 #define TURN_PAGES    (1u << 16) /* or pages, at the end of a chain */
 #define PFN_BYTES     4
 #define PFNS_MAX      (1u << 18) /* in one chain: 1 GiB */
@@ -310,7 +310,8 @@ static bool serve_queue(struct virtio_balloon *balloon, unsigned index, enum que
 	uint64_t pages = 0;
 	unsigned turn = 0;
 
-	for (; turn < TURN_MAX && pages < TURN_PAGES && virtq_pop(queue, &balloon->buffer) == 1; turn++) {
+	for (; turn < TURN_MAX && pages < TURN_PAGES && virtq_pop(queue, &balloon->buffer) == 1;
+		turn++) {
 		serve_chain(balloon, which);
 		if (!virtio_live(balloon->device))
 			return true;

@@ -167,9 +167,12 @@ static void begin_reset(struct virtio_device *device)
 		return;
 	device->live = false;
 	device->resetting = true;
-	if (!ops->reset || ops->reset(device->config.device))
+	if (!ops->reset || ops->reset(device->config.device)) {
 		finish_reset(device);
-	else if (!device->status) /* a driver that read 0 would take the reset for complete, and go on unheard */
+		return;
+	}
+	/* A driver that read 0 would take the reset for complete, and go on unheard. */
+	if (!device->status)
 		device->status = VIRTIO_STATUS_ACKNOWLEDGE;
 }
 

@@ -1,7 +1,7 @@
 /*
  * Fuzz target: what a guest can do to PCI functions and to virtio's transports by accesses of the bus: configuration
  * space by ports and by its window, BARs wherever they have been put, MSI-X tables, the page of virtio over MMIO; while
- * the devices interrupt, take their queues and reset.
+ * the devices interrupt, take their queues and reset, and one comes and goes behind a root port.
  *
  * What must hold: an access gives no bits above its width; identities and capabilities stay as they are; a BAR that is
  * on the bus is where its register says; a message is only sent that a table entry holds, unmasked; doorbells are where
@@ -16,6 +16,7 @@
 #include "base/loop.h"
 #include "device/pci/device.h"
 #include "device/pci/host.h"
+#include "device/pci/port.h"
 #include "device/virtio/mmio.h"
 #include "device/virtio/pci.h"
 #include "device/virtio/transport.h"
@@ -25,7 +26,9 @@
 #define ECAM	  0xe0000000ull
 #define PAGE	  0xf0000000ull
 #define QUEUES	  3u
-#define SLOTS	  2u /* a plain function and a virtio one */
+#define SLOTS	  4u /* a plain function, a virtio one, a root port, what is behind it */
+#define HOT	  3u
+#define BUSES	  8u
 #define VECTORS	  5u
 #define BELLS_MAX 16u
 
@@ -48,10 +51,12 @@ struct fuzz {
 	struct loop_call stop;
 	struct pci_host *host;
 	pthread_mutex_t host_lock;
-	struct device plain, on_pci, on_mmio;
+	struct device plain, on_pci, on_mmio, hot, root;
 	struct pci_device *function[SLOTS];
-	struct virtio_pci *pci;
+	struct virtio_pci *pci, *hot_pci;
 	struct virtio_mmio *mmio;
+	struct pci_port *port;
+	bool gone; /* the guest has let go of what is behind the port */
 	uint64_t identity[SLOTS];
 	unsigned bells;
 };
@@ -192,6 +197,103 @@ static void make_transports(struct fuzz *f)
 	MUST(virtio_mmio_create(&mmio, &f->mmio) == 0);
 }
 
+static uint64_t identity_of(const struct pci_device *d)
+{
+	const uint8_t *space = pci_device_config_space((struct pci_device *)d);
+
+	return load_le32(space) | (uint64_t)load_le32(space + 0x2c) << 32;
+}
+
+/* ---- the root port ---- */
+
+static void reset_hot(void *opaque)
+{
+	struct fuzz *f = opaque;
+
+	MUST(f->hot_pci && !f->gone);
+	pthread_mutex_lock(&f->hot.lock);
+	virtio_pci_reset(f->hot_pci);
+	pthread_mutex_unlock(&f->hot.lock);
+}
+
+static void eject_hot(void *opaque)
+{
+	struct fuzz *f = opaque;
+
+	reset_hot(f);
+	pci_port_pull(f->port, f->function[HOT]);
+	f->gone = true;
+}
+
+static void make_port(struct fuzz *f)
+{
+	const struct pci_port_config config = {.name = "root",
+		.slot = 1,
+		.host = f->host,
+		.devfn = PCI_DEVFN(3, 0),
+		.bus = f->bus,
+		.intx = {set_line, &f->root, 0},
+		.msi = {take_message, f},
+		.reset = reset_hot,
+		.eject = eject_hot,
+		.opaque = f};
+
+	MUST(pci_port_create(&config, &f->port) == 0);
+	f->function[2] = pci_port_function(f->port);
+}
+
+static void free_hot(struct fuzz *f)
+{
+	virtio_pci_free(f->hot_pci);
+	virtio_free(f->hot.virtio);
+	f->hot_pci = NULL;
+	f->hot.virtio = NULL;
+	f->function[HOT] = NULL;
+	MUST(!f->hot.line);
+}
+
+/* The one before is freed only now, as the machine does it. */
+static void plug_hot(struct fuzz *f)
+{
+	if (f->gone)
+		free_hot(f);
+	if (f->hot_pci)
+		return;
+	MUST(pci_port_is_empty(f->port));
+	make_virtio(f, &f->hot);
+	const struct virtio_pci_config config = {.virtio = f->hot.virtio,
+		.bus = f->bus,
+		.intx = {set_line, &f->hot, 0},
+		.msi = {take_message, f},
+		.doorbell = doorbell,
+		.opaque = f,
+		.express = PCI_EXPRESS_ENDPOINT};
+	MUST(virtio_pci_create(&config, &f->hot_pci) == 0);
+	f->function[HOT] = virtio_pci_function(f->hot_pci);
+	f->identity[HOT] = identity_of(f->function[HOT]);
+	f->gone = false;
+	pci_port_plug(f->port, f->function[HOT]);
+}
+
+/* The guest's writes that matter most. */
+static void drive_port(struct fuzz *f, uint8_t how)
+{
+	const uint64_t port = ECAM + (3ull << 15);
+	const uint64_t cap = port + pci_device_express_at(f->function[2]);
+
+	switch (how & 7) {
+	case 0: plug_hot(f); break;
+	case 1: pci_port_press(f->port); break;
+	case 2: bus_write(f->bus, BUS_MMIO, port + 0x19, 1, how >> 4); break;
+	case 3: bus_write(f->bus, BUS_MMIO, cap + 0x18, 2, how & 128 ? 0x400 : how >> 3); break;
+	case 4: bus_write(f->bus, BUS_MMIO, cap + 0x1a, 2, how & 128 ? 0x109 : how >> 3); break;
+	case 5: bus_write(f->bus, BUS_MMIO, port + 0x3e, 2, how & 128 ? 0x40 : 0); break;
+	case 6: bus_write(f->bus, BUS_MMIO, ECAM + ((how >> 4) % BUSES << 20) + 4, 2, 6); break;
+	default: bus_write(f->bus, BUS_MMIO, cap + 0x18, 2, 0x1029); break;
+	}
+	MUST(pci_port_is_empty(f->port) == (!f->hot_pci || f->gone));
+}
+
 /* ---- what is done ---- */
 
 static uint64_t place_of(struct fuzz *f, struct rig_input *in, enum bus_space *ret_space)
@@ -214,6 +316,13 @@ static uint64_t place_of(struct fuzz *f, struct rig_input *in, enum bus_space *r
 	case 5: /* its other areas */
 		base = pci_device_bar(f->function[1], 0);
 		return base + 0x1000 * (1 + (how >> 3 & 3)) + offset;
+	case 6: /* the port's registers, and those behind it */
+		if (how & 8)
+			return ECAM + (3ull << 15) + offset;
+		base = f->function[HOT] ? pci_device_bar(f->function[HOT], 0) : UINT64_MAX;
+		if (how & 16 && base != UINT64_MAX)
+			return base + (how & 64 ? offset : common[offset % ARRAY_SIZE(common)]);
+		return ECAM + ((how >> 4) % BUSES << 20) + offset;
 	default:
 		*ret_space = (how >> 3 & 7) % PCI_BARS == 0 && !slot ? BUS_PIO : BUS_MMIO;
 		base = pci_device_bar(f->function[slot], (how >> 3 & 7) % PCI_BARS);
@@ -253,10 +362,14 @@ static void move_bar(struct fuzz *f, struct rig_input *in)
 static void check_function(struct fuzz *f, unsigned slot)
 {
 	struct pci_device *d = f->function[slot];
+
+	if (!d)
+		return;
 	const uint8_t *space = pci_device_config_space(d);
 	unsigned at = space[0x34], count = 0;
 
-	MUST(load_le32(space + 0x2c) == f->identity[slot] >> 32);
+	/* A bridge has something else where others have their subsystem. */
+	MUST(slot == 2 || load_le32(space + 0x2c) == f->identity[slot] >> 32);
 	MUST(load_le32(space) == (uint32_t)f->identity[slot]);
 	for (; at; at = space[at + 1])
 		MUST(at >= 0x40 && count++ < 48);
@@ -343,10 +456,11 @@ static void one_op(struct fuzz *f, struct rig_input *in)
 	case 5: interrupt(f, (uint8_t)rig_take(in, 1)); break;
 	case 6: start_virtio(f, in); break;
 	case 7: write_memory(f, in); break;
+	case 8: drive_port(f, (uint8_t)rig_take(in, 1)); break;
 	default: access_bus(f, in, true);
 	}
-	check_function(f, 0);
-	check_function(f, 1);
+	for (unsigned i = 0; i < SLOTS; i++)
+		check_function(f, i);
 }
 
 /* ---- one input ---- */
@@ -358,7 +472,7 @@ static void stop_loop(void *opaque)
 
 static void make_machine(struct fuzz *f)
 {
-	const struct pci_host_config host = {.lock = &f->host_lock};
+	const struct pci_host_config host = {.lock = &f->host_lock, .buses = BUSES};
 
 	MUST(memory_create(&f->memory) == 0 && loop_create(&f->loop) == 0);
 	MUST(memory_add_ram(f->memory, 0, RAM_BYTES, 0, "ram", NULL) == 0);
@@ -376,23 +490,27 @@ static void make_machine(struct fuzz *f)
 	}
 	make_plain(f);
 	make_transports(f);
-	for (unsigned i = 0; i < SLOTS; i++) {
-		const uint8_t *space = pci_device_config_space(f->function[i]);
-
-		f->identity[i] = load_le32(space) | (uint64_t)load_le32(space + 0x2c) << 32;
-	}
+	pthread_mutex_init(&f->hot.lock, NULL);
+	make_port(f);
+	for (unsigned i = 0; i < HOT; i++)
+		f->identity[i] = identity_of(f->function[i]);
 }
 
 static void free_machine(struct fuzz *f)
 {
+	if (f->hot_pci)
+		free_hot(f);
+	pci_port_free(f->port);
 	virtio_pci_free(f->pci);
 	virtio_mmio_free(f->mmio);
 	pci_device_free(f->function[0]);
-	MUST(f->bells == 0 && !f->plain.line && !f->on_pci.line && !f->on_mmio.line);
+	MUST(f->bells == 0 && !f->plain.line && !f->on_pci.line && !f->on_mmio.line &&
+		!f->root.line);
 	virtio_free(f->on_pci.virtio);
 	virtio_free(f->on_mmio.virtio);
 	virtq_buffer_free(&f->on_pci.buffer);
 	virtq_buffer_free(&f->on_mmio.buffer);
+	virtq_buffer_free(&f->hot.buffer);
 	pci_host_free(f->host);
 	bus_free(f->bus);
 	loop_free(f->loop);
