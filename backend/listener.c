@@ -1,5 +1,5 @@
 /*
- * Listening Unix sockets: see listener.h.
+ * Listening sockets: see listener.h.
  */
 #include "backend/listener.h"
 
@@ -99,7 +99,7 @@ static void remove_stale(const char *path)
 		unlink(path);
 }
 
-static int bind_and_listen(struct listener *listener, struct error *err)
+static int bind_path(struct listener *listener, struct error *err)
 {
 	struct sockaddr_un address;
 	struct stat st;
@@ -119,13 +119,14 @@ static int bind_and_listen(struct listener *listener, struct error *err)
 		listener->device = st.st_dev;
 		listener->inode = st.st_ino;
 	}
-	if (listen(listener->fd, BACKLOG) < 0)
-		return error_set_errno(err, errno, "can't listen at %s", listener->path);
 	return 0;
 }
 
+/* With its descriptor bound. */
 static int serve(struct listener *listener, struct error *err)
 {
+	if (listen(listener->fd, BACKLOG) < 0)
+		return error_set_errno(err, errno, "can't listen at %s", listener->path);
 	listener->timer = loop_timer_create(listener->loop, resume, listener);
 	if (!listener->timer)
 		return error_set(err, ENOMEM, "no memory for the socket %s", listener->path);
@@ -134,19 +135,23 @@ static int serve(struct listener *listener, struct error *err)
 	return status < 0 ? error_set_errno(err, -status, "can't wait for %s", listener->path) : 0;
 }
 
-int listener_open(struct loop *loop, const char *path, void (*accepted)(void *opaque, int fd),
-	void *opaque, struct listener **ret_listener, struct error *err)
+/* bind: NULL: that is done. */
+static int open_as(const struct listener *as, const char *path,
+	int (*bind)(struct listener *listener, struct error *err), struct listener **ret_listener,
+	struct error *err)
 {
-	if (strlen(path) > LISTENER_PATH_MAX || !*path)
-		return error_set(err, ENAMETOOLONG, "'%s' is no name for a socket: 1 to %d bytes",
-			path, LISTENER_PATH_MAX);
-	struct listener *listener = calloc(1, sizeof(*listener));
-	if (!listener)
+	struct listener *listener = malloc(sizeof(*listener));
+	int status = 0;
+
+	if (!listener) {
+		if (as->fd >= 0)
+			close(as->fd);
 		return error_set(err, ENOMEM, "no memory for the socket %s", path);
-	*listener =
-		(struct listener){.loop = loop, .fd = -1, .accepted = accepted, .opaque = opaque};
+	}
+	*listener = *as;
 	strcpy(listener->path, path);
-	int status = bind_and_listen(listener, err);
+	if (bind)
+		status = bind(listener, err);
 	if (status == 0)
 		status = serve(listener, err);
 	if (status < 0) {
@@ -155,6 +160,23 @@ int listener_open(struct loop *loop, const char *path, void (*accepted)(void *op
 	}
 	*ret_listener = listener;
 	return 0;
+}
+
+int listener_open(struct loop *loop, const char *path, void (*accepted)(void *opaque, int fd),
+	void *opaque, struct listener **ret_listener, struct error *err)
+{
+	if (strlen(path) > LISTENER_PATH_MAX || !*path)
+		return error_set(err, ENAMETOOLONG, "'%s' is no name for a socket: 1 to %d bytes",
+			path, LISTENER_PATH_MAX);
+	return open_as(&(struct listener){.loop = loop, .fd = -1, .accepted = accepted, .opaque = opaque},
+		path, bind_path, ret_listener, err);
+}
+
+int listener_serve(struct loop *loop, int fd, void (*accepted)(void *opaque, int fd), void *opaque,
+	struct listener **ret_listener, struct error *err)
+{
+	return open_as(&(struct listener){.loop = loop, .fd = fd, .accepted = accepted, .opaque = opaque},
+		"its port", NULL, ret_listener, err);
 }
 
 void listener_close(struct listener *listener)

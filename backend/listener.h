@@ -1,5 +1,5 @@
 /*
- * A Unix socket that waits for connections, on a loop. unix(7).
+ * A socket that waits for connections, on a loop: a Unix socket (unix(7)), or one that its owner has bound.
  *
  * Threads: all on the loop's thread, or while the loop does not run.
  */
@@ -24,6 +24,9 @@ struct loop;
 MUST_CHECK int listener_open(struct loop *loop, const char *path,
 	void (*accepted)(void *opaque, int fd), void *opaque, struct listener **ret_listener,
 	struct error *err);
+/* The same of a socket that is bound already. It is the listener's from then on, at an error too. */
+MUST_CHECK int listener_serve(struct loop *loop, int fd, void (*accepted)(void *opaque, int fd),
+	void *opaque, struct listener **ret_listener, struct error *err);
 /* NULL is allowed. Removes the socket's file. */
 void listener_close(struct listener *listener);
 /* Let who connects wait; or no more. */

@@ -11,10 +11,9 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "backend/listener.h"
 #include "backend/vnc_private.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -28,7 +27,6 @@
 #define ENCODINGS_MAX 200u  /* of those a client names, how many are read */
 #define PERIOD_NS     33000000ull
 #define PATIENCE_NS   10000000000ull /* until a client has introduced itself */
-#define DEAF_NS	      1000000000ull  /* with no descriptor left, until accepting is tried again */
 #define PORT_FIRST    5900
 
 enum phase { PHASE_VERSION, PHASE_SECURITY, PHASE_INIT, PHASE_RUNNING };
@@ -54,11 +52,9 @@ struct client {
 struct vnc {
 	struct loop *loop;
 	char name[64];
-	int fd;
-	char *path; /* of the Unix socket, to be removed */
-	struct loop_source *source;
+	struct listener *listener;
 	struct loop_timer *timer, *patience;
-	bool armed, deaf;   /* deaf: nobody is accepted */
+	bool armed;
 	uint64_t watch_ns; /* where `patience` stands; 0: nowhere */
 	uint64_t period_ns, patience_ns;
 	pthread_mutex_t lock; /* for `display`, held while it is used */
@@ -155,8 +151,6 @@ static void lose_patience(void *opaque)
 	uint64_t next_ns = UINT64_MAX;
 
 	vnc->watch_ns = 0;
-	if (vnc->deaf && loop_change(vnc->source, EPOLLIN) == 0)
-		vnc->deaf = false;
 	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		struct client *client = vnc->client[i];
 
@@ -171,23 +165,12 @@ static void lose_patience(void *opaque)
 		watch(vnc, next_ns);
 }
 
-/* One that cannot be accepted stays in the queue, and would make the loop turn for nothing. */
-static void turn_deaf(struct vnc *vnc)
-{
-	if (errno == EAGAIN || errno == EINTR || errno == ECONNABORTED || loop_change(vnc->source, 0) < 0)
-		return;
-	vnc->deaf = true;
-	watch(vnc, clock_monotonic_ns() + DEAF_NS);
-}
-
-static void accept_client(void *opaque, uint32_t events)
+static void accept_client(void *opaque, int accepted)
 {
 	struct vnc *vnc = opaque;
-	AUTO_CLOSE int fd = accept4(vnc->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	AUTO_CLOSE int fd = accepted;
 
-	if (fd < 0)
-		turn_deaf(vnc);
-	for (unsigned i = 0; fd >= 0 && i < CLIENTS_MAX; i++) {
+	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		if (vnc->client[i])
 			continue;
 		vnc->client[i] = client_new(vnc, fd);
@@ -452,29 +435,6 @@ static void client_ready(void *opaque, uint32_t events)
 
 /* ---- life ---- */
 
-static int listen_unix(struct vnc *vnc, const char *path, struct error *err)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	struct stat st;
-
-	if (!*path || strlen(path) >= sizeof(address.sun_path))
-		return error_set(err, EINVAL, "'%s' is no name for a socket: give 1 to %zu characters", path,
-			sizeof(address.sun_path) - 1);
-	strcpy(address.sun_path, path);
-	/* One that a killed machine left behind. */
-	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) &&
-		connect(vnc->fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno == ECONNREFUSED)
-		unlink(path);
-	mode_t mask = umask(0077);
-	int status = bind(vnc->fd, (struct sockaddr *)&address, sizeof(address));
-	int saved = errno;
-	umask(mask);
-	if (status < 0)
-		return error_set_errno(err, saved, "can't listen for VNC on %s", path);
-	vnc->path = strdup(path);
-	return vnc->path ? 0 : error_set(err, ENOMEM, "no memory for VNC");
-}
-
 static int listen_tcp(struct vnc *vnc, const char *where, struct error *err)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
@@ -495,29 +455,21 @@ static int listen_tcp(struct vnc *vnc, const char *where, struct error *err)
 			"VNC at %s would be open to everybody on the network, with no password: give 127.0.0.1 or a Unix "
 			"socket, and reach it through ssh", host);
 	address.sin_port = htons((uint16_t)port);
-	setsockopt(vnc->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-	if (bind(vnc->fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+	AUTO_CLOSE int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return error_set_errno(err, errno, "can't make a socket for VNC");
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
 		return error_set_errno(err, errno, "can't listen for VNC on %s port %ld", host, port);
-	return 0;
+	return listener_serve(vnc->loop, take_fd(&fd), accept_client, vnc, &vnc->listener, err);
 }
 
 static int open_socket(struct vnc *vnc, const char *where, struct error *err)
 {
-	const bool is_unix = strncmp(where, "unix:", 5) == 0;
-	int status;
-
-	vnc->fd = socket(is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (vnc->fd < 0)
-		return error_set_errno(err, errno, "can't make a socket for VNC");
-	status = is_unix ? listen_unix(vnc, where + 5, err) : listen_tcp(vnc, where, err);
-	if (status == 0 && listen(vnc->fd, CLIENTS_MAX) < 0)
-		status = error_set_errno(err, errno, "can't listen for VNC");
-	if (status == 0) {
-		status = loop_add(vnc->loop, vnc->fd, EPOLLIN, accept_client, vnc, &vnc->source);
-		if (status < 0)
-			error_set_errno(err, -status, "can't wait for VNC clients");
-	}
-	return status;
+	if (strncmp(where, "unix:", 5))
+		return listen_tcp(vnc, where, err);
+	int status = listener_open(vnc->loop, where + 5, accept_client, vnc, &vnc->listener, err);
+	return status < 0 ? error_prefix(err, "can't listen for VNC") : 0;
 }
 
 void vnc_set_pace(struct vnc *vnc, uint64_t period_ns, uint64_t patience_ns)
@@ -535,7 +487,6 @@ int vnc_open(struct vnc **ret_vnc, struct loop *loop, const char *where, const c
 	if (!vnc)
 		return error_set(err, ENOMEM, "no memory for VNC");
 	vnc->loop = loop;
-	vnc->fd = -1;
 	vnc_set_pace(vnc, PERIOD_NS, PATIENCE_NS);
 	pthread_mutex_init(&vnc->lock, NULL);
 	snprintf(vnc->name, sizeof(vnc->name), "%s", name);
@@ -557,14 +508,9 @@ void vnc_close(struct vnc *vnc)
 		return;
 	for (unsigned i = 0; i < CLIENTS_MAX; i++)
 		client_free(vnc->client[i]);
-	loop_remove(vnc->source);
+	listener_close(vnc->listener);
 	loop_timer_free(vnc->timer);
 	loop_timer_free(vnc->patience);
-	if (vnc->fd >= 0)
-		close(vnc->fd);
-	if (vnc->path)
-		unlink(vnc->path);
-	free(vnc->path);
 	picture_done(&vnc->screen.picture);
 	pthread_mutex_destroy(&vnc->lock);
 	free(vnc);
