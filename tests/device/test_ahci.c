@@ -2,22 +2,17 @@
  * device/disk: the controller driven by its registers as a driver does it, a disk and a CD-ROM on memory; errors, resets
  * while requests are under way, and guests whose lists of buffers lie.
  */
-#include "tests/device/fake.h"
+#include "tests/device/pci_rig.h"
 
 #include "base/bytes.h"
-#include "base/error.h"
-#include "base/loop.h"
 #include "device/block.h"
 #include "device/disk/ahci.h"
-#include "device/pci/device.h"
-#include "memory/memory.h"
 
 #include <errno.h>
 #include <unistd.h>
 
 #define RAM_BYTES  MIB(1)
 #define DISK_BYTES KIB(256)
-#define REGS	   0xe0000000ull
 #define SLOT	   PCI_DEVFN(31, 2)
 #define LIST	   0x1000u
 #define FIS	   0x2000u
@@ -37,15 +32,9 @@ struct fake_block {
 };
 
 struct fixture {
-	struct bus *bus;
-	struct guest_memory *memory;
-	struct pci_host *host;
-	struct loop *loop;
-	pthread_t thread;
+	struct pci_rig rig;
 	struct ahci *ahci;
 	struct fake_block disk, cd;
-	pthread_mutex_t lock;
-	_Atomic bool line;
 };
 
 /* ---- the block devices ---- */
@@ -100,25 +89,14 @@ static void nothing(void *opaque)
 
 /* ---- the rig ---- */
 
-static void set_line(void *opaque, unsigned line, bool level)
-{
-	((struct fixture *)opaque)->line = level;
-}
-
-static void *run(void *opaque)
-{
-	loop_run(opaque);
-	return NULL;
-}
-
 static uint32_t rd(struct fixture *f, unsigned at)
 {
-	return (uint32_t)bus_read(f->bus, BUS_MMIO, REGS + at, 4);
+	return pci_rig_read(&f->rig, at);
 }
 
 static void wr(struct fixture *f, unsigned at, uint32_t value)
 {
-	bus_write(f->bus, BUS_MMIO, REGS + at, 4, value);
+	pci_rig_write(&f->rig, at, value);
 }
 
 static uint32_t port(struct fixture *f, unsigned n, unsigned at)
@@ -144,10 +122,7 @@ static void start_port(struct fixture *f, unsigned n)
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
-	const struct pci_host_config host_config = {.lock = &f->lock};
-	struct error err;
 
-	pthread_mutex_init(&f->lock, NULL);
 	f->disk.block.ops = f->cd.block.ops = &fake_ops;
 	f->disk.limits = (struct block_limits){
 		.size_bytes = DISK_BYTES, .sector_bytes = 512, .discard = true, .volatile_cache = true};
@@ -156,20 +131,16 @@ static int setup(void **state)
 		f->disk.bytes[i] = (uint8_t)(i >> 9);
 		f->cd.bytes[i] = (uint8_t)(i >> 11);
 	}
-	assert_int_equal(bus_create(&f->bus), 0);
-	assert_int_equal(memory_create(&f->memory), 0);
-	assert_int_equal(memory_add_ram(f->memory, 0, RAM_BYTES, 0, "ram", &err), 0);
-	assert_int_equal(pci_host_create(&host_config, &f->host), 0);
-	assert_int_equal(loop_create(&f->loop), 0);
-	const struct ahci_config config = {.memory = f->memory,
-		.loop = f->loop,
-		.bus = f->bus,
-		.intx = {.set = set_line, .opaque = f},
+	pci_rig_init(&f->rig, RAM_BYTES);
+	const struct ahci_config config = {.memory = f->rig.memory,
+		.loop = f->rig.loop,
+		.bus = f->rig.bus,
+		.intx = pci_rig_line(&f->rig),
 		.count = 2,
 		.drive = {{.block = &f->disk.block, .serial = "S1"}, {.block = &f->cd.block, .cdrom = true}}};
-	assert_int_equal(ahci_create(&config, f->host, SLOT, &f->ahci), 0);
+	assert_int_equal(ahci_create(&config, f->rig.host, SLOT, &f->ahci), 0);
 	ahci_assign(f->ahci, REGS);
-	assert_int_equal(pthread_create(&f->thread, NULL, run, f->loop), 0);
+	pci_rig_start(&f->rig);
 	wr(f, 0x04, 0x80000002);
 	start_port(f, DISK);
 	start_port(f, CD);
@@ -182,12 +153,7 @@ static int teardown(void **state)
 	struct fixture *f = *state;
 
 	ahci_free(f->ahci);
-	loop_stop(f->loop);
-	pthread_join(f->thread, NULL);
-	loop_free(f->loop);
-	pci_host_free(f->host);
-	memory_free(f->memory);
-	bus_free(f->bus);
+	pci_rig_done(&f->rig);
 	free(f);
 	return 0;
 }
@@ -204,11 +170,11 @@ static void lay(struct fixture *f, unsigned n, unsigned slot, const uint8_t fis[
 	memcpy(h2d + 2, fis, 14);
 	store_le64(entry, data);
 	store_le32(entry + 12, bytes - 1);
-	assert_int_equal(memory_write(f->memory, LIST + 0x400 * n + 32 * slot, header, 32), 0);
-	assert_int_equal(memory_write(f->memory, table, h2d, 64), 0);
+	assert_int_equal(memory_write(f->rig.memory, LIST + 0x400 * n + 32 * slot, header, 32), 0);
+	assert_int_equal(memory_write(f->rig.memory, table, h2d, 64), 0);
 	if (packet)
-		assert_int_equal(memory_write(f->memory, table + 64, packet, 16), 0);
-	assert_int_equal(memory_write(f->memory, table + 128, entry, 16), 0);
+		assert_int_equal(memory_write(f->rig.memory, table + 64, packet, 16), 0);
+	assert_int_equal(memory_write(f->rig.memory, table + 128, entry, 16), 0);
 }
 
 /* Issue it and wait. Returns the task file. */
@@ -225,7 +191,7 @@ static void settle(struct fixture *f, unsigned n)
 {
 	set_port(f, n, 0x10, ~0u);
 	wr(f, 0x08, ~0u);
-	assert_false(f->line);
+	assert_false(f->rig.line);
 }
 
 static void restart(struct fixture *f, unsigned n)
@@ -241,13 +207,13 @@ static uint32_t moved(struct fixture *f, unsigned n, unsigned slot)
 {
 	uint8_t bytes[4];
 
-	assert_int_equal(memory_read(f->memory, LIST + 0x400 * n + 32 * slot + 4, bytes, 4), 0);
+	assert_int_equal(memory_read(f->rig.memory, LIST + 0x400 * n + 32 * slot + 4, bytes, 4), 0);
 	return load_le32(bytes);
 }
 
 static void get(struct fixture *f, gpa_t at, void *bytes, unsigned count)
 {
-	assert_int_equal(memory_read(f->memory, at, bytes, count), 0);
+	assert_int_equal(memory_read(f->rig.memory, at, bytes, count), 0);
 }
 
 static uint32_t disk_command(struct fixture *f, uint8_t command, uint64_t lba, unsigned count, unsigned bytes)
@@ -280,7 +246,7 @@ static void test_registers(void **state)
 	assert_int_equal(port(f, DISK, 0x24), 0x00000101);
 	assert_int_equal(port(f, CD, 0x24), 0xeb140101);
 	assert_int_equal(port(f, 2, 0x28), 0); /* no such port */
-	assert_int_equal(bus_read(f->bus, BUS_MMIO, REGS + 0x129, 1), 0x01); /* a byte of SSTS */
+	assert_int_equal(bus_read(f->rig.bus, BUS_MMIO, REGS + 0x129, 1), 0x01); /* a byte of SSTS */
 	set_port(f, DISK, 0x00, 0x123456ff);
 	assert_int_equal(port(f, DISK, 0x00), 0x12345400);
 }
@@ -291,7 +257,7 @@ static void test_identify(void **state)
 	uint8_t data[512], sum = 0;
 
 	assert_int_equal(disk_command(f, 0xec, 0, 0, 512), 0x50);
-	assert_true(f->line);
+	assert_true(f->rig.line);
 	assert_int_equal(rd(f, 0x08), 1);
 	assert_int_equal(port(f, DISK, 0x38), 0);
 	assert_int_equal(moved(f, DISK, 3), 512);
@@ -329,7 +295,7 @@ static void test_read_write(void **state)
 		assert_int_equal(data[0], 5);
 		assert_int_equal(data[1023], 6);
 		memset(data, 0xa0 + (int)i, sizeof(data));
-		assert_int_equal(memory_write(f->memory, DATA, data, 1024), 0);
+		assert_int_equal(memory_write(f->rig.memory, DATA, data, 1024), 0);
 		assert_int_equal(disk_command(f, commands[i].write, 100, 2, 1024), 0x50);
 		settle(f, DISK);
 		assert_memory_equal(f->disk.bytes + 100 * 512, data, 1024);
@@ -415,7 +381,7 @@ static void test_queued_error(void **state)
 	for (unsigned i = 0; i < 5000 && f->disk.held_count < 3; i++)
 		usleep(1000);
 	assert_int_equal(f->disk.held_count, 3);
-	loop_invoke(f->loop, end_first_badly, &f->disk);
+	loop_invoke(f->rig.loop, end_first_badly, &f->disk);
 	assert_true(port(f, DISK, 0x10) & 0x40000000);
 	assert_int_equal(port(f, DISK, 0x20) & 0xff01, 0x4001);
 	assert_int_equal(port(f, DISK, 0x34), 7);
@@ -430,17 +396,17 @@ static void test_dirty(void **state)
 	const uint8_t fis[16] = {0x25, 0, 9, 0, 0, 0x40, 0, 0, 0, 0, 1};
 	uint64_t dirty[(RAM_BYTES >> GUEST_PAGE_SHIFT) / 64];
 
-	assert_int_equal(memory_dirty_start(f->memory), 0);
+	assert_int_equal(memory_dirty_start(f->rig.memory), 0);
 	f->disk.hold = true;
 	lay(f, DISK, 0, fis, NULL, DATA, 512);
 	set_port(f, DISK, 0x38, 1);
 	for (unsigned i = 0; i < 5000 && !f->disk.held_count; i++)
 		usleep(1000);
-	memory_dirty_fetch(f->memory, 0, dirty);
-	loop_invoke(f->loop, let_go, &f->disk);
-	memory_dirty_fetch(f->memory, 0, dirty);
+	memory_dirty_fetch(f->rig.memory, 0, dirty);
+	loop_invoke(f->rig.loop, let_go, &f->disk);
+	memory_dirty_fetch(f->rig.memory, 0, dirty);
 	assert_true(dirty[(DATA >> GUEST_PAGE_SHIFT) / 64] >> ((DATA >> GUEST_PAGE_SHIFT) % 64) & 1);
-	memory_dirty_stop(f->memory);
+	memory_dirty_stop(f->rig.memory);
 }
 
 static void test_others(void **state)
@@ -454,7 +420,7 @@ static void test_others(void **state)
 	assert_int_equal(disk_command(f, 0xe7, 0, 0, 0), 0x50);
 	settle(f, DISK);
 	assert_int_equal(f->disk.flushes, 2);
-	assert_int_equal(memory_write(f->memory, DATA, range, 512), 0);
+	assert_int_equal(memory_write(f->rig.memory, DATA, range, 512), 0);
 	const uint8_t trim[16] = {0x06, 1, 0, 0, 0, 0x40, 0, 0, 0, 0, 1};
 	lay(f, DISK, 3, trim, NULL, DATA, 512);
 	assert_int_equal(go(f, DISK, 3), 0x50);
@@ -546,7 +512,7 @@ static void test_under_way(void **state)
 			wr(f, 0x04, 0x80000001);
 			assert_int_equal(rd(f, 0x04) & 1, 1);
 		}
-		loop_invoke(f->loop, let_go, &f->disk);
+		loop_invoke(f->rig.loop, let_go, &f->disk);
 		assert_int_equal(port(f, DISK, 0x10) & 1, 0);
 		if (how == 0)
 			assert_int_equal(port(f, DISK, 0x18) & 0x8000, 0);
@@ -565,8 +531,8 @@ static void test_under_way(void **state)
 	for (unsigned i = 0; i < 5000 && !f->disk.held_count; i++)
 		usleep(1000);
 	struct loop_call call = {.fn = let_go, .opaque = &f->disk};
-	loop_post(f->loop, &call);
-	loop_invoke(f->loop, nothing, NULL);
+	loop_post(f->rig.loop, &call);
+	loop_invoke(f->rig.loop, nothing, NULL);
 }
 
 static void test_soft_reset(void **state)
@@ -579,7 +545,7 @@ static void test_soft_reset(void **state)
 
 		lay(f, CD, 0, none, NULL, DATA, 0);
 		fis[15] = (uint8_t)srst;
-		assert_int_equal(memory_write(f->memory, TABLE + 0x8000, fis, 64), 0);
+		assert_int_equal(memory_write(f->rig.memory, TABLE + 0x8000, fis, 64), 0);
 		set_port(f, CD, 0x38, 1);
 		for (unsigned i = 0; i < 5000 && port(f, CD, 0x38); i++)
 			usleep(1000);
@@ -604,12 +570,12 @@ static void test_hostile(void **state)
 	assert_int_equal(go(f, DISK, 0) & 1, 1);
 	restart(f, DISK);
 	store_le64(header + 8, ~0ull & ~127ull);
-	assert_int_equal(memory_write(f->memory, LIST, header, 32), 0);
+	assert_int_equal(memory_write(f->rig.memory, LIST, header, 32), 0);
 	assert_int_equal(go(f, DISK, 0) & 1, 1);
 	restart(f, DISK);
 	store_le64(header + 8, TABLE);
 	store_le16(header + 2, 0xffff);
-	assert_int_equal(memory_write(f->memory, LIST, header, 32), 0);
+	assert_int_equal(memory_write(f->rig.memory, LIST, header, 32), 0);
 	assert_int_equal(go(f, DISK, 0) & 1, 1);
 	restart(f, DISK);
 	set_port(f, DISK, 0x18, 0x10);
@@ -635,18 +601,18 @@ static void test_hostile(void **state)
 			store_le64(bytes + 128 + 16 * n, random % RAM_BYTES);
 			store_le32(bytes + 140 + 16 * n, random >> 20);
 		}
-		assert_int_equal(memory_write(f->memory, TABLE + 0x8000 * (i & 1), bytes, sizeof(bytes)), 0);
+		assert_int_equal(memory_write(f->rig.memory, TABLE + 0x8000 * (i & 1), bytes, sizeof(bytes)), 0);
 		store_le16(header + 2, (uint16_t)(random >> 8 & 7));
 		store_le64(header + 8, TABLE + 0x8000 * (i & 1));
-		assert_int_equal(memory_write(f->memory, LIST + 0x400 * (i & 1), header, 32), 0);
+		assert_int_equal(memory_write(f->rig.memory, LIST + 0x400 * (i & 1), header, 32), 0);
 		set_port(f, i & 1, 0x38, 1);
 		if (i % 16 == 0)
-			bus_write(f->bus, BUS_MMIO, REGS + (random >> 4) % 0x400, 4, random);
+			bus_write(f->rig.bus, BUS_MMIO, REGS + (random >> 4) % 0x400, 4, random);
 		set_port(f, i & 1, 0x18, 0x10);
 		set_port(f, i & 1, 0x00, LIST + 0x400 * (i & 1));
 		set_port(f, i & 1, 0x18, 0x11);
 	}
-	fake_hammer(f->bus, BUS_MMIO, REGS, 0x1000, 5000);
+	fake_hammer(f->rig.bus, BUS_MMIO, REGS, 0x1000, 5000);
 }
 
 int main(void)

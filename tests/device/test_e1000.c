@@ -2,36 +2,25 @@
  * device/net_e1000 by its registers: EEPROM by both ways, frames out (legacy and extended, with checksums and segments),
  * frames in through filters and several buffers, VLANs, and rings that lie.
  */
-#include "tests/device/fake.h"
+#include "tests/device/pci_rig.h"
 
 #include "base/bytes.h"
-#include "base/error.h"
-#include "base/loop.h"
 #include "device/net.h"
 #include "device/net_e1000.h"
-#include "device/pci/device.h"
-#include "memory/memory.h"
 
 #include <errno.h>
 #include <unistd.h>
 
-#define REGS  0xe0000000ull
 #define TX    0x1000u /* rings of 16 */
 #define RX    0x2000u
 #define DATA  0x10000u
 #define COUNT 16u
 
 struct fixture {
-	struct bus *bus;
-	struct guest_memory *memory;
-	struct pci_host *host;
-	struct loop *loop;
-	pthread_t thread;
+	struct pci_rig rig;
 	struct e1000 *card;
 	struct net net;
 	struct net_peer peer;
-	pthread_mutex_t lock;
-	_Atomic bool line;
 	_Atomic unsigned sent, readies;
 	struct net_offload offload;
 	uint8_t frame[NET_FRAME_MAX + 4];
@@ -74,17 +63,6 @@ static const struct net_ops fake_ops = {.attach = fake_attach, .send = fake_send
 
 /* ---- the rig ---- */
 
-static void set_line(void *opaque, unsigned line, bool level)
-{
-	((struct fixture *)opaque)->line = level;
-}
-
-static void *run(void *opaque)
-{
-	loop_run(opaque);
-	return NULL;
-}
-
 static void nothing(void *opaque)
 {
 }
@@ -93,37 +71,37 @@ static void nothing(void *opaque)
 static void drain(struct fixture *f)
 {
 	for (unsigned i = 0; i < 4; i++)
-		loop_invoke(f->loop, nothing, NULL);
+		loop_invoke(f->rig.loop, nothing, NULL);
 }
 
 static uint32_t rd(struct fixture *f, unsigned at)
 {
-	return (uint32_t)bus_read(f->bus, BUS_MMIO, REGS + at, 4);
+	return pci_rig_read(&f->rig, at);
 }
 
 static void wr(struct fixture *f, unsigned at, uint32_t value)
 {
-	bus_write(f->bus, BUS_MMIO, REGS + at, 4, value);
+	pci_rig_write(&f->rig, at, value);
 }
 
 static void put(struct fixture *f, gpa_t at, const void *bytes, unsigned count)
 {
-	assert_int_equal(memory_write(f->memory, at, bytes, count), 0);
+	assert_int_equal(memory_write(f->rig.memory, at, bytes, count), 0);
 }
 
 static void get(struct fixture *f, gpa_t at, void *bytes, unsigned count)
 {
-	assert_int_equal(memory_read(f->memory, at, bytes, count), 0);
+	assert_int_equal(memory_read(f->rig.memory, at, bytes, count), 0);
 }
 
 static void make_card(void *opaque)
 {
 	struct fixture *f = opaque;
-	struct e1000_config config = {.memory = f->memory, .loop = f->loop, .bus = f->bus, .net = &f->net,
-		.intx = {.set = set_line, .opaque = f}};
+	struct e1000_config config = {.memory = f->rig.memory, .loop = f->rig.loop, .bus = f->rig.bus, .net = &f->net,
+		.intx = pci_rig_line(&f->rig)};
 
 	memcpy(config.mac, mac, 6);
-	assert_int_equal(e1000_create(&config, f->host, PCI_DEVFN(3, 0), &f->card), 0);
+	assert_int_equal(e1000_create(&config, f->rig.host, PCI_DEVFN(3, 0), &f->card), 0);
 }
 
 static void free_card(void *opaque)
@@ -134,18 +112,11 @@ static void free_card(void *opaque)
 static int setup(void **state)
 {
 	struct fixture *f = calloc(1, sizeof(*f));
-	const struct pci_host_config host_config = {.lock = &f->lock};
-	struct error err;
 
-	pthread_mutex_init(&f->lock, NULL);
 	f->net.ops = &fake_ops;
-	assert_int_equal(bus_create(&f->bus), 0);
-	assert_int_equal(memory_create(&f->memory), 0);
-	assert_int_equal(memory_add_ram(f->memory, 0, MIB(1), 0, "ram", &err), 0);
-	assert_int_equal(pci_host_create(&host_config, &f->host), 0);
-	assert_int_equal(loop_create(&f->loop), 0);
-	assert_int_equal(pthread_create(&f->thread, NULL, run, f->loop), 0);
-	loop_invoke(f->loop, make_card, f);
+	pci_rig_init(&f->rig, MIB(1));
+	pci_rig_start(&f->rig);
+	loop_invoke(f->rig.loop, make_card, f);
 	e1000_assign(f->card, REGS);
 	wr(f, 0x3800, TX);
 	wr(f, 0x3808, COUNT * 16);
@@ -162,13 +133,8 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
-	loop_invoke(f->loop, free_card, f->card);
-	loop_stop(f->loop);
-	pthread_join(f->thread, NULL);
-	loop_free(f->loop);
-	pci_host_free(f->host);
-	memory_free(f->memory);
-	bus_free(f->bus);
+	loop_invoke(f->rig.loop, free_card, f->card);
+	pci_rig_done(&f->rig);
 	free(f);
 	return 0;
 }
@@ -246,9 +212,9 @@ static void test_legacy(void **state)
 	assert_int_equal(rd(f, 0x3810), 2);
 	get(f, TX + 16 + 12, bytes, 1);
 	assert_int_equal(bytes[0] & 1, 1);
-	assert_true(f->line);
+	assert_true(f->rig.line);
 	assert_int_equal(rd(f, 0xc0) & 3, 3);
-	assert_false(f->line);
+	assert_false(f->rig.line);
 	assert_int_equal(rd(f, 0x4080), 1);
 	assert_int_equal(rd(f, 0x4080), 0);
 	/* With a tag put in. */
@@ -364,7 +330,7 @@ static bool give(struct fixture *f, const uint8_t *bytes, unsigned count)
 {
 	struct give give = {f, bytes, count, false};
 
-	loop_invoke(f->loop, give_there, &give);
+	loop_invoke(f->rig.loop, give_there, &give);
 	return give.taken;
 }
 
@@ -462,7 +428,7 @@ static void test_hostile(void **state)
 		give(f, frame, 8 + random % 1492);
 	}
 	drain(f);
-	fake_hammer(f->bus, BUS_MMIO, REGS, 0x6100, 20000);
+	fake_hammer(f->rig.bus, BUS_MMIO, REGS, 0x6100, 20000);
 	drain(f);
 }
 
