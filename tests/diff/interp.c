@@ -187,6 +187,8 @@ static bool is_wrapping_offset(const struct x86_cpu *cpu, const struct x86_insn 
 {
 	int64_t ea = (int64_t)x86_ea(cpu, insn);
 
+	if (insn->fn == x86_vec_maskmov) /* its operand in memory is not in the instruction */
+		ea = (int64_t)(cpu->s.reg[X86_RDI] & (insn->asize == 8 ? UINT64_MAX : UINT32_MAX));
 	return insn->mode == 64 && (insn->seg == X86_FS || insn->seg == X86_GS) &&
 	       ea != (int64_t)((uint64_t)ea << 16) >> 16;
 }
