@@ -42,6 +42,7 @@
 #define QCOW2_REFTABLE_MAX     MIB(8)
 #define QCOW2_SNAPSHOTS_MAX    65536u
 #define QCOW2_SNAPSHOT_BYTES   MIB(64)
+#define QCOW2_SNAPSHOT_L1_MAX  GIB(16) /* their L1 tables together */
 #define QCOW2_NAME_MAX	       1023u
 #define QCOW2_CHECK_MAX	       BIT(27) /* clusters that a check can count */
 #define QCOW2_CLUSTER_BITS_MIN 9

@@ -28,6 +28,7 @@ struct checker {
 	struct chunk **bucket;
 	uint32_t buckets, chunks;
 	uint64_t end; /* the first cluster behind all that is referred to */
+	uint64_t file_bytes;
 	bool rebuild; /* the blocks of counts are not sound */
 	uint64_t
 		unmendable; /* errors that a rebuilt set of counts leaves: too many users for a count, say */
@@ -101,6 +102,12 @@ static bool place_ok(const struct qcow2 *q, uint64_t offset)
 	return IS_ALIGNED(offset, q->cluster_bytes) && offset && offset < BIT(56);
 }
 
+/* A table outside the file would read as zeros: no image has that, and a few bytes could ask for terabytes of it. */
+static bool table_ok(const struct checker *c, uint64_t offset)
+{
+	return place_ok(c->q, offset) && offset < c->file_bytes;
+}
+
 /* An L2 entry that leads nowhere is an error; repaired, the cluster is unallocated. 1: it was changed. */
 static int count_entry(struct checker *c, uint64_t *entry, bool active, uint64_t offset)
 {
@@ -161,7 +168,7 @@ static int count_tree(
 
 		if (!offset)
 			continue;
-		if (!place_ok(q, offset)) {
+		if (!table_ok(c, offset)) {
 			c->check->errors++;
 			report(c, "L1 entry %u is impossible (%#llx)", i,
 				(unsigned long long)entry);
@@ -231,7 +238,7 @@ static int count_blocks(struct checker *c)
 
 		if (!offset)
 			continue;
-		if (!place_ok(q, offset)) {
+		if (!table_ok(c, offset)) {
 			c->check->errors++;
 			c->rebuild = true;
 			report(c, "reference count block %u is at an impossible place (%#llx)", i,
@@ -299,7 +306,7 @@ static void find_uncounted(struct checker *c)
 				uint64_t index = cluster >> q->refblock_bits;
 
 				if (!chunk->count[i] || (index < q->reftable_entries &&
-								place_ok(q, q->reftable[index])))
+								table_ok(c, q->reftable[index])))
 					continue;
 				c->check->errors++;
 				c->rebuild = true;
@@ -320,7 +327,7 @@ static int compare_counts(struct checker *c)
 		uint64_t offset = q->reftable[i];
 		bool changed = false;
 
-		if (!place_ok(q, offset))
+		if (!table_ok(c, offset))
 			continue;
 		r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
 		if (r == 0)
@@ -386,7 +393,7 @@ static int check_flags(struct checker *c)
 	for (uint32_t i = 0; r == 0 && i < h->l1_entries; i++) {
 		uint64_t entry = be64toh(l1[i]);
 
-		if (!place_ok(c->q, entry & QCOW2_OFFSET))
+		if (!table_ok(c, entry & QCOW2_OFFSET))
 			continue;
 		check_flag(c, &entry, (entry & QCOW2_OFFSET) >> h->cluster_bits, "an L2 table",
 			&changed);
@@ -437,13 +444,11 @@ static int rebuild_counts(struct checker *c)
 {
 	struct qcow2 *q = c->q;
 	uint32_t bits = q->header.cluster_bits;
-	uint64_t file_bytes, start, blocks = 0, clusters = 0, per = BIT(bits) / 8, before;
+	uint64_t start, blocks = 0, clusters = 0, per = BIT(bits) / 8, before;
 	AUTO_FREE uint64_t *table = NULL;
-	int r = q->file->ops->size(q->file, &file_bytes);
+	int r;
 
-	if (r < 0)
-		return r;
-	start = MAX(c->end, qcow2_clusters(q, file_bytes));
+	start = MAX(c->end, qcow2_clusters(q, c->file_bytes));
 	do {
 		before = blocks;
 		clusters = blocks / per + 1;
@@ -458,7 +463,7 @@ static int rebuild_counts(struct checker *c)
 		table[i] = htobe64((start + i) << bits);
 	uncount(c, q->header.reftable_offset, (uint64_t)q->header.reftable_clusters << bits);
 	for (uint32_t i = 0; i < q->reftable_entries; i++) {
-		if (q->reftable[i] && place_ok(q, q->reftable[i]))
+		if (q->reftable[i] && table_ok(c, q->reftable[i]))
 			uncount(c, q->reftable[i], q->cluster_bytes);
 	}
 	r = count_clusters(c, start, blocks + clusters);
@@ -483,8 +488,10 @@ static int check_all(struct checker *c, struct error *err)
 {
 	struct qcow2 *q = c->q;
 	bool repair = c->check->repair;
-	int r = repair ? qcow2_set_incompatible(q, QCOW2_DIRTY, true) : 0;
+	int r = q->file->ops->size(q->file, &c->file_bytes);
 
+	if (r == 0 && repair)
+		r = qcow2_set_incompatible(q, QCOW2_DIRTY, true);
 	if (r == 0)
 		r = count_all(c, err);
 	if (r == 0)

@@ -74,18 +74,25 @@ static int record_load(struct qcow2 *q, struct qcow2_record *rec, uint64_t offse
 
 int qcow2_snapshots_load(struct qcow2 *q, struct qcow2_snapshots *list, struct error *err)
 {
-	uint64_t offset = q->header.snapshots_offset;
-	int r = 0;
+	uint64_t offset = q->header.snapshots_offset, file_bytes, l1_bytes = 0;
+	int r = q->file->ops->size(q->file, &file_bytes);
 
+	if (r < 0)
+		return error_set_errno(err, -r, "can't find the size of %s", q->file->name);
 	list->record =
 		calloc(q->header.snapshots + 1, sizeof(*list->record)); /* room for a new one */
 	if (!list->record)
 		return error_set(err, ENOMEM, "out of memory");
 	while (r == 0 && list->count < q->header.snapshots) {
-		r = record_load(q, &list->record[list->count++], offset + list->bytes);
-		list->bytes += list->record[list->count - 1].bytes;
-		if (r == 0 && list->bytes > QCOW2_SNAPSHOT_BYTES)
-			r = -EFBIG;
+		struct qcow2_record *rec = &list->record[list->count++];
+
+		r = record_load(q, rec, offset + list->bytes);
+		list->bytes += rec->bytes;
+		l1_bytes += rec->l1_entries * 8ull;
+		if (r == 0 && rec->l1_entries && rec->l1_offset >= file_bytes)
+			r = -EINVAL;
+		if (list->bytes > QCOW2_SNAPSHOT_BYTES || l1_bytes > QCOW2_SNAPSHOT_L1_MAX)
+			r = r < 0 ? r : -EFBIG;
 	}
 	if (r == -EINVAL || r == -EFBIG)
 		return error_set(err, -r, "%s: snapshot %u is damaged", q->file->name, list->count);

@@ -474,6 +474,81 @@ static void test_full_verbs(void **state)
 	}
 }
 
+static uint64_t load_word(struct trial *t, uint64_t offset)
+{
+	uint8_t word[8];
+
+	MUST(disk_file_read(t->store.memory, word, 8, offset) == 0);
+	return load_be64(word);
+}
+
+static void store_word(struct trial *t, uint64_t offset, uint64_t value)
+{
+	uint8_t word[8];
+
+	store_be64(word, value);
+	MUST(disk_file_write(t->store.memory, word, 8, offset) == 0);
+}
+
+static void note_impossible(void *opaque, const char *text)
+{
+	*(bool *)opaque = *(bool *)opaque || strstr(text, "impossible");
+}
+
+/* Tables that lie behind the end of the file are errors: as zeros, they would take forever to read. */
+static void test_tables_outside(void **state)
+{
+	static const uint64_t tables[] = {40 /* L1 */, 48 /* reference counts */};
+	static const struct rig_shape shape = {16, 4, 3, false, false};
+
+	for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
+		bool impossible = false;
+		struct image_check check = {.report = note_impossible, .opaque = &impossible};
+		struct disk_options options = trial_options();
+		struct error err = {0};
+		struct trial t;
+
+		trial_init(&t, shape, false, i + 1);
+		MUST(disk_close(t.disk) == 0);
+		store_word(&t, load_word(&t, tables[i]) + (i ? 8 : 0), GIB(1));
+		options.inspect = true;
+		MUST(disk_open_file(rig_open_file(&t.store), &options, &t.disk, &err) == 0);
+		MUST(image_check(t.disk, &check, &err) == 0);
+		MUST(check.errors > 0 && impossible);
+		check = (struct image_check){.repair = true};
+		MUST(image_check(t.disk, &check, &err) == 0);
+		MUST(check.errors == check.errors_mended);
+		memset(t.model, 0, t.size);
+		trial_done(&t);
+	}
+}
+
+static void test_snapshot_outside(void **state)
+{
+	static const struct rig_shape shape = {16, 4, 3, false, false};
+	struct image_snapshot *list;
+	struct error err = {0};
+	unsigned count;
+	struct trial t;
+
+	trial_init(&t, shape, false, 1);
+	MUST(image_snapshot_create(t.disk, "s", &err) == 0);
+	MUST(image_snapshots(t.disk, &list, &count, &err) == 0 && count == 1);
+	image_snapshots_free(list, count);
+	store_word(&t, load_word(&t, 64), GIB(1));
+	MUST(image_snapshots(t.disk, &list, &count, &err) == -EINVAL);
+	MUST(strstr(err.text, "snapshot 1 is damaged"));
+	MUST(image_snapshot_delete(t.disk, "s", &err) == -EINVAL);
+	MUST(disk_close(t.disk) == 0);
+	rig_store_done(&t.store);
+	rig_store_done(&t.base_store);
+	free(t.model);
+	free(t.buf);
+	free(t.base);
+	for (unsigned i = 0; i < SNAPSHOTS; i++)
+		free(t.saved[i].bytes);
+}
+
 #define WORKERS	    4u
 #define WORKER_STEP 1200u
 
@@ -572,6 +647,8 @@ int main(void)
 		cmocka_unit_test(test_full),
 		cmocka_unit_test(test_full_again),
 		cmocka_unit_test(test_full_verbs),
+		cmocka_unit_test(test_tables_outside),
+		cmocka_unit_test(test_snapshot_outside),
 		cmocka_unit_test(test_threads),
 	};
 
