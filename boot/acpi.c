@@ -107,8 +107,8 @@ static void store_pointer(struct acpi_image *image, uint8_t *at, unsigned size_b
 	r->pointer[r->pointer_count++].size_bytes = (uint8_t)size_bytes;
 }
 
-/* The table holds pointers: its checksum changes with them. */
-static void note_sum(struct acpi_image *image, const uint8_t *table, uint32_t size_bytes)
+/* The table holds pointers: whoever moves it sums it up, over a checksum that must be 0 by then (OVMF sums it too). */
+static void note_sum(struct acpi_image *image, uint8_t *table, uint32_t size_bytes)
 {
 	struct acpi_relocations *r = image->relocations;
 
@@ -116,6 +116,7 @@ static void note_sum(struct acpi_image *image, const uint8_t *table, uint32_t si
 		return;
 	r->sum[r->sum_count].offset = (uint32_t)(table - image->bytes);
 	r->sum[r->sum_count++].size_bytes = size_bytes;
+	table[9] = 0;
 }
 
 static uint8_t *table_open(
@@ -440,6 +441,8 @@ static int build(struct acpi_image *image, const struct acpi_config *config, str
 	if (image->full)
 		return error_set(err, ENOSPC, "the ACPI tables do not fit into %u bytes", image->room_bytes);
 	write_rsdp(rsdp, xsdt);
+	if (image->relocations)
+		rsdp[8] = rsdp[32] = 0;
 	return 0;
 }
 

@@ -102,7 +102,7 @@ struct acpi_relocations {
 	} sum[ACPI_SUMS_MAX];
 };
 
-/* As acpi_build() for address 0. */
+/* As acpi_build() for address 0, but that the checksums of what moves are left to whoever moves it: 0. */
 MUST_CHECK int acpi_build_movable(const struct acpi_config *config, uint8_t *bytes, uint32_t room_bytes,
 	uint32_t *ret_size_bytes, struct acpi_relocations *ret_relocations, struct error *err);
 
