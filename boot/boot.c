@@ -17,6 +17,7 @@
 #include "memory/memory.h"
 
 #define LEAST_RAM_BYTES		MIB(2)
+#define DEFLATE_RATIO_MAX	1032 /* nothing gets smaller (zlib's technical details) */
 #define UNPACKED_MAX_BYTES MIB(256) /* of a kernel that was a .gz file: five times the largest stock one */
 
 static const char *const protocol_names[] = {
@@ -284,8 +285,8 @@ static int unpack_image(struct boot_image *image, struct error *err)
 	if (packed_bytes < 2 || image->bytes[0] != 0x1f || image->bytes[1] != 0x8b)
 		return 0;
 	packed = take_ptr(&image->bytes);
-	r = boot_unpack(packed, packed_bytes, UNPACKED_MAX_BYTES, &image->bytes,
-		&image->size_bytes);
+	r = boot_unpack(packed, packed_bytes, MIN(UNPACKED_MAX_BYTES, packed_bytes * DEFLATE_RATIO_MAX),
+		&image->bytes, &image->size_bytes);
 	if (r == -ENOMEM)
 		return error_set(err, ENOMEM, "no memory on the host to unpack %s", image->name);
 	if (r == -EFBIG)
