@@ -554,6 +554,47 @@ static void test_messages(void **state)
 	assert_int_equal(s.lapic.reg[0x20 + VECTOR / 32], before | 1u << (VECTOR + 1) % 32);
 }
 
+static void *kick_when_ready(void *opaque)
+{
+	struct rig *r = opaque;
+
+	while (!r->ready)
+		usleep(100);
+	r->ops->kick(r->vcpu);
+	return NULL;
+}
+
+/* One that comes while the machine is paused is kept, is there for whoever looks at the state, and is delivered. */
+static void test_message_while_paused(void **state)
+{
+	struct rig *r = *state;
+	struct error err = {0};
+	struct x86_state s;
+	pthread_t thread;
+
+	if (!(r->ops->caps & ENGINE_CAP_IRQCHIP))
+		return; /* the board's */
+	for (unsigned halting = 0; halting < 2; halting++) {
+		r->ready = r->done = false;
+		rig_long(r, &s);
+		rig_gate(r, VECTOR, 0, intrh, sizeof(intrh));
+		rig_put64(r, 0x5020, 1);
+		s.reg[X86_RBP] = halting;
+		RIG_LOAD(r, &s, intr);
+		assert_int_equal(pthread_create(&thread, NULL, kick_when_ready, r), 0);
+		assert_int_equal(r->ops->run(r->vcpu, &err), ENGINE_EXIT_KICKED);
+		pthread_join(thread, NULL);
+		assert_int_equal(r->ops->hold(r->vm), 0);
+		assert_int_equal(r->ops->msi(r->vm, 0xfee00000, VECTOR), 0);
+		rig_state(r, &s);
+		assert_true(s.lapic.reg[0x20 + VECTOR / 32] >> VECTOR % 32 & 1);
+		assert_int_equal(rig_get64(r, DATA), 0);
+		assert_int_equal(r->ops->release(r->vm), 0);
+		rig_run_to_end(r);
+		assert_int_equal(rig_get64(r, DATA), 1);
+	}
+}
+
 /* ---- instructions that some KVMs cannot emulate ---- */
 
 /* mov esi, 0x5000; mov rax, [rsi]; mov rdx, [rsi+8]; mov rbx, 0x1111; mov rcx, 0x2222;
@@ -812,6 +853,7 @@ int main(int argc, char **argv)
 		RIG_TEST(test_doorbells),
 		RIG_TEST(test_irqfd),
 		RIG_TEST(test_messages),
+		RIG_TEST(test_message_while_paused),
 		RIG_TEST(test_xsave_leaves),
 		RIG_TEST(test_budget),
 		RIG_TEST(test_budget_strings),
