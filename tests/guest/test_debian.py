@@ -356,7 +356,8 @@ class Inside:
         """A new monitor; its process's number is in /monitor."""
         self.host.send("rm -f /shared/kill; sh -c 'echo $$ >/monitor; exec lodge run /dev/nvme0n1 --engine kvm "
                        "--memory 768M --disk /work.qcow2 --share /shared:/mnt "
-                       "--append systemd.default_timeout_start_sec=900s'; echo lodge-status=$?\n")
+                       "--append \"systemd.default_timeout_start_sec=900s "
+                       "systemd.default_device_timeout_sec=900s\"'; echo lodge-status=$?\n")
         self.host.expect("lodge-status=.*\n")  # the echo of that line
         self.login()
 
