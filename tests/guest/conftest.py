@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,9 @@ from lodge import PROGRAM, ROOT, Console, dev  # noqa: E402
 
 
 def pytest_sessionstart(session):
+    # Started in a shell's background they are ignored, and by all programs that are started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if not os.path.exists(PROGRAM):
         pytest.exit("no %s: ./dev build makes it" % PROGRAM, returncode=3)
 
