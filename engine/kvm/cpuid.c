@@ -160,6 +160,26 @@ static void tell_tsc_rate(struct kvm_cpuid_entry2 *e, uint64_t khz)
 		e->eax = (uint32_t)khz;
 }
 
+static void note_entry(struct x86_cpuid_model *model, const struct kvm_cpuid_entry2 *k)
+{
+	struct x86_cpuid_leaf *l = NULL;
+
+	for (unsigned i = 0; i < model->count && !l; i++)
+		if (model->leaf[i].leaf == k->function && model->leaf[i].subleaf == k->index)
+			l = &model->leaf[i];
+	if (!l && model->count == ARRAY_SIZE(model->leaf))
+		return;
+	if (!l)
+		l = &model->leaf[model->count++];
+	*l = (struct x86_cpuid_leaf){.leaf = k->function,
+		.subleaf = k->index,
+		.indexed = k->flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+		.eax = k->eax,
+		.ebx = k->ebx,
+		.ecx = k->ecx,
+		.edx = k->edx};
+}
+
 /* Some KVMs show guests more than they were told, as they cannot hide it: note what the guest sees. */
 static void note_cpuid(struct engine_vcpu *vcpu)
 {
@@ -171,17 +191,8 @@ static void note_cpuid(struct engine_vcpu *vcpu)
 	seen->list.nent = SUPPORTED_MAX;
 	if (kvm_ioctl(vcpu->fd, KVM_GET_CPUID2, seen) < 0)
 		return;
-	for (unsigned i = 0; i < vcpu->cpuid.count; i++) {
-		struct x86_cpuid_leaf *l = &vcpu->cpuid.leaf[i];
-		const struct kvm_cpuid_entry2 *k = find(&seen->list, l->leaf, l->subleaf);
-
-		if (!k)
-			continue;
-		l->eax = k->eax;
-		l->ebx = k->ebx;
-		l->ecx = k->ecx;
-		l->edx = k->edx;
-	}
+	for (unsigned i = 0; i < seen->list.nent; i++)
+		note_entry(&vcpu->cpuid, &seen->list.entries[i]);
 	x86_cpuid_derive(&vcpu->cpuid);
 }
 

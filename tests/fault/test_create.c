@@ -99,6 +99,19 @@ WRAP(void *, reallocarray, void *block, size_t count, size_t size)
 	return grown;
 }
 
+/* libc's own calls of malloc() do not come by here, and what it gives is freed by us. */
+WRAP(int, asprintf, char **ret_text, const char *format, ...)
+{
+	va_list args;
+
+	FAIL("asprintf", -1, ENOMEM)
+	va_start(args, format);
+	int length = vasprintf(ret_text, format, args);
+	va_end(args);
+	blocks += length >= 0;
+	return length;
+}
+
 WRAP(void, free, void *block)
 {
 	blocks -= block != NULL;
