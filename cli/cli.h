@@ -59,9 +59,4 @@ struct virtio_options {
 };
 int cli_parse_virtio(const char *text, struct virtio_options *ret_options);
 
-/* A size such as 512M, 2G, 65536K; a number alone counts MiB. 0 or -EINVAL, -ERANGE. */
-int cli_parse_size(const char *text, uint64_t *ret_bytes);
-/* A whole number from min to max. 0 or -EINVAL, -ERANGE. */
-int cli_parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *ret_number);
-
 #endif

@@ -5,6 +5,7 @@
  */
 #include "cli/disk.h"
 #include "cli/cli.h"
+#include "base/number.h"
 #include "base/util.h"
 
 #include <errno.h>
@@ -115,7 +116,7 @@ static const struct verb verbs[] = {
 	{"map", disk_verb_map, 1, 1},
 };
 
-/* As cli_parse_size(), and with the suffix B. */
+/* As size_parse(), and with the suffix B. */
 int disk_parse_size(const char *text, uint64_t *ret_bytes)
 {
 	size_t length = strlen(text);
@@ -123,9 +124,9 @@ int disk_parse_size(const char *text, uint64_t *ret_bytes)
 
 	if (!length || strcasecmp(text + length - 1, "b") ||
 		strspn(text, "0123456789") != length - 1 || length > sizeof(digits))
-		return cli_parse_size(text, ret_bytes);
+		return size_parse(text, ret_bytes);
 	snprintf(digits, sizeof(digits), "%.*s", (int)length - 1, text);
-	return cli_parse_number(digits, 0, UINT64_MAX, ret_bytes);
+	return number_parse(digits, 0, UINT64_MAX, ret_bytes);
 }
 
 static int parse_rule(const char *value, enum disk_backing_rule *ret_rule)
@@ -158,7 +159,7 @@ static int set_option(struct disk_args *args, const struct option *option, const
 			       ? cli_misuse("%s '%s' is not a size", option->name, value)
 			       : 0;
 	case NUMBER:
-		return cli_parse_number(value, 1, 64, field) < 0
+		return number_parse(value, 1, 64, field) < 0
 			       ? cli_misuse("%s '%s' is not a number from 1 to 64", option->name,
 					 value)
 			       : 0;

@@ -3,6 +3,7 @@
  */
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/number.h"
 #include "base/util.h"
 #include "cli/cli.h"
 #include "host/image.h"
@@ -53,7 +54,7 @@ struct image_options {
 
 static int set_size(struct image_options *o, const char *value)
 {
-	if (cli_parse_size(value, &o->build.size_bytes) < 0 || o->build.size_bytes < MIB(128) ||
+	if (size_parse(value, &o->build.size_bytes) < 0 || o->build.size_bytes < MIB(128) ||
 		o->build.size_bytes > GIB(16384))
 		return cli_refuse("--size '%s' is no size of a disk: give 128M to 16T, such as 8G", value);
 	return 0;

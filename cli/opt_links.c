@@ -3,6 +3,7 @@
  */
 #include "cli/opt_links.h"
 #include "base/error.h"
+#include "base/number.h"
 #include "cli/cli.h"
 #include "device/virtio/console.h"
 #include "device/virtio/vsock.h"
@@ -82,7 +83,7 @@ int opt_links_vsock(struct opt_links *links, const char *value, struct error *er
 	comma = strrchr(text, ',');
 	if (comma && strncmp(comma, ",cid=", 5) == 0) {
 		*comma = 0;
-		if (cli_parse_number(comma + 5, VSOCK_CID_FIRST, VSOCK_CID_LAST, &cid) < 0)
+		if (number_parse(comma + 5, VSOCK_CID_FIRST, VSOCK_CID_LAST, &cid) < 0)
 			return error_set(err, EINVAL,
 				"--vsock: '%s' is no guest's address: give %d to %u", comma + 5,
 				VSOCK_CID_FIRST, VSOCK_CID_LAST);
@@ -133,7 +134,7 @@ int opt_links_balloon(struct opt_links *links, const char *value, struct error *
 	links->balloon_bytes = 0;
 	if (links->no_balloon || strcmp(value, "on") == 0)
 		return 0;
-	if (cli_parse_size(value, &links->balloon_bytes) < 0)
+	if (size_parse(value, &links->balloon_bytes) < 0)
 		return error_set(err, EINVAL,
 			"--balloon '%s': give on, off or how much it takes, such as 256M", value);
 	return 0;

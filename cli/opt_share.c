@@ -3,6 +3,7 @@
  */
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/number.h"
 #include "cli/cli.h"
 #include "vmm/share.h"
 #include <ctype.h>
@@ -72,7 +73,7 @@ static int set_id(uint32_t *id, const char *text, struct error *err)
 {
 	uint64_t number;
 
-	if (cli_parse_number(text, 0, 65534 * 65536ull, &number) < 0)
+	if (number_parse(text, 0, 65534 * 65536ull, &number) < 0)
 		return error_set(err, EINVAL, "'%s' is no number of a user or group", text);
 	*id = (uint32_t)number;
 	return 0;

@@ -3,14 +3,15 @@
  */
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/number.h"
 #include "base/util.h"
 #include "boot/firmware.h"
 #include "cli/cli.h"
-#include "cli/opt_disk.h"
 #include "cli/opt_links.h"
 #include "cli/opt_machine.h"
-#include "cli/opt_net.h"
 #include "engine/jit/options.h"
+#include "vmm/disk_list.h"
+#include "vmm/net_list.h"
 #include "vmm/run.h"
 #include "vmm/share.h"
 #include <errno.h>
@@ -36,8 +37,8 @@ struct run_options {
 	enum boot_protocol protocol;
 	struct x86_cpu_choice cpu;
 	const char *jit;
-	struct opt_disk disk;
-	struct opt_net net;
+	struct vmm_disk_list disk;
+	struct vmm_net_list net;
 	struct opt_machine machine;
 	const char *append;
 	struct opt_links links;
@@ -153,7 +154,7 @@ static int set_module(struct run_options *o, const char *value, struct error *er
 
 static int set_memory(struct run_options *o, const char *value, struct error *err)
 {
-	int status = cli_parse_size(value, &o->memory_bytes);
+	int status = size_parse(value, &o->memory_bytes);
 
 	if (status < 0 || o->memory_bytes < MACHINE_MEMORY_MIN || o->memory_bytes > MACHINE_MEMORY_MAX)
 		return error_set(err, EINVAL, "--memory '%s' is no size of guest memory: give %dM to %dG, such as 512M",
@@ -163,7 +164,7 @@ static int set_memory(struct run_options *o, const char *value, struct error *er
 
 static int set_cpus(struct run_options *o, const char *value, struct error *err)
 {
-	if (cli_parse_number(value, 1, MACHINE_CPUS_MAX, &o->cpus) < 0)
+	if (number_parse(value, 1, MACHINE_CPUS_MAX, &o->cpus) < 0)
 		return error_set(err, EINVAL, "--cpus '%s' is no number of vCPUs: give 1 to %d", value,
 			MACHINE_CPUS_MAX);
 	return 0;
@@ -216,7 +217,7 @@ static int set_virtio(struct run_options *o, const char *value, struct error *er
 
 static int set_hotplug_ports(struct run_options *o, const char *value, struct error *err)
 {
-	if (cli_parse_number(value, 0, MACHINE_HOTPLUG_PORTS_MAX, &o->hotplug_ports) < 0)
+	if (number_parse(value, 0, MACHINE_HOTPLUG_PORTS_MAX, &o->hotplug_ports) < 0)
 		return error_set(err, EINVAL, "--hotplug-ports '%s': give a number up to %d", value,
 			MACHINE_HOTPLUG_PORTS_MAX);
 	return 0;
@@ -236,9 +237,9 @@ static int set_rng(struct run_options *o, const char *value, struct error *err)
 	{                                                                                 \
 		return add(&o->field, value, err);                                        \
 	}
-OTHERS_OPTION(disk, disk, opt_disk_add)
-OTHERS_OPTION(net, net, opt_net_add)
-OTHERS_OPTION(forward, net, opt_net_forward)
+OTHERS_OPTION(disk, disk, vmm_disk_list_add)
+OTHERS_OPTION(net, net, vmm_net_list_add)
+OTHERS_OPTION(forward, net, vmm_net_list_forward)
 OTHERS_OPTION(share, shares, cli_parse_share)
 OTHERS_OPTION(console, links, opt_links_console)
 OTHERS_OPTION(port, links, opt_links_port)
@@ -373,7 +374,7 @@ static int parse(struct run_options *o, int argc, char **argv)
 		return cli_refuse("%s", err.text);
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
 		return cli_refuse("firmware finds its kernel by itself: leave out --kernel, --initrd and --module");
-	if (opt_net_finish(&o->net, &err) < 0)
+	if (vmm_net_list_finish(&o->net, &err) < 0)
 		return cli_refuse("%s", err.text);
 	return 0;
 }
@@ -395,10 +396,10 @@ static const struct engine_ops *choose_engine(const char *name, struct error *er
 /* A disk before those that --disk names. */
 static int add_first_disk(struct run_options *o, const char *path, const char *format, enum disk_backing_rule backing)
 {
-	struct opt_disk *d = &o->disk;
+	struct vmm_disk_list *d = &o->disk;
 
-	if (d->count == OPT_DISKS_MAX)
-		return cli_refuse("more than %d disks", OPT_DISKS_MAX);
+	if (d->count == VMM_DISKS_MAX)
+		return cli_refuse("more than %d disks", VMM_DISKS_MAX);
 	char *copy = strdup(path);
 	if (!copy)
 		return cli_refuse("no memory");
@@ -419,8 +420,8 @@ static int add_machine_disks(struct run_options *o)
 		status = add_first_disk(o, m->disk, NULL, DISK_BACKING_ANY);
 	if (status < 0 || !m->seed)
 		return status;
-	if (o->disk.count == OPT_DISKS_MAX)
-		return cli_refuse("more than %d disks", OPT_DISKS_MAX);
+	if (o->disk.count == VMM_DISKS_MAX)
+		return cli_refuse("more than %d disks", VMM_DISKS_MAX);
 	char *copy = strdup(m->seed);
 	if (!copy)
 		return cli_refuse("no memory");
@@ -564,7 +565,7 @@ int verb_run(int argc, char **argv)
 		free(options.module_path[i]);
 	opt_machine_close(&options.machine);
 	cli_shares_done(&options.shares);
-	opt_disk_done(&options.disk);
+	vmm_disk_list_done(&options.disk);
 	opt_links_done(&options.links);
 	return status;
 }

@@ -1,9 +1,9 @@
 /*
- * --disk FILE[,KEY=VALUE...]: docs/disks.md.
+ * --disk FILE[,KEY=VALUE...]: see disk_list.h.
  */
-#include "cli/opt_disk.h"
+#include "vmm/disk_list.h"
 #include "base/error.h"
-#include "cli/cli.h"
+#include "base/number.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -102,7 +102,7 @@ static int set_queues(struct vmm_disk *disk, const char *value, struct error *er
 {
 	uint64_t queues;
 
-	if (cli_parse_number(value, 1, VIRTIO_BLK_QUEUES_MAX, &queues) < 0)
+	if (number_parse(value, 1, VIRTIO_BLK_QUEUES_MAX, &queues) < 0)
 		return error_set(
 			err, EINVAL, "queues=%s: give 1 to %d", value, VIRTIO_BLK_QUEUES_MAX);
 	disk->queues = (unsigned)queues;
@@ -205,22 +205,22 @@ static int parse(struct vmm_disk *disk, const char *text, struct error *err)
 	return parse_keys(disk, text, err);
 }
 
-int opt_disk_add(struct opt_disk *opt, const char *value, struct error *err)
+int vmm_disk_list_add(struct vmm_disk_list *list, const char *value, struct error *err)
 {
 	struct vmm_disk disk = {0};
 
-	if (opt->count == OPT_DISKS_MAX)
-		return error_set(err, EINVAL, "more than %d --disk", OPT_DISKS_MAX);
+	if (list->count == VMM_DISKS_MAX)
+		return error_set(err, EINVAL, "more than %d --disk", VMM_DISKS_MAX);
 	if (parse(&disk, value, err) < 0) {
 		free_disk(&disk);
 		return error_prefix(err, "--disk");
 	}
-	opt->disks[opt->count++] = disk;
+	list->disks[list->count++] = disk;
 	return 0;
 }
 
-void opt_disk_done(struct opt_disk *opt)
+void vmm_disk_list_done(struct vmm_disk_list *list)
 {
-	while (opt->count)
-		free_disk(&opt->disks[--opt->count]);
+	while (list->count)
+		free_disk(&list->disks[--list->count]);
 }

@@ -1,10 +1,10 @@
 /*
- * --net and --forward of lodge run: see opt_net.h, docs/networks.md.
+ * --net and --forward: see net_list.h.
  */
-#include "cli/opt_net.h"
+#include "vmm/net_list.h"
 
 #include "base/error.h"
-#include "cli/cli.h"
+#include "base/number.h"
 #include "device/virtio/net.h"
 
 #include <arpa/inet.h>
@@ -100,7 +100,7 @@ static int set_mac(struct vmm_net *net, const char *text, struct error *err)
 static int set_number(const char *what, const char *text, uint64_t min, uint64_t max, uint64_t *ret,
 	struct error *err)
 {
-	if (cli_parse_number(text, min, max, ret) == 0)
+	if (number_parse(text, min, max, ret) == 0)
 		return 0;
 	return error_set(err, EINVAL, "--net %s=%s: give %u to %u", what, text, (unsigned)min,
 		(unsigned)max);
@@ -156,16 +156,16 @@ static int set_detail(struct vmm_net *net, char *piece, struct error *err)
 	return set_flag(net, piece, err);
 }
 
-int opt_net_add(struct opt_net *o, const char *value, struct error *err)
+int vmm_net_list_add(struct vmm_net_list *list, const char *value, struct error *err)
 {
 	struct vmm_net net = {0};
 	char piece[PIECE_MAX];
 
 	if (strcmp(value, "none") == 0) {
-		o->none = true;
+		list->none = true;
 		return 0;
 	}
-	if (o->count == VMM_NETS_MAX)
+	if (list->count == VMM_NETS_MAX)
 		return error_set(err, EINVAL, "more than %d --net", VMM_NETS_MAX);
 	for (bool first = true; first || *value; first = false) {
 		if (!next_piece(&value, ',', piece))
@@ -175,7 +175,7 @@ int opt_net_add(struct opt_net *o, const char *value, struct error *err)
 		if (status < 0)
 			return status;
 	}
-	o->net[o->count++] = net;
+	list->net[list->count++] = net;
 	return 0;
 }
 
@@ -185,7 +185,7 @@ static int parse_port(const char *text, const char *all, uint16_t *ret_port, str
 {
 	uint64_t number;
 
-	if (cli_parse_number(text, 1, 65535, &number) < 0)
+	if (number_parse(text, 1, 65535, &number) < 0)
 		return error_set(err, EINVAL,
 			"--forward '%s': '%s' is no port; give [udp:][ADDRESS:]PORT:GUESTPORT, such as 8080:80",
 			all, text);
@@ -193,13 +193,13 @@ static int parse_port(const char *text, const char *all, uint16_t *ret_port, str
 	return 0;
 }
 
-int opt_net_forward(struct opt_net *o, const char *value, struct error *err)
+int vmm_net_list_forward(struct vmm_net_list *list, const char *value, struct error *err)
 {
 	struct network_forward f = {.host.s_addr = htonl(INADDR_LOOPBACK)};
 	const char *all = value, *colon = strchr(value, ':');
 	char piece[PIECE_MAX];
 
-	if (o->forward_count == NETWORK_FORWARDS_MAX)
+	if (list->forward_count == NETWORK_FORWARDS_MAX)
 		return error_set(err, EINVAL, "more than %d --forward", NETWORK_FORWARDS_MAX);
 	if (strncmp(value, "udp:", 4) == 0 || strncmp(value, "tcp:", 4) == 0) {
 		f.udp = value[0] == 'u';
@@ -220,31 +220,31 @@ int opt_net_forward(struct opt_net *o, const char *value, struct error *err)
 	int status = parse_port(piece, all, &f.host_port, err);
 	if (status == 0)
 		status = parse_port(value, all, &f.guest_port, err);
-	for (unsigned i = 0; status == 0 && i < o->forward_count; i++)
-		if (o->forward[i].udp == f.udp && o->forward[i].host_port == f.host_port &&
-			o->forward[i].host.s_addr == f.host.s_addr)
+	for (unsigned i = 0; status == 0 && i < list->forward_count; i++)
+		if (list->forward[i].udp == f.udp && list->forward[i].host_port == f.host_port &&
+			list->forward[i].host.s_addr == f.host.s_addr)
 			return error_set(err, EINVAL, "--forward '%s': the port is forwarded already", all);
 	if (status == 0)
-		o->forward[o->forward_count++] = f;
+		list->forward[list->forward_count++] = f;
 	return status;
 }
 
 /* ---- both ---- */
 
-int opt_net_finish(struct opt_net *o, struct error *err)
+int vmm_net_list_finish(struct vmm_net_list *list, struct error *err)
 {
-	if (o->none && o->count)
+	if (list->none && list->count)
 		return error_set(err, EINVAL, "--net none goes with no other --net");
-	if (!o->none && !o->count)
-		o->net[o->count++].network.kind = NETWORK_USER;
-	if (!o->forward_count)
+	if (!list->none && !list->count)
+		list->net[list->count++].network.kind = NETWORK_USER;
+	if (!list->forward_count)
 		return 0;
-	for (unsigned i = 0; i < o->count; i++) {
-		struct network_spec *network = &o->net[i].network;
+	for (unsigned i = 0; i < list->count; i++) {
+		struct network_spec *network = &list->net[i].network;
 		if (network->kind != NETWORK_USER && network->kind != NETWORK_PASST)
 			continue;
-		memcpy(network->forward, o->forward, sizeof(o->forward));
-		network->forward_count = o->forward_count;
+		memcpy(network->forward, list->forward, sizeof(list->forward));
+		network->forward_count = list->forward_count;
 		return 0;
 	}
 	return error_set(err, EINVAL,

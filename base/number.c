@@ -1,7 +1,7 @@
 /*
- * Numbers and sizes on the command line.
+ * Numbers and sizes that people write: see number.h.
  */
-#include "cli/cli.h"
+#include "base/number.h"
 #include <ctype.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -24,7 +24,7 @@ static int parse_digits(const char *text, uint64_t *ret_number, const char **ret
 	return 0;
 }
 
-int cli_parse_size(const char *text, uint64_t *ret_bytes)
+int size_parse(const char *text, uint64_t *ret_bytes)
 {
 	static const char suffixes[] = "KMGT";
 	const char *rest;
@@ -47,7 +47,7 @@ int cli_parse_size(const char *text, uint64_t *ret_bytes)
 	return 0;
 }
 
-int cli_parse_number(const char *text, uint64_t min, uint64_t max, uint64_t *ret_number)
+int number_parse(const char *text, uint64_t min, uint64_t max, uint64_t *ret_number)
 {
 	const char *rest;
 	uint64_t number;
