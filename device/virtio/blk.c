@@ -297,19 +297,29 @@ static void begin_request(struct blk_request *r)
 		finish(r, status);
 }
 
-/* 1: one was taken; 0: none is there; -EBUSY: all requests are in use; or virtq_pop()'s. */
-static int take_request(struct virtio_blk *blk, unsigned queue)
+int blk_pop(struct virtio_blk *blk, unsigned queue, struct blk_request **ret_request)
 {
-	struct blk_request *r = blk_take_free(blk);
+	struct blk_request *r = blk->free;
 
 	if (!r)
 		return -EBUSY;
 	int status = virtq_pop(virtio_queue(blk->device, queue), &r->buffer);
-	if (status != 1) {
-		blk_put_free(r);
+	if (status != 1)
 		return status;
-	}
+	blk->free = r->next;
 	r->queue = queue;
+	*ret_request = r;
+	return 1;
+}
+
+/* As blk_pop(). */
+static int take_request(struct virtio_blk *blk, unsigned queue)
+{
+	struct blk_request *r;
+	int status = blk_pop(blk, queue, &r);
+
+	if (status != 1)
+		return status;
 	blk_note_taken(blk, queue);
 	begin_request(r);
 	return 1;

@@ -77,22 +77,14 @@ int blk_request_prepare(struct blk_request *r);
 
 /* ---- blk.c; with the lock held, unless it says otherwise ---- */
 
+/* Take a request from the queue. 1: it is there; 0: none is; -EBUSY: all of ours are in use; or virtq_pop()'s. */
+int blk_pop(struct virtio_blk *blk, unsigned queue, struct blk_request **ret_request);
 /* Give the buffer back. Whoever calls has the driver told. */
 void blk_give_back(struct blk_request *r, int status);
 void blk_signal_queues(struct virtio_blk *blk);
 /* The end of a write that was handed over: its only step. On a thread of the block device's, or on the loop's if it
  * failed; the lock not held. */
 void blk_handed_done(struct block_request *block, int status);
-
-/* NULL: all are in use. */
-static inline struct blk_request *blk_take_free(struct virtio_blk *blk)
-{
-	struct blk_request *r = blk->free;
-
-	if (r)
-		blk->free = r->next;
-	return r;
-}
 
 static inline void blk_put_free(struct blk_request *r)
 {

@@ -16,11 +16,11 @@
 
 #define QUICK_MAX   16 /* requests that one doorbell serves at once */
 #define QUICK_BYTES KIB(64)
-#define ALONE_MIN \
-	32 /* so many that nothing was under way with, on the loop: the driver waits for each */
+/* So many that nothing was under way with, on the loop: the driver waits for each. */
+#define ALONE_MIN   32
+/* Requests that are then served in doorbells, before ALONE_AGAIN are looked at again. */
+#define QUICK_RUN   1024
 #define ALONE_AGAIN 8
-#define QUICK_RUN \
-	1024 /* requests that are then served in doorbells, before ALONE_AGAIN are looked at again */
 
 /* ---- the driver's habits ---- */
 
@@ -100,16 +100,11 @@ static bool serve_quick(struct blk_request *r)
 /* 1: one was served; 0: none is there; negative: the loop has to look. */
 static int take_quick(struct virtio_blk *blk, unsigned queue)
 {
-	struct blk_request *r = blk_take_free(blk);
+	struct blk_request *r;
+	int status = blk_pop(blk, queue, &r);
 
-	if (!r)
-		return -EBUSY;
-	int status = virtq_pop(virtio_queue(blk->device, queue), &r->buffer);
-	if (status != 1) {
-		blk_put_free(r);
+	if (status != 1)
 		return status;
-	}
-	r->queue = queue;
 	return serve_quick(r) ? 1 : -EAGAIN;
 }
 
