@@ -3,8 +3,6 @@
  */
 #include "base/clock.h"
 
-#include <time.h>
-
 static uint64_t clock_read_ns(clockid_t id)
 {
 	struct timespec now;
@@ -22,4 +20,10 @@ uint64_t clock_monotonic_ns(void)
 uint64_t clock_realtime_ns(void)
 {
 	return clock_read_ns(CLOCK_REALTIME);
+}
+
+struct timespec clock_timespec(uint64_t ns)
+{
+	return (struct timespec){
+		.tv_sec = (time_t)(ns / NS_PER_SEC), .tv_nsec = (long)(ns % NS_PER_SEC)};
 }

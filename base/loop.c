@@ -224,8 +224,7 @@ static void fire_due(struct loop *loop)
 static void set_timer_fd(struct loop *loop)
 {
 	uint64_t at_ns = loop->armed ? MAX(loop->heap[0]->deadline_ns, (uint64_t)1) : 0;
-	struct itimerspec when = {.it_value.tv_sec = (time_t)(at_ns / NS_PER_SEC),
-		.it_value.tv_nsec = (long)(at_ns % NS_PER_SEC)};
+	const struct itimerspec when = {.it_value = clock_timespec(at_ns)};
 
 	if (at_ns == loop->timer_fd_ns)
 		return;

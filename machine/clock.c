@@ -353,8 +353,7 @@ static void sleep_until(struct machine_clock *clock, const struct device_timer *
 		pthread_cond_wait(&clock->changed, &clock->lock);
 	} else {
 		host_ns += clock->sleeps_until_ns;
-		struct timespec ts = {.tv_sec = (time_t)(host_ns / NS_PER_SEC),
-			.tv_nsec = (long)(host_ns % NS_PER_SEC)};
+		const struct timespec ts = clock_timespec(host_ns);
 		pthread_cond_timedwait(&clock->changed, &clock->lock, &ts);
 	}
 	clock->sleeps_until_ns = 0;

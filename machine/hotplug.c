@@ -19,7 +19,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 struct hot_slot {
 	struct hotplug *hotplug;
@@ -261,8 +260,7 @@ int machine_device_plug(struct machine *m, const char *name, const struct machin
 static bool wait_until_gone(struct hot_slot *slot, unsigned timeout_ms)
 {
 	struct hotplug *h = slot->hotplug;
-	const uint64_t end_ns = clock_monotonic_ns() + timeout_ms * NS_PER_MS;
-	const struct timespec end = { .tv_sec = (time_t)(end_ns / NS_PER_SEC), .tv_nsec = (long)(end_ns % NS_PER_SEC) };
+	const struct timespec end = clock_timespec(clock_monotonic_ns() + timeout_ms * NS_PER_MS);
 	int code = 0;
 
 	AUTO_LOCK(&h->lock);

@@ -193,8 +193,7 @@ static void output_stop(struct console *console)
 	pthread_cond_broadcast(&console->changed);
 	while (!console->output_done) {
 		uint64_t now_ns = clock_monotonic_ns(), until_ns = now_ns + 10 * NS_PER_MS;
-		struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_SEC),
-			.tv_nsec = (long)(until_ns % NS_PER_SEC)};
+		const struct timespec until = clock_timespec(until_ns);
 
 		if (!console->abandoned) {
 			pthread_cond_wait(&console->changed, &console->lock);
