@@ -56,14 +56,22 @@ int boot_record(
 	return 0;
 }
 
+char *boot_line(const char *name, const char *text)
+{
+	char *line;
+
+	text = text ? text : "";
+	return asprintf(&line, "%s%s%s", name ? name : "", name && *text ? " " : "", text) < 0 ? NULL
+												: line;
+}
+
 int boot_cmdline(struct boot_loader *loader, const char *name, uint64_t max_bytes)
 {
-	const char *text = loader->config->cmdline ? loader->config->cmdline : "";
-	AUTO_FREE char *line = NULL;
+	AUTO_FREE char *line = boot_line(name, loader->config->cmdline);
 	uint64_t length;
 	int r;
 
-	if (asprintf(&line, "%s%s%s", name ? name : "", name && *text ? " " : "", text) < 0)
+	if (!line)
 		return error_set(loader->err, ENOMEM, "no memory on the host");
 	length = strlen(line);
 	max_bytes = MIN(max_bytes, BOOT_CMDLINE_BYTES - 1);

@@ -27,6 +27,9 @@ struct boot_module {
 MUST_CHECK int boot_record(
 	struct boot_loader *loader, const void *bytes, uint64_t size_bytes, gpa_t *ret_gpa);
 
+/* The text, or nothing (NULL), behind a first word (or NULL). The caller's to free; NULL: no memory. */
+char *boot_line(const char *name, const char *text);
+
 /* Write the command line to its place, behind a first word (or NULL); max_bytes is without the final zero.
  * Errors: -E2BIG, -ENOMEM. */
 MUST_CHECK int boot_cmdline(struct boot_loader *loader, const char *name, uint64_t max_bytes);

@@ -7,7 +7,6 @@
  * the specification allows.
  */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -163,10 +162,9 @@ static const char *file_word(const struct boot_file *file)
 
 static int write_module_line(struct boot_loader *loader, const struct boot_file *file, gpa_t *ret_text)
 {
-	AUTO_FREE char *line = NULL;
+	AUTO_FREE char *line = boot_line(file_word(file), file->args);
 
-	if (asprintf(&line, "%s%s%s", file_word(file), file->args && *file->args ? " " : "",
-		    file->args ? file->args : "") < 0)
+	if (!line)
 		return error_set(loader->err, ENOMEM, "no memory on the host");
 	return boot_record(loader, line, strlen(line) + 1, ret_text);
 }
