@@ -21,6 +21,7 @@
 #include "device/net_e1000.h"
 #include "device/pci/host.h"
 #include "device/pci/q35.h"
+#include "tests/turns.h"
 
 #include <errno.h>
 
@@ -64,7 +65,7 @@ struct pc {
 	struct guest_memory *memory;
 	struct bus *bus;
 	struct loop *loop;
-	struct loop_call stop, let_go, end;
+	struct loop_call let_go, end;
 	pthread_mutex_t host_lock, device_lock;
 	struct pci_host *host;
 	struct q35 q35;
@@ -573,17 +574,9 @@ static void use_hands(struct pc *pc, struct rig_input *in)
 
 /* ---- one input ---- */
 
-static void stop(void *opaque)
-{
-	loop_stop(((struct pc *)opaque)->loop);
-}
-
 static void run(struct pc *pc)
 {
-	for (unsigned i = 0; i < 3; i++) {
-		loop_post(pc->loop, &pc->stop);
-		loop_run(pc->loop);
-	}
+	run_turns(pc->loop, 3);
 }
 
 static void one_op(struct pc *pc, struct rig_input *in)
@@ -648,7 +641,6 @@ static void set_up(struct pc *pc)
 	MUST(memory_add_ram(pc->memory, HIGH, HIGH_BYTES, 0, "high", NULL) == 0);
 	pthread_mutex_init(&pc->host_lock, NULL);
 	pthread_mutex_init(&pc->device_lock, NULL);
-	pc->stop = (struct loop_call){.fn = stop, .opaque = pc};
 	pc->let_go = (struct loop_call){.fn = let_go, .opaque = pc};
 }
 

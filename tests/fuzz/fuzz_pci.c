@@ -20,6 +20,7 @@
 #include "device/virtio/mmio.h"
 #include "device/virtio/pci.h"
 #include "device/virtio/transport.h"
+#include "tests/turns.h"
 
 #define OPS_MAX	  400
 #define RAM_BYTES 0x20000u
@@ -48,7 +49,6 @@ struct fuzz {
 	struct guest_memory *memory;
 	struct bus *bus;
 	struct loop *loop;
-	struct loop_call stop;
 	struct pci_host *host;
 	pthread_mutex_t host_lock;
 	struct device plain, on_pci, on_mmio, hot, root;
@@ -385,10 +385,7 @@ static void check_function(struct fuzz *f, unsigned slot)
 
 static void run_loop(struct fuzz *f)
 {
-	for (unsigned i = 0; i < 2; i++) {
-		loop_post(f->loop, &f->stop);
-		loop_run(f->loop);
-	}
+	run_turns(f->loop, 2);
 }
 
 static void interrupt(struct fuzz *f, uint8_t how)
@@ -465,11 +462,6 @@ static void one_op(struct fuzz *f, struct rig_input *in)
 
 /* ---- one input ---- */
 
-static void stop_loop(void *opaque)
-{
-	loop_stop(((struct fuzz *)opaque)->loop);
-}
-
 static void make_machine(struct fuzz *f)
 {
 	const struct pci_host_config host = {.lock = &f->host_lock, .buses = BUSES};
@@ -479,7 +471,6 @@ static void make_machine(struct fuzz *f)
 	MUST(bus_create(&f->bus) == 0 && pci_host_create(&host, &f->host) == 0);
 	MUST(pci_host_attach(f->host, f->bus) == 0);
 	MUST(pci_host_attach_ecam(f->host, f->bus, ECAM) == 0);
-	f->stop = (struct loop_call){.fn = stop_loop, .opaque = f};
 	for (unsigned i = 0; i < 3; i++) {
 		struct device *d = (struct device *[]){&f->plain, &f->on_pci, &f->on_mmio}[i];
 

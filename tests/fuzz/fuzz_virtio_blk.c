@@ -14,6 +14,7 @@
 #include "device/block.h"
 #include "device/virtio/blk.h"
 #include "device/virtio/transport.h"
+#include "tests/turns.h"
 
 #include <errno.h>
 
@@ -37,7 +38,7 @@ struct fake {
 struct target {
 	struct guest_memory *memory;
 	struct loop *loop;
-	struct loop_call stop, let_go;
+	struct loop_call let_go;
 	pthread_mutex_t lock;
 	struct fake fake;
 	struct virtio_blk *blk;
@@ -167,17 +168,9 @@ static void was_reset(void *opaque)
 static const struct virtio_transport_ops transport = {
 	.queue_interrupt = ignore_queue, .config_interrupt = ignore, .was_reset = was_reset};
 
-static void stop(void *opaque)
-{
-	loop_stop(((struct target *)opaque)->loop);
-}
-
 static void run(struct target *t)
 {
-	for (unsigned i = 0; i < 3; i++) {
-		loop_post(t->loop, &t->stop);
-		loop_run(t->loop);
-	}
+	run_turns(t->loop, 3);
 }
 
 static void run_let_go(struct target *t)
@@ -394,7 +387,6 @@ static void set_up(struct target *t)
 	MUST(memory_add_ram(t->memory, 0, RAM_BYTES, 0, "ram", NULL) == 0);
 	MUST(loop_create(&t->loop) == 0);
 	pthread_mutex_init(&t->lock, NULL);
-	t->stop = (struct loop_call){.fn = stop, .opaque = t};
 	t->let_go = (struct loop_call){.fn = let_go, .opaque = t};
 	t->ram = memory_host(t->memory, 0, RAM_BYTES, true);
 }

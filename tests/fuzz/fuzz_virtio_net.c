@@ -15,6 +15,7 @@
 #include "device/virtio/net.h"
 #include "device/virtio/net_private.h"
 #include "device/virtio/transport.h"
+#include "tests/turns.h"
 
 #define OPS_MAX	  300
 #define PAIRS	  2
@@ -36,7 +37,6 @@ struct fake {
 struct target {
 	struct guest_memory *memory;
 	struct loop *loop;
-	struct loop_call stop;
 	pthread_mutex_t lock;
 	struct fake fake;
 	struct virtio_net *card;
@@ -125,17 +125,9 @@ static void ignore(void *opaque) {}
 static const struct virtio_transport_ops transport = {
 	.queue_interrupt = ignore_queue, .config_interrupt = ignore, .was_reset = ignore};
 
-static void stop(void *opaque)
-{
-	loop_stop(((struct target *)opaque)->loop);
-}
-
 static void run(struct target *t)
 {
-	for (unsigned i = 0; i < 3; i++) {
-		loop_post(t->loop, &t->stop);
-		loop_run(t->loop);
-	}
+	run_turns(t->loop, 3);
 }
 
 static uint8_t *at(struct target *t, gpa_t gpa)
@@ -314,7 +306,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		MUST(memory_add_ram(t.memory, 0, RAM_BYTES, 0, "ram", NULL) == 0);
 		MUST(loop_create(&t.loop) == 0);
 		pthread_mutex_init(&t.lock, NULL);
-		t.stop = (struct loop_call){.fn = stop, .opaque = &t};
 	}
 	init(&t);
 	start(&t, &in);

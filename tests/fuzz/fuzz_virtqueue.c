@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "device/virtio/transport.h"
+#include "tests/turns.h"
 
 #define OPS_MAX	  500
 #define RAM_BYTES 0x20000u
@@ -25,7 +26,6 @@
 struct fuzz {
 	struct guest_memory *memory;
 	struct loop *loop;
-	struct loop_call stop;
 	pthread_mutex_t lock;
 	struct virtio_device *virtio;
 	struct virtq_buffer held[HELD];
@@ -358,10 +358,7 @@ static void take(struct fuzz *f, struct rig_input *in)
 static void run_loop(struct fuzz *f)
 {
 	pthread_mutex_unlock(&f->lock);
-	for (unsigned i = 0; i < 2; i++) {
-		loop_post(f->loop, &f->stop);
-		loop_run(f->loop);
-	}
+	run_turns(f->loop, 2);
 	pthread_mutex_lock(&f->lock);
 }
 
@@ -402,11 +399,6 @@ static void one_op(struct fuzz *f, struct rig_input *in)
 
 /* ---- one input ---- */
 
-static void stop_loop(void *opaque)
-{
-	loop_stop(((struct fuzz *)opaque)->loop);
-}
-
 /* Single words all over memory, mostly small, until the input has ended. */
 static void *race(void *opaque)
 {
@@ -435,7 +427,6 @@ static void make_machine(struct fuzz *f)
 	MUST(memory_add_ram(
 		     f->memory, GAP_GPA + GAP_BYTES, GAP_BYTES, MEMORY_READONLY, "rom", NULL) == 0);
 	pthread_mutex_init(&f->lock, NULL);
-	f->stop = (struct loop_call){.fn = stop_loop, .opaque = f};
 	const struct virtio_config config = {.ops = &ops,
 		.device = f,
 		.memory = f->memory,

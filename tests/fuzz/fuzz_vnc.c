@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/loop.h"
+#include "tests/turns.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,7 +45,6 @@ struct far {
 
 struct target {
 	struct loop *loop;
-	struct loop_call stop;
 	struct vnc *vnc;
 	char path[64];
 	unsigned width, height;
@@ -301,17 +301,9 @@ static void babble(struct far *far, struct rig_input *in)
 
 /* ---- one input ---- */
 
-static void stop(void *opaque)
-{
-	loop_stop(((struct target *)opaque)->loop);
-}
-
 static void run(struct target *t)
 {
-	for (unsigned i = 0; i < 3; i++) {
-		loop_post(t->loop, &t->stop);
-		loop_run(t->loop);
-	}
+	run_turns(t->loop, 3);
 }
 
 static void change(struct target *t, struct rig_input *in, uint8_t how)
@@ -387,7 +379,6 @@ static void set_up(struct target *t)
 {
 	log_level_set(LOG_LEVEL_ERROR);
 	MUST(loop_create(&t->loop) == 0);
-	t->stop = (struct loop_call){.fn = stop, .opaque = t};
 	snprintf(t->path, sizeof(t->path), "/tmp/lodge-fuzz-vnc-%d", (int)getpid());
 }
 

@@ -54,15 +54,23 @@ static void let(struct fake *f)
 	pthread_mutex_unlock(&f->lock);
 }
 
-static void test_does_not_wait(void **state)
+/* Of that machine; it has begun, and does not end before let(). */
+static struct vmm_hold *hold_begun(struct fake *f)
 {
-	struct fake f = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, 0, 0};
 	struct vmm_hold *h;
 
 	assert_int_equal(vmm_hold_create(&h, apply), 0);
-	vmm_hold_machine(h, &f);
+	vmm_hold_machine(h, f);
 	vmm_hold_set(h, true);
-	wait_for(&f, &f.begun, 1);
+	wait_for(f, &f->begun, 1);
+	return h;
+}
+
+static void test_does_not_wait(void **state)
+{
+	struct fake f = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, 0, 0};
+	struct vmm_hold *h = hold_begun(&f);
+
 	assert_int_equal(f.done, 0);
 	vmm_hold_set(h, true); /* says nothing new */
 	let(&f);
@@ -78,12 +86,8 @@ static void test_does_not_wait(void **state)
 static void test_last_word(void **state)
 {
 	struct fake f = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false, false, 0, 0};
-	struct vmm_hold *h;
+	struct vmm_hold *h = hold_begun(&f);
 
-	assert_int_equal(vmm_hold_create(&h, apply), 0);
-	vmm_hold_machine(h, &f);
-	vmm_hold_set(h, true);
-	wait_for(&f, &f.begun, 1);
 	vmm_hold_set(h, false);
 	vmm_hold_set(h, true);
 	vmm_hold_set(h, false);

@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/loop.h"
+#include "tests/turns.h"
 
 #define PORTS 4
 
@@ -42,7 +43,6 @@ struct port {
 
 struct fixture {
 	struct loop *loop;
-	struct loop_call stop;
 	struct loop_timer *timer;
 	char directory[64];
 	struct port port[PORTS];
@@ -56,10 +56,7 @@ static void stop(void *opaque)
 /* The loop, for as long as something is ready. */
 static void run(struct fixture *f)
 {
-	for (unsigned i = 0; i < 8; i++) {
-		loop_post(f->loop, &f->stop);
-		loop_run(f->loop);
-	}
+	run_turns(f->loop, 8);
 }
 
 static void run_ms(struct fixture *f, unsigned ms)
@@ -114,7 +111,6 @@ static int setup(void **state)
 	assert_non_null(mkdtemp(f->directory));
 	setenv("XDG_RUNTIME_DIR", f->directory, 1);
 	assert_int_equal(loop_create(&f->loop), 0);
-	f->stop = (struct loop_call){.fn = stop, .opaque = f};
 	f->timer = loop_timer_create(f->loop, stop, f);
 	*state = f;
 	return 0;

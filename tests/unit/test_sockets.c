@@ -27,10 +27,10 @@
 #include "base/loop.h"
 #include "device/stream.h"
 #include "device/vsock.h"
+#include "tests/turns.h"
 
 struct fixture {
 	struct loop *loop;
-	struct loop_call stop;
 	char dir[64], path[80];
 	struct port_socket *port;
 	struct vsock_sockets *sockets;
@@ -51,10 +51,7 @@ static void stop(void *opaque)
 
 static void run(struct fixture *f)
 {
-	for (unsigned i = 0; i < 8; i++) {
-		loop_post(f->loop, &f->stop);
-		loop_run(f->loop);
-	}
+	run_turns(f->loop, 8);
 }
 
 static int setup(void **state)
@@ -65,7 +62,6 @@ static int setup(void **state)
 	if (!mkdtemp(f->dir) || loop_create(&f->loop) < 0)
 		return -1;
 	snprintf(f->path, sizeof(f->path), "%s/s", f->dir);
-	f->stop = (struct loop_call){.fn = stop, .opaque = f};
 	f->fd = -1;
 	*state = f;
 	return 0;
