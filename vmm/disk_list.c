@@ -2,6 +2,8 @@
  * --disk FILE[,KEY=VALUE...]: see disk_list.h.
  */
 #include "vmm/disk_list.h"
+#include "backend/disk/nbd.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/number.h"
 
@@ -9,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define TIMEOUT_MAX_S 86400
 
 struct word {
 	const char *name;
@@ -109,6 +113,18 @@ static int set_queues(struct vmm_disk *disk, const char *value, struct error *er
 	return 0;
 }
 
+static int set_timeout(struct vmm_disk *disk, const char *value, struct error *err)
+{
+	uint64_t seconds;
+
+	if (number_parse(value, 0, TIMEOUT_MAX_S, &seconds) < 0)
+		return error_set(err, EINVAL, "timeout=%s: give 0 (none) to %d seconds", value, TIMEOUT_MAX_S);
+	if (!nbd_file_is_uri(disk->path))
+		return error_set(err, EINVAL, "timeout is for disks at an NBD server");
+	disk->options.nbd_timeout_ns = seconds ? seconds * NS_PER_SEC : NBD_NO_TIMEOUT;
+	return 0;
+}
+
 static int set_key(struct vmm_disk *disk, const char *key, const char *value, struct error *err)
 {
 	int status, word = 0;
@@ -117,6 +133,8 @@ static int set_key(struct vmm_disk *disk, const char *key, const char *value, st
 		return set_serial(disk, value, err);
 	if (strcmp(key, "queues") == 0)
 		return set_queues(disk, value, err);
+	if (strcmp(key, "timeout") == 0)
+		return set_timeout(disk, value, err);
 	if (strcmp(key, "format") == 0) {
 		status = pick(formats, key, value, &word, err);
 		disk->options.format = formats[word].name;
@@ -145,7 +163,7 @@ static int set_key(struct vmm_disk *disk, const char *key, const char *value, st
 	} else {
 		status = error_set(err, EINVAL,
 			"no key '%s': there are format, readonly, cache, aio, discard, serial, "
-			"on-error, queues, backing and as",
+			"on-error, timeout, queues, backing and as",
 			key);
 	}
 	return status;

@@ -6,8 +6,8 @@
  *
  * Flushes ride together: all that come while one is under way are served by the next, which begins after that one.
  * Once the host has failed to make data lasting, no later flush succeeds: it has dropped what it could not
- * write, so a second try would succeed without it (fsync(2), "EIO"). Only -ENOSPC is no such failure: the format
- * had no room for its metadata, and still has them.
+ * write, so a second try would succeed without it (fsync(2), "EIO"). Only these are no such failures: -ENOSPC, the
+ * format had no room for its metadata, and still has them; -ETIMEDOUT, an NBD server did not answer (nbd.h).
  *
  * Invariants: everything here is on the loop's thread, block_check() excepted.
  */
@@ -84,7 +84,7 @@ static void flush_ended(struct disk_block *b, int status)
 	status = map_error(status);
 	b->flush_riding = NULL;
 	b->flushing = false;
-	if (status < 0 && status != -ENOSPC)
+	if (status < 0 && status != -ENOSPC && status != -ETIMEDOUT)
 		b->flush_broken = status;
 	/* Before the ends are told: they may bring new ones. */
 	if (b->flush_waiting)
@@ -351,7 +351,9 @@ int disk_block_open(struct loop *loop, const char *path, const struct disk_block
 
 	if (nbd_file_is_uri(path))
 		status = nbd_file_open(path,
-			&(struct nbd_file_options){.readonly = options->readonly}, &file, err);
+			&(struct nbd_file_options){.readonly = options->readonly,
+				.timeout_ns = options->nbd_timeout_ns},
+			&file, err);
 	if (status == 0)
 		status = file ? disk_open_file(file, &disk_options, &disk, err)
 			      : disk_open(path, &disk_options, &disk, err);

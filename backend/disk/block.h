@@ -31,6 +31,7 @@ struct disk_block_options {
 	enum disk_aio aio;
 	bool ignore_discard; /* do not give discarded space back to the host */
 	enum disk_backing_rule backing;
+	uint64_t nbd_timeout_ns; /* nbd_file_options.timeout_ns */
 };
 
 /* Open the image at path, or the export at an nbd:// or nbd+unix:// URI (nbd.h), on the loop. Errors: with a line for

@@ -26,7 +26,8 @@ struct disk_file_ops {
 		struct disk_file *file, const struct iovec *iov, unsigned count, uint64_t offset);
 	int (*writev)(
 		struct disk_file *file, const struct iovec *iov, unsigned count, uint64_t offset);
-	/* All writes, zeroes, discards and truncations that have returned become lasting. */
+	/* All writes, zeroes, discards and truncations that have returned become lasting. -ETIMEDOUT, -ENOSPC: not
+	 * yet, but nothing is lost, and it may be tried again; any other error: some may be lost. */
 	int (*flush)(struct disk_file *file);
 	/* The bytes read as zeros from now on, and the host may take their space back (-EOPNOTSUPP: it can't, nothing
 	 * has changed). */

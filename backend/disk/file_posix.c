@@ -89,9 +89,10 @@ static int posix_writev(
 	}
 }
 
+/* The host has dropped what it could not write, whatever the reason: no error that says "try again". */
 static int posix_flush(struct disk_file *file)
 {
-	return fdatasync(file->fd) < 0 ? -errno : 0;
+	return fdatasync(file->fd) < 0 ? -EIO : 0;
 }
 
 static int posix_space(struct disk_file *file, int mode, uint64_t offset, uint64_t bytes)

@@ -6,9 +6,9 @@
  *
  * Left out on purpose: several connections to one export, block status (all is data).
  *
- * Invariants: everything about the connection and the journal is the thread's. An operation is its caller's memory
- * and in one place at a time: with the server, or in `waiting` for a connection. While changes of the journal are on
- * their way again, nothing else is.
+ * Invariants: everything about the connection and the journal is the thread's. An operation is its caller's memory, and
+ * in `ops` from its begin to its end; libnbd has it while it is `sent`. While changes of the journal are on their way
+ * again, nothing else is.
  */
 #include "backend/disk/nbd_private.h"
 
@@ -37,13 +37,20 @@ struct change {
 };
 
 static void check_connection(struct nbd_file *nbd);
+static void lose_connection(struct nbd_file *nbd);
+static void check_time(struct nbd_file *nbd);
 
 /* ---- connecting ---- */
+
+static uint64_t connect_limit_ns(const struct nbd_file *nbd)
+{
+	return MIN(nbd->timeout_ns, (uint64_t)NBD_CONNECT_NS);
+}
 
 /* Until it is ready; from the thread, or before there is one. */
 static int wait_ready(struct nbd_file *nbd, struct nbd_handle *handle)
 {
-	const uint64_t end_ns = clock_monotonic_ns() + NBD_CONNECT_NS;
+	const uint64_t end_ns = clock_monotonic_ns() + connect_limit_ns(nbd);
 
 	while (!nbd_aio_is_ready(handle)) {
 		if (nbd_aio_is_dead(handle) || nbd_aio_is_closed(handle) || nbd->stopping)
@@ -52,8 +59,19 @@ static int wait_ready(struct nbd_file *nbd, struct nbd_handle *handle)
 			return -ETIMEDOUT;
 		if (nbd_poll(handle, POLL_MS) < 0)
 			return nbd_get_errno() ? -nbd_get_errno() : -ECONNREFUSED;
+		check_time(nbd);
 	}
 	return 0;
+}
+
+static int connect_failed(struct nbd_file *nbd, int status, struct error *err)
+{
+	const char *why = nbd_get_error();
+
+	if (status == -ETIMEDOUT)
+		return error_set(err, ETIMEDOUT, "can't connect to %s: no answer for %llu s", nbd->file.name,
+			(unsigned long long)(connect_limit_ns(nbd) / NS_PER_SEC));
+	return error_set(err, -status, "can't connect to %s: %s", nbd->file.name, why ? why : strerror(-status));
 }
 
 static int connect_once(struct nbd_file *nbd, struct nbd_handle **ret_handle, struct error *err)
@@ -68,11 +86,7 @@ static int connect_once(struct nbd_file *nbd, struct nbd_handle **ret_handle, st
 	else
 		status = wait_ready(nbd, handle);
 	if (status < 0) {
-		const char *why = nbd_get_error();
-
-		if (status == -ETIMEDOUT || !why)
-			why = strerror(-status);
-		error_set(err, -status, "can't connect to %s: %s", nbd->file.name, why);
+		status = connect_failed(nbd, status, err);
 		nbd_close(handle);
 		return status;
 	}
@@ -94,7 +108,7 @@ static int look(struct nbd_file *nbd, struct nbd_handle *handle, struct error *e
 
 	if (size_bytes < 0)
 		return error_set(err, EIO, "%s: %s", nbd->file.name, nbd_get_error());
-	if (nbd->handle || nbd->lost_ns)
+	if (nbd->known)
 		return (uint64_t)size_bytes == nbd->size_bytes
 			       ? 0
 			       : error_set(err, EIO, "%s has another size than before",
@@ -106,6 +120,7 @@ static int look(struct nbd_file *nbd, struct nbd_handle *handle, struct error *e
 	nbd->can_trim = nbd_can_trim(handle) > 0;
 	nbd->can_zero = nbd_can_zero(handle) > 0;
 	nbd->readonly = nbd_is_read_only(handle) > 0;
+	nbd->known = true;
 	return 0;
 }
 
@@ -161,19 +176,32 @@ static void lose_change(struct nbd_file *nbd, const char *why)
 
 /* ---- operations, on the thread ---- */
 
-static void wait_in_line(struct nbd_op *op)
+static void ops_put(struct nbd_op *op)
 {
-	struct nbd_file *nbd = op->nbd;
+	struct nbd_op **at = &op->nbd->ops;
 
+	while (*at)
+		at = &(*at)->next;
 	op->next = NULL;
-	*nbd->waiting_end = op;
-	nbd->waiting_end = &op->next;
+	*at = op;
+}
+
+/* If it is there: some end at their begin. */
+static void ops_remove(struct nbd_op *op)
+{
+	struct nbd_op **at = &op->nbd->ops;
+
+	while (*at && *at != op)
+		at = &(*at)->next;
+	if (*at)
+		*at = op->next;
 }
 
 static void tell_end(struct nbd_op *op, int result)
 {
 	struct nbd_file *nbd = op->nbd;
 
+	ops_remove(op);
 	AUTO_LOCK(&nbd->lock);
 	op->result = result;
 	op->ended = true;
@@ -195,7 +223,12 @@ static void op_succeeded(struct nbd_op *op)
 		journal_drop(nbd, op->after);
 }
 
-static void send_waiting(struct nbd_file *nbd);
+static void answered(struct nbd_file *nbd)
+{
+	if (nbd->given_up)
+		log_warn("nbd", "%s: the server answers again", nbd->file.name);
+	nbd->given_up = false;
+}
 
 /* libnbd's: the server has answered, or the connection has ended. On the thread, in libnbd. */
 static int op_done(void *opaque, int *error)
@@ -205,6 +238,8 @@ static int op_done(void *opaque, int *error)
 	bool lost = *error == ENOTCONN || *error == ESHUTDOWN || *error == EPIPE ||
 		    *error == ECONNRESET || (*error && nbd_aio_is_dead(nbd->handle));
 
+	if (!lost)
+		answered(nbd);
 	if (op->replay) {
 		/* A connection that is lost again takes all of the journal up again. */
 		nbd->replay = lost ? NULL : container_of(op, struct change, op)->next;
@@ -212,11 +247,12 @@ static int op_done(void *opaque, int *error)
 		if (*error && !lost)
 			lose_change(nbd, strerror(*error));
 	} else if (lost)
-		wait_in_line(op);
+		op->sent = false;
 	else {
 		if (!*error)
 			op_succeeded(op);
-		tell_end(op, op->kind == OP_FLUSH && nbd->change_lost ? -EIO : -*error);
+		/* Whatever the server says of a flush: what it had may be gone (file.h). */
+		tell_end(op, op->kind == OP_FLUSH && (*error || nbd->change_lost) ? -EIO : -*error);
 	}
 	return 1;
 }
@@ -241,49 +277,102 @@ static int64_t send_op(struct nbd_file *nbd, struct nbd_op *op)
 	return -1;
 }
 
-/* Refused by libnbd itself, which then does not call op_done(): no connection, or no such request. */
-static void send_or_keep(struct nbd_op *op)
-{
-	struct nbd_file *nbd = op->nbd;
-
-	if (send_op(nbd, op) >= 0)
-		return;
-	int code = nbd_get_errno();
-	if (nbd_aio_is_dead(nbd->handle) || nbd_aio_is_closed(nbd->handle))
-		wait_in_line(op);
-	else
-		tell_end(op, code ? -code : -EIO);
-}
-
-static void fail_waiting(struct nbd_file *nbd)
-{
-	struct nbd_op *op = nbd->waiting, *next;
-
-	nbd->waiting = NULL;
-	nbd->waiting_end = &nbd->waiting;
-	for (; op; op = next) {
-		next = op->next;
-		tell_end(op, -EIO);
-	}
-}
-
 static bool is_ready(const struct nbd_file *nbd)
 {
 	return nbd->handle && !nbd->replay;
 }
 
+/* False: there is no connection any more. What libnbd itself refuses ends here: op_done() is not called for it. */
+static bool send_or_end(struct nbd_op *op)
+{
+	struct nbd_file *nbd = op->nbd;
+
+	op->sent = true;
+	if (send_op(nbd, op) >= 0)
+		return true;
+	int code = nbd_get_errno();
+	op->sent = false;
+	if (nbd_aio_is_dead(nbd->handle) || nbd_aio_is_closed(nbd->handle))
+		return false;
+	tell_end(op, code ? -code : -EIO);
+	return true;
+}
+
+static struct nbd_op *next_to_send(const struct nbd_file *nbd)
+{
+	struct nbd_op *op = is_ready(nbd) ? nbd->ops : NULL;
+
+	while (op && op->sent)
+		op = op->next;
+	return op;
+}
+
 static void send_waiting(struct nbd_file *nbd)
 {
-	struct nbd_op *op = nbd->waiting, *next;
+	struct nbd_op *op;
 
-	if (!is_ready(nbd))
-		return;
-	nbd->waiting = NULL;
-	nbd->waiting_end = &nbd->waiting;
-	for (; op; op = next) {
-		next = op->next;
-		send_or_keep(op);
-	}
+	while ((op = next_to_send(nbd)) && send_or_end(op))
+		;
+}
+
+/* ---- time limits ---- */
+
+/* When its time is up; UINT64_MAX: never. NULL is allowed. */
+static uint64_t op_end_ns(const struct nbd_file *nbd, const struct nbd_op *op)
+{
+	return op && nbd->timeout_ns < UINT64_MAX - op->begun_ns ? op->begun_ns + nbd->timeout_ns : UINT64_MAX;
+}
+
+static uint64_t replay_end_ns(const struct nbd_file *nbd)
+{
+	return op_end_ns(nbd, nbd->replay_under_way ? &nbd->replay->op : NULL);
+}
+
+static uint64_t end_of_patience_ns(const struct nbd_file *nbd)
+{
+	return MIN(op_end_ns(nbd, nbd->ops), replay_end_ns(nbd));
+}
+
+static void watch_time(struct nbd_file *nbd)
+{
+	const uint64_t end_ns = end_of_patience_ns(nbd);
+
+	if (end_ns != UINT64_MAX)
+		loop_timer_arm(nbd->limit, end_ns);
+}
+
+/* The connection goes, and with it all that was sent; an answer that comes after all is for nobody. But a server that
+ * takes long for the journal, and answers, is not to begin anew. */
+static void give_up(struct nbd_file *nbd, uint64_t now_ns)
+{
+	const bool silent = !nbd->replay_under_way || now_ns >= replay_end_ns(nbd);
+
+	if (!nbd->given_up)
+		log_error("nbd", "%s: no answer for %llu s, requests fail until there is one%s%s", nbd->file.name,
+			(unsigned long long)(nbd->timeout_ns / NS_PER_SEC), *nbd->trouble.text ? ": " : "",
+			nbd->trouble.text);
+	nbd->given_up = true;
+	if (nbd->handle && silent)
+		lose_connection(nbd);
+	while (nbd->ops)
+		tell_end(nbd->ops, -ETIMEDOUT);
+}
+
+/* Outside of libnbd. */
+static void check_time(struct nbd_file *nbd)
+{
+	const uint64_t now_ns = clock_monotonic_ns();
+
+	if (now_ns >= end_of_patience_ns(nbd))
+		give_up(nbd, now_ns);
+}
+
+static void time_is_up(void *opaque)
+{
+	struct nbd_file *nbd = opaque;
+
+	check_time(nbd);
+	watch_time(nbd);
 }
 
 static void op_begin(void *opaque)
@@ -291,13 +380,16 @@ static void op_begin(void *opaque)
 	struct nbd_op *op = opaque;
 	struct nbd_file *nbd = op->nbd;
 
-	if (nbd->given_up) {
-		tell_end(op, -EIO);
+	/* A server that has been given up gets one at a time, to be seen to answer; the others don't wait for that. */
+	if (nbd->given_up && (!is_ready(nbd) || nbd->ops)) {
+		tell_end(op, -ETIMEDOUT);
 		return;
 	}
-	wait_in_line(op);
+	op->begun_ns = clock_monotonic_ns();
+	ops_put(op);
 	send_waiting(nbd);
 	check_connection(nbd);
+	watch_time(nbd);
 }
 
 /* ---- the connection ---- */
@@ -322,16 +414,16 @@ static void stop_watching(struct nbd_file *nbd)
 static void lose_connection(struct nbd_file *nbd)
 {
 	stop_watching(nbd);
-	/* What was under way has ended by op_done() when the connection did. */
+	/* When a connection ends op_done() is called for what was sent; when it is closed here, it is not. */
 	nbd_close(nbd->handle);
 	nbd->handle = NULL;
 	nbd->replay = NULL;
 	nbd->replay_under_way = false;
-	nbd->lost_ns = clock_monotonic_ns();
 	if (nbd->stopping)
 		return;
-	log_warn("nbd", "%s: the connection is lost; trying to get it back", nbd->file.name);
-	loop_timer_arm(nbd->retry, nbd->lost_ns);
+	if (!nbd->given_up)
+		log_warn("nbd", "%s: the connection is lost; trying to get it back", nbd->file.name);
+	loop_timer_arm(nbd->retry, clock_monotonic_ns());
 }
 
 /* Behind every call into libnbd. */
@@ -350,6 +442,7 @@ static void go_on_replaying(struct nbd_file *nbd)
 {
 	while (nbd->handle && nbd->replay && !nbd->replay_under_way) {
 		nbd->replay_under_way = true;
+		nbd->replay->op.begun_ns = clock_monotonic_ns();
 		if (send_op(nbd, &nbd->replay->op) >= 0)
 			continue;
 		nbd->replay_under_way = false;
@@ -359,6 +452,7 @@ static void go_on_replaying(struct nbd_file *nbd)
 		nbd->replay = nbd->replay->next;
 	}
 	send_waiting(nbd);
+	watch_time(nbd);
 }
 
 static void connection_ready(void *opaque, uint32_t events)
@@ -391,40 +485,27 @@ static int watch(struct nbd_file *nbd, struct nbd_handle *handle)
 	return status;
 }
 
-static void try_again_later(struct nbd_file *nbd, const struct error *err)
-{
-	uint64_t now_ns = clock_monotonic_ns();
-
-	if (!nbd->given_up && now_ns - nbd->lost_ns > nbd->patience_ns) {
-		nbd->given_up = true;
-		log_error("nbd", "no connection for %llu s, requests fail until there is one: %s",
-			(unsigned long long)(nbd->patience_ns / NS_PER_SEC), err->text);
-		fail_waiting(nbd);
-	}
-	loop_timer_arm(nbd->retry, now_ns + RETRY_NS);
-}
-
 static void reconnect(void *opaque)
 {
 	struct nbd_file *nbd = opaque;
 	struct nbd_handle *handle;
-	struct error err;
-	int status = connect_once(nbd, &handle, &err);
+	int status = connect_once(nbd, &handle, &nbd->trouble);
 
 	if (status == 0) {
-		status = look(nbd, handle, &err);
+		status = look(nbd, handle, &nbd->trouble);
 		if (status == 0 && (status = watch(nbd, handle)) < 0)
-			error_set_errno(&err, -status, "can't wait for the server");
+			error_set_errno(&nbd->trouble, -status, "can't wait for the server");
 		if (status < 0)
 			nbd_close(handle);
 	}
 	if (status < 0) {
-		try_again_later(nbd, &err);
+		log_debug("nbd", "%s", nbd->trouble.text);
+		loop_timer_arm(nbd->retry, clock_monotonic_ns() + RETRY_NS);
 		return;
 	}
-	log_warn("nbd", "%s: connected again", nbd->file.name);
-	nbd->lost_ns = 0;
-	nbd->given_up = false;
+	*nbd->trouble.text = '\0';
+	if (!nbd->given_up)
+		log_warn("nbd", "%s: connected again", nbd->file.name);
 	if (nbd->gap_number)
 		lose_change(nbd, strerror(ENOMEM));
 	nbd->gap_number = 0;
@@ -517,11 +598,11 @@ int nbd_connection_open(struct nbd_file *nbd, struct error *err)
 		return error_set_errno(err, -status, "can't open %s", nbd->file.name);
 	pthread_mutex_init(&nbd->lock, NULL);
 	pthread_cond_init(&nbd->ended, NULL);
-	nbd->waiting_end = &nbd->waiting;
 	nbd->journal_end = &nbd->journal;
 	nbd->retry = loop_timer_create(nbd->loop, reconnect, nbd);
-	status = nbd->retry ? start(nbd, err)
-			    : error_set_errno(err, ENOMEM, "can't open %s", nbd->file.name);
+	nbd->limit = loop_timer_create(nbd->loop, time_is_up, nbd);
+	status = nbd->retry && nbd->limit ? start(nbd, err)
+					  : error_set_errno(err, ENOMEM, "can't open %s", nbd->file.name);
 	if (status < 0)
 		release(nbd);
 	return status;

@@ -292,7 +292,7 @@ int nbd_file_open(const char *uri, const struct nbd_file_options *options,
 		return error_set_errno(err, ENOMEM, "can't open %s", uri);
 	nbd->file = (struct disk_file){
 		.ops = &nbd_ops, .fd = -1, .direct_fd = -1, .align_bytes = 1, .name = name};
-	nbd->patience_ns = options->patience_ns ? options->patience_ns : NBD_PATIENCE_NS;
+	nbd->timeout_ns = options->timeout_ns ? options->timeout_ns : NBD_TIMEOUT_NS;
 	int status = nbd_connection_open(nbd, err);
 	if (status < 0)
 		return status;

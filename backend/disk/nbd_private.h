@@ -22,16 +22,18 @@ struct nbd_op {
 	void *bytes;
 	uint64_t offset, size_bytes;
 	uint64_t after; /* FLUSH: the last change of the journal that it covers */
-	bool replay;	/* of the journal: not kept again */
+	uint64_t begun_ns;
+	bool replay; /* of the journal: not kept again, and not in `ops` */
+	bool sent;   /* libnbd has it; else it waits for a connection */
 	int result;
-	struct nbd_op *next; /* waiting */
+	struct nbd_op *next; /* in `ops` */
 	struct loop_call call;
 	bool ended; /* under nbd_file.lock */
 };
 
 struct nbd_file {
 	struct disk_file file;
-	uint64_t patience_ns;
+	uint64_t timeout_ns; /* UINT64_MAX: none */
 	struct loop *loop;
 	pthread_t thread;
 	pthread_mutex_t lock; /* ends of operations */
@@ -42,14 +44,16 @@ struct nbd_file {
 	uint64_t size_bytes;
 	uint32_t min_bytes, max_bytes;
 	bool can_flush, can_trim, can_zero, readonly;
+	bool known; /* all that */
 	/* The thread's. */
 	struct nbd_handle *handle; /* NULL: no connection */
 	struct loop_source *source;
 	int watched_fd; /* of `source`: a copy of the connection's */
 	struct loop_timer *retry;
-	uint64_t lost_ns; /* when the connection was lost; 0: it is there */
-	bool given_up;	  /* operations fail meanwhile */
-	struct nbd_op *waiting, **waiting_end;
+	struct loop_timer *limit;
+	bool given_up;	      /* it did not answer in time, and has not since */
+	struct error trouble; /* why there is no connection, if that is known */
+	struct nbd_op *ops;   /* oldest first */
 	struct change *journal, **journal_end;
 	uint64_t journal_number;
 	uint64_t gap_number; /* this change was not kept, for want of memory; 0: none */

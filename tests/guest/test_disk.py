@@ -377,6 +377,69 @@ def test_nbd(start, tmp_path):
         server.wait()
 
 
+@pytest.fixture
+def stopped_server(tmp_path):
+    """An NBD server that can be stopped: it stays connected and says nothing. Its URI, and what stops it and lets it go on."""
+    if not shutil.which("nbdkit"):
+        pytest.skip("NOT CHECKED: an NBD server that does not answer (no nbdkit)")
+    socket = tmp_path / "socket"
+    server = subprocess.Popen(["nbdkit", "--exit-with-parent", "-f", "-U", socket, "memory", "16M"])
+    while not socket.exists():
+        time.sleep(0.05)
+    yield "nbd+unix:///?socket=%s" % socket, lambda on: server.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+    server.kill()
+    server.wait()
+
+
+def test_nbd_silent(boot, modules, stopped_server):
+    """The server says nothing any more: the guest is told in time, and a reset over MMIO comes to an end."""
+    uri, stop = stopped_server
+    machine = boot("--engine", "jit", "--net", "none", "--virtio", "mmio", "--disk",
+                   uri + ",format=raw,timeout=2", files=modules, cmdline="iomem=relaxed")
+    machine.expect(PROMPT, BOOT_S)
+    assert "BAD" not in machine.run(LOAD)
+    machine.run("name=$(basename $(dirname $(readlink -f /sys/block/vda/device))); at=$(grep $name /proc/iomem |"
+                " head -n 1 | sed 's/^ */0x/; s/-.*//')")
+    assert machine.run("devmem $at 32").strip() == "0x74726976"
+    stop(True)
+    machine.send("dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct; echo status=$?\n")
+    machine.expect("requests fail until there is one", 30)
+    machine.expect("status=1", 30)
+    stop(False)
+    while "status=0" not in machine.run("dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct; echo status=$?"):
+        time.sleep(0.5)
+    stop(True)
+    machine.send("dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct & sleep 1; devmem $((at + 0x70)) 32 0; echo reset=$?\n")
+    machine.expect("reset=0", 30)
+    machine.kill()
+    machine.wait(20)
+
+
+def test_nbd_silent_pauses(boot, modules, stopped_server):
+    uri, stop = stopped_server
+    machine = boot("--engine", "jit", "--net", "none", "--disk", uri + ",format=raw,timeout=1,on-error=pause", files=modules)
+    machine.expect(PROMPT, BOOT_S)
+    assert "BAD" not in machine.run(LOAD)
+    machine.run("dd if=/dev/urandom of=/tmp/data bs=64k count=16")
+    stop(True)
+    machine.send("dd if=/tmp/data of=/dev/vda bs=64k conv=fsync; echo status=$?\n")
+    machine.expect("the machine waits", 30)
+    stop(False)
+    machine.expect("the machine goes on", 30)
+    machine.expect("status=0", 30)
+    machine.expect(PROMPT)
+    assert "same" in machine.run("echo 3 > /proc/sys/vm/drop_caches; cmp -n 1048576 /tmp/data /dev/vda && echo same")
+    machine.kill()
+    machine.wait(20)
+
+
+def test_nbd_no_greeting(kernel, stopped_server):
+    uri, stop = stopped_server
+    stop(True)
+    done = lodge("run", "--kernel", kernel(), "--disk", uri + ",timeout=1")
+    assert done.returncode == 1 and "can't connect to %s: no answer for 1 s" % uri in done.stderr, done.stderr
+
+
 def test_two_machines(tmp_path, kernel, console):
     """An image is one machine's."""
     path, spec = make_image(tmp_path, "raw", 16 * MIB)
@@ -392,7 +455,7 @@ def test_two_machines(tmp_path, kernel, console):
 @pytest.mark.parametrize("value, words", [
     ("", "name of an image"), ("x,cache=fast", "give writeback, none, writethrough or unsafe"),
     ("x,serial=123456789012345678901", "at most 20"), ("x,queues=0", "1 to 16"), ("x,nothing", "wants a value"),
-    ("x,some=thing", "no key 'some'"), ("x,format=vmdk", "raw or qcow2")])
+    ("x,timeout=5", "NBD"), ("nbd://x/,timeout=-1", "0 (none) to 86400"), ("x,some=thing", "no key 'some'"), ("x,format=vmdk", "raw or qcow2")])
 def test_bad_options(value, words):
     done = lodge("run", "--kernel", "k", "--disk", value)
     assert done.returncode == 2 and words in done.stderr, done.stderr

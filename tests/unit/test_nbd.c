@@ -13,6 +13,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -333,26 +334,148 @@ static void test_server_comes_and_goes(void **state)
 	assert_memory_equal(f->other, f->bytes, DISK_BYTES);
 }
 
+/* Until the server is there again. */
+static int read_soon(struct fixture *f, void *to, uint64_t bytes)
+{
+	int status = -EIO;
+
+	for (unsigned i = 0; i < 80 && status < 0; i++) {
+		usleep(100000);
+		status = disk_file_read(f->file, to, bytes, 0);
+	}
+	return status;
+}
+
 static void test_gives_up(void **state)
 {
 	struct fixture *f = *state;
 
 	serve_file(f);
-	connect_with(f, (struct nbd_file_options){.patience_ns = NS_PER_SEC});
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
 	assert_int_equal(disk_file_write(f->file, f->bytes, 4096, 0), 0);
 	kill_server(f);
-	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), -EIO);
+	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), -ETIMEDOUT);
 	uint64_t start_ns = clock_monotonic_ns();
-	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), -EIO);
+	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), -ETIMEDOUT);
 	assert_true(clock_monotonic_ns() - start_ns < NS_PER_SEC / 2);
 	serve_file(f);
-	int status = -EIO;
-	for (unsigned i = 0; i < 50 && status < 0; i++) {
-		usleep(100000);
-		status = disk_file_read(f->file, f->other, 4096, 0);
-	}
-	assert_int_equal(status, 0);
+	assert_int_equal(read_soon(f, f->other, 4096), 0);
 	assert_memory_equal(f->other, f->bytes, 4096);
+}
+
+/* It is there and says nothing any more; then it does again, and all that was acknowledged is lasting. */
+static void test_silent_server(void **state)
+{
+	struct fixture *f = *state;
+
+	serve_file(f);
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
+	assert_int_equal(disk_file_write(f->file, f->bytes, MIB(1), 0), 0);
+	kill(f->server, SIGSTOP);
+	uint64_t start_ns = clock_monotonic_ns();
+	assert_int_equal(disk_file_write(f->file, f->bytes + MIB(1), MIB(1), MIB(1)), -ETIMEDOUT);
+	assert_in_range(clock_monotonic_ns() - start_ns, NS_PER_SEC * 9 / 10, 10 * NS_PER_SEC);
+	/* No flush may say that it is done, nor that something is lost. */
+	assert_int_equal(f->file->ops->flush(f->file), -ETIMEDOUT);
+	kill_server(f);
+	int fd = open(f->image, O_WRONLY);
+	assert_int_equal(pwrite(fd, f->other, MIB(1), 0), MIB(1));
+	close(fd);
+	serve_file(f);
+	assert_int_equal(read_soon(f, f->other, MIB(1)), 0);
+	assert_memory_equal(f->other, f->bytes, MIB(1));
+	assert_int_equal(f->file->ops->flush(f->file), 0);
+	read_image(f, f->other);
+	assert_memory_equal(f->other, f->bytes, MIB(1));
+}
+
+/* The same one goes on. */
+static void test_silent_for_a_while(void **state)
+{
+	struct fixture *f = *state;
+
+	serve_file(f);
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
+	assert_int_equal(disk_file_write(f->file, f->bytes, MIB(1), 0), 0);
+	kill(f->server, SIGSTOP);
+	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), -ETIMEDOUT);
+	kill(f->server, SIGCONT);
+	assert_int_equal(read_soon(f, f->other, MIB(1)), 0);
+	assert_memory_equal(f->other, f->bytes, MIB(1));
+	assert_int_equal(f->file->ops->flush(f->file), 0);
+}
+
+struct queue {
+	struct fixture *f;
+	atomic_uint left, failed;
+};
+
+static void *read_queue(void *opaque)
+{
+	struct queue *q = opaque;
+	char bytes[512];
+
+	while ((int)atomic_fetch_sub(&q->left, 1) > 0)
+		if (disk_file_read(q->f->file, bytes, sizeof(bytes), 0) == -ETIMEDOUT)
+			q->failed++;
+	return NULL;
+}
+
+/* It accepts connections, and answers no read: of many requests that queue up only the first wait for the whole time. */
+static void test_answers_no_read(void **state)
+{
+	struct fixture *f = *state;
+	struct queue queue = {.f = f, .left = 200};
+	pthread_t thread[8];
+
+	start_server(f, (const char *[]){"--filter=delay", "file", f->image, "rdelay=60", NULL});
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
+	uint64_t start_ns = clock_monotonic_ns();
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(pthread_create(&thread[i], NULL, read_queue, &queue), 0);
+	for (unsigned i = 0; i < 8; i++)
+		pthread_join(thread[i], NULL);
+	assert_int_equal(queue.failed, 200);
+	assert_true(clock_monotonic_ns() - start_ns < 12 * NS_PER_SEC);
+	assert_int_equal(disk_file_write(f->file, f->bytes, 4096, 0), 0);
+	assert_int_equal(f->file->ops->flush(f->file), 0);
+}
+
+static void test_no_greeting(void **state)
+{
+	struct fixture *f = *state;
+	struct nbd_file_options options = {.timeout_ns = NS_PER_SEC};
+	struct error err = {0};
+
+	serve_file(f);
+	kill(f->server, SIGSTOP);
+	uint64_t start_ns = clock_monotonic_ns();
+	assert_int_equal(nbd_file_open(f->uri, &options, &f->file, &err), -ETIMEDOUT);
+	assert_true(clock_monotonic_ns() - start_ns < 7 * NS_PER_SEC);
+	assert_non_null(strstr(err.text, "no answer for 1 s"));
+	assert_non_null(strstr(err.text, f->uri));
+}
+
+static void *wake_later(void *opaque)
+{
+	struct fixture *f = opaque;
+
+	usleep(300000);
+	kill(f->server, SIGCONT);
+	return NULL;
+}
+
+static void test_no_timeout(void **state)
+{
+	struct fixture *f = *state;
+	pthread_t thread;
+
+	serve_file(f);
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NBD_NO_TIMEOUT});
+	kill(f->server, SIGSTOP);
+	assert_int_equal(pthread_create(&thread, NULL, wake_later, f), 0);
+	assert_int_equal(disk_file_read(f->file, f->other, 4096, 0), 0);
+	pthread_join(thread, NULL);
 }
 
 /* Closing does not wait for a server that is not there. */
@@ -438,6 +561,34 @@ static void test_as_block(void **state)
 	assert_memory_equal(f->other, f->bytes, MIB(1));
 }
 
+/* A flush that had no answer has failed, but not all that come after it. */
+static void test_silent_block(void **state)
+{
+	struct fixture *f = *state;
+	struct disk_block_options options = {.format = "raw", .nbd_timeout_ns = NS_PER_SEC};
+	struct block *block;
+	struct error err = {0};
+	struct loop *loop;
+	int status = -EIO;
+
+	serve_file(f);
+	assert_int_equal(loop_create(&loop), 0);
+	assert_int_equal(disk_block_open(loop, f->uri, &options, &block, &err), 0);
+	assert_int_equal(perform(loop, block, BLOCK_WRITE, f->bytes, 0, MIB(1)), 0);
+	kill(f->server, SIGSTOP);
+	assert_int_equal(perform(loop, block, BLOCK_FLUSH, NULL, 0, 0), -ETIMEDOUT);
+	kill(f->server, SIGCONT);
+	for (unsigned i = 0; i < 80 && status < 0; i++) {
+		usleep(100000);
+		status = perform(loop, block, BLOCK_FLUSH, NULL, 0, 0);
+	}
+	assert_int_equal(status, 0);
+	block_close(block);
+	loop_free(loop);
+	read_image(f, f->other);
+	assert_memory_equal(f->other, f->bytes, MIB(1));
+}
+
 int main(void)
 {
 	signal(SIGPIPE, SIG_IGN);
@@ -452,8 +603,14 @@ int main(void)
 		TEST(test_lost_write_told),
 		TEST(test_server_comes_and_goes),
 		TEST(test_gives_up),
+		TEST(test_silent_server),
+		TEST(test_silent_for_a_while),
+		TEST(test_answers_no_read),
+		TEST(test_no_greeting),
+		TEST(test_no_timeout),
 		TEST(test_close_without_server),
 		TEST(test_as_block),
+		TEST(test_silent_block),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
