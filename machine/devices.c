@@ -335,6 +335,12 @@ int devices_create(struct devices **ret_devices, struct machine *m, struct error
 	return 0;
 }
 
+void devices_ended(struct devices *all)
+{
+	if (all)
+		hotplug_end(all->hotplug);
+}
+
 void devices_free(struct devices *all)
 {
 	if (!all)

@@ -22,6 +22,9 @@ MUST_CHECK int devices_create(
 /* No vCPU runs. Waits until requests that are under way have let go of guest memory. NULL is allowed. */
 void devices_free(struct devices *devices);
 
+/* The machine has ended: nobody waits any more for its guest to let go of a device. NULL is allowed. */
+void devices_ended(struct devices *devices);
+
 /* The first device of a kind (machine/kinds.h); NULL: there is none. */
 void *devices_find(const struct devices *devices, const char *kind);
 

@@ -54,6 +54,7 @@ void device_assign_bars(struct devices *all, struct pci_device *function);
 int hotplug_create(struct hotplug **ret_hotplug, struct devices *all, struct error *err);
 /* In two steps: quiesce on the owner's thread, then free on the I/O loop's. NULL is allowed. */
 void hotplug_quiesce(struct hotplug *hotplug);
+void hotplug_end(struct hotplug *hotplug); /* devices_ended() */
 void hotplug_free(struct hotplug *hotplug);
 
 #endif

@@ -34,6 +34,7 @@ struct hotplug {
 	struct devices *all;
 	pthread_mutex_t calls, lock;
 	pthread_cond_t changed;
+	bool ended; /* the machine has; under `lock` */
 	unsigned count;
 	struct hot_slot slot[MACHINE_HOTPLUG_PORTS_MAX];
 	/* Of the call that is under way. */
@@ -162,11 +163,11 @@ static void collect(struct hot_slot *slot)
 
 	if (!is_gone(slot))
 		return;
-	machine_pause_for(m, PAUSE_PLUG);
+	machine_pause_for(m, MACHINE_PAUSE_PLUG);
 	virtio_quiesce(slot->device->virtio);
 	h->chosen = slot;
 	loop_invoke(m->config.io, free_chosen, h);
-	machine_resume_for(m, PAUSE_PLUG);
+	machine_resume_for(m, MACHINE_PAUSE_PLUG);
 }
 
 /* ---- plug ---- */
@@ -256,17 +257,26 @@ int machine_device_plug(struct machine *m, const char *name, const struct machin
 
 /* ---- unplug ---- */
 
-/* False: not in that time. */
-static bool wait_until_gone(struct hot_slot *slot, unsigned timeout_ms)
+void hotplug_end(struct hotplug *h)
+{
+	if (!h)
+		return;
+	AUTO_LOCK(&h->lock);
+	h->ended = true;
+	pthread_cond_broadcast(&h->changed);
+}
+
+/* Errors: -ETIMEDOUT, -ECANCELED (not any more). */
+static int wait_until_gone(struct hot_slot *slot, unsigned timeout_ms)
 {
 	struct hotplug *h = slot->hotplug;
 	const struct timespec end = clock_timespec(clock_monotonic_ns() + timeout_ms * NS_PER_MS);
 	int code = 0;
 
 	AUTO_LOCK(&h->lock);
-	while (!slot->gone && code == 0)
+	while (!slot->gone && !h->ended && code == 0)
 		code = pthread_cond_clockwait(&h->changed, &h->lock, CLOCK_MONOTONIC, &end);
-	return slot->gone;
+	return slot->gone ? 0 : h->ended ? -ECANCELED : -ETIMEDOUT;
 }
 
 int machine_device_unplug(struct machine *m, const char *name, unsigned timeout_ms, struct error *err)
@@ -282,8 +292,10 @@ int machine_device_unplug(struct machine *m, const char *name, unsigned timeout_
 		return error_set(err, ENOENT, "no device '%s' is plugged in", name);
 	if (!is_gone(slot))
 		pci_port_press(slot->port);
-	if (!wait_until_gone(slot, timeout_ms))
-		return error_set(err, ETIMEDOUT, "the guest has not let go of '%s'", name);
+	switch (wait_until_gone(slot, timeout_ms)) {
+	case -ETIMEDOUT: return error_set(err, ETIMEDOUT, "the guest has not let go of '%s'", name);
+	case -ECANCELED: return error_set(err, ECANCELED, "the machine has ended");
+	}
 	collect(slot);
 	return 0;
 }

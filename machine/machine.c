@@ -56,6 +56,11 @@ void machine_stop(struct machine *m)
 	machine_end(m, MACHINE_STOPPED, 0, "the machine was stopped");
 }
 
+void machine_reset(struct machine *m)
+{
+	machine_end(m, MACHINE_RESET, 0, "the machine was reset");
+}
+
 /* ---- pause ---- */
 
 static bool all_parked(const struct machine *m)
@@ -66,24 +71,28 @@ static bool all_parked(const struct machine *m)
 	return true;
 }
 
-void machine_pause_for(struct machine *m, enum pause_reason reason)
+void machine_pause_for(struct machine *m, enum machine_pause reason)
 {
 	AUTO_LOCK(&m->lock);
 	m->paused |= reason;
 	kick_all(m);
-	while (!all_parked(m) && !m->stopping)
+	while (!all_parked(m) && !m->stopping && m->paused & reason)
 		pthread_cond_wait(&m->changed, &m->lock);
+	/* Somebody has resumed it meanwhile. */
+	if (!(m->paused & reason))
+		return;
 	machine_clock_hold(m->clock);
 	if (!m->held && m->config.engine->hold(m->vm) < 0)
 		log_warn("machine", "%s: the guest's clocks run on while it is paused", m->config.name);
 	m->held = true;
 }
 
-void machine_resume_for(struct machine *m, enum pause_reason reason)
+void machine_resume_for(struct machine *m, unsigned reasons)
 {
 	AUTO_LOCK(&m->lock);
-	if (m->paused & ~(unsigned)reason) {
-		m->paused &= ~(unsigned)reason;
+	if (m->paused & ~reasons) {
+		m->paused &= ~reasons;
+		pthread_cond_broadcast(&m->changed);
 		return;
 	}
 	if (m->held && m->config.engine->release(m->vm) < 0)
@@ -96,12 +105,17 @@ void machine_resume_for(struct machine *m, enum pause_reason reason)
 
 void machine_pause(struct machine *m)
 {
-	machine_pause_for(m, PAUSE_ASKED);
+	machine_pause_for(m, MACHINE_PAUSE_ASKED);
 }
 
 void machine_resume(struct machine *m)
 {
-	machine_resume_for(m, PAUSE_ASKED);
+	machine_resume_for(m, MACHINE_PAUSE_ASKED);
+}
+
+unsigned machine_paused(struct machine *m)
+{
+	return m->paused;
 }
 
 /* ---- construction ---- */
@@ -342,6 +356,7 @@ void machine_wait(struct machine *m, struct machine_result *ret_result)
 		pthread_cond_wait(&m->changed, &m->lock);
 	*ret_result = m->result;
 	pthread_mutex_unlock(&m->lock);
+	devices_ended(m->devices);
 	for (unsigned i = 0; i < m->vcpu_count; i++) {
 		if (m->vcpu[i].started)
 			pthread_join(m->vcpu[i].thread, NULL);

@@ -154,10 +154,26 @@ void machine_wait(struct machine *machine, struct machine_result *ret_result);
 /* End it from outside, at once. */
 void machine_stop(struct machine *machine);
 
-/* Hold all vCPUs and guest time; returns when none runs guest code. Nested calls do not count. A watchdog's
- * pause is another: one that it asked for is not over with a machine_resume(). */
+/* End it from outside, at once, as a reset by its guest does. */
+void machine_reset(struct machine *machine);
+
+/* Why a machine is paused; a bit each. */
+enum machine_pause {
+	MACHINE_PAUSE_ASKED = 1, /* machine_pause() */
+	MACHINE_PAUSE_WATCHDOG = 2,
+	MACHINE_PAUSE_PLUG = 4, /* for a moment: a device comes or goes */
+	MACHINE_PAUSE_DISK = 8, /* a disk's requests have to wait for the host */
+};
+
+/* Hold all vCPUs and guest time; returns when none runs guest code, or when the reason is gone by then. Nested calls do
+ * not count. The machine goes on when no reason is left; `reasons` may be several. */
+void machine_pause_for(struct machine *machine, enum machine_pause reason);
+void machine_resume_for(struct machine *machine, unsigned reasons);
+/* For the user's own reason. */
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
+/* The reasons that there are now. */
+unsigned machine_paused(struct machine *machine);
 
 /* Every signal of the eventfd, until it is turned off, is an edge on the interrupt line: for back ends that
  * other processes or threads serve. With KVM no thread of ours runs for it. The eventfd stays the caller's. */
@@ -172,7 +188,8 @@ MUST_CHECK int machine_irqfd(struct machine *machine, unsigned gsi, int eventfd,
  * -ETIMEDOUT: a guest may also throw a device out by itself.
  *
  * Threads: on any but the devices' loop and vCPUs; vCPUs are paused for a moment. Errors: with a line for people;
- * -ENODEV (no ports), -EBUSY (no free one), -EEXIST, -ENOENT, -ETIMEDOUT, and what making the device says.
+ * -ENODEV (no ports), -EBUSY (no free one), -EEXIST, -ENOENT, -ETIMEDOUT, -ECANCELED (the machine has ended), and what
+ * making the device says.
  */
 MUST_CHECK int machine_device_plug(struct machine *machine, const char *name,
 	const struct machine_config *with, struct error *err);

@@ -64,7 +64,7 @@ struct machine {
 	pthread_mutex_t lock; /* below the devices' locks, above vcpu.lock */
 	pthread_cond_t changed;
 	_Atomic bool stopping;
-	_Atomic unsigned paused; /* enum pause_reason: whoever hold it; changed under `lock` */
+	_Atomic unsigned paused; /* enum machine_pause; changed under `lock` */
 	bool held; /* the engine's time, under `lock` */
 	uint64_t skipped_ns; /* virtual time: what halted processors did not wait for */
 	bool has_result;
@@ -79,16 +79,6 @@ struct machine_vcpu *machine_current_vcpu(void);
 /* The machine ends so; the first call counts. Any thread, any device lock held. */
 void machine_end(struct machine *machine, enum machine_end end, uint8_t status, const char *fmt, ...)
 	PRINTF_LIKE(4, 5);
-
-enum pause_reason {
-	PAUSE_ASKED = 1, /* machine_pause() */
-	PAUSE_WATCHDOG = 2,
-	PAUSE_PLUG = 4,
-};
-
-/* machine_pause() and _resume() for a reason: the machine goes on when none is left. */
-void machine_pause_for(struct machine *machine, enum pause_reason reason);
-void machine_resume_for(struct machine *machine, enum pause_reason reason);
 
 /* Tell a vCPU that something happened. Any thread, any device lock held. */
 void vcpu_post(struct machine_vcpu *vcpu, unsigned event);

@@ -26,7 +26,7 @@ static void *pause_thread(void *opaque)
 {
 	struct watchdog *watchdog = opaque;
 
-	machine_pause_for(watchdog->machine, PAUSE_WATCHDOG);
+	machine_pause_for(watchdog->machine, MACHINE_PAUSE_WATCHDOG);
 	return NULL;
 }
 

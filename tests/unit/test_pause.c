@@ -67,23 +67,52 @@ static void test_reasons(void **state)
 
 	assert_int_equal(machine_start(m, &err), 0);
 	wait_running(m);
-	machine_pause_for(m, PAUSE_WATCHDOG);
+	machine_pause_for(m, MACHINE_PAUSE_WATCHDOG);
 	machine_pause(m);
 	machine_resume(m);
 	check_paused(m);
-	machine_pause_for(m, PAUSE_PLUG);
-	machine_resume_for(m, PAUSE_WATCHDOG);
+	machine_pause_for(m, MACHINE_PAUSE_PLUG);
+	machine_resume_for(m, MACHINE_PAUSE_WATCHDOG);
 	check_paused(m);
 	machine_resume(m); /* which has none */
 	check_paused(m);
-	machine_resume_for(m, PAUSE_PLUG);
+	machine_resume_for(m, MACHINE_PAUSE_PLUG);
+	wait_running(m);
+	machine_free(m);
+}
+
+static void *pauser(void *opaque)
+{
+	for (unsigned i = 0; i < 500; i++)
+		machine_pause(opaque);
+	return NULL;
+}
+
+/* Who pauses does not wait for a machine that another lets go on. */
+static void test_pause_against_resume(void **state)
+{
+	struct machine *m = machine_rig(ops, "against");
+	struct error err;
+	pthread_t thread;
+
+	assert_int_equal(machine_start(m, &err), 0);
+	wait_running(m);
+	assert_int_equal(pthread_create(&thread, NULL, pauser, m), 0);
+	while (pthread_tryjoin_np(thread, NULL) != 0)
+		machine_resume(m);
+	machine_pause(m);
+	check_paused(m);
+	assert_int_equal(machine_paused(m), MACHINE_PAUSE_ASKED);
+	machine_resume(m);
+	assert_int_equal(machine_paused(m), 0);
 	wait_running(m);
 	machine_free(m);
 }
 
 int main(int argc, char **argv)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause), cmocka_unit_test(test_reasons)};
+	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause), cmocka_unit_test(test_reasons),
+		cmocka_unit_test(test_pause_against_resume)};
 	int status = machine_rig_main(argc, argv, &ops, "pauses of machines");
 
 	return status ? status : cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
