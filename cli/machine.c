@@ -1,11 +1,13 @@
 /*
- * lodge machine: the machines that lodge run --name keeps.
+ * lodge machine: the machines that lodge run --name keeps, and those that run.
  */
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "cli/cli.h"
+#include "cli/machine.h"
 #include "host/clone.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,10 +15,30 @@
 static const char usage_text[] =
 	"usage: lodge machine list [--json]\n"
 	"       lodge machine remove NAME...\n"
+	"       lodge machine VERB NAME [ARGUMENT...] [--json]\n"
 	"\n"
-	"The machines that `lodge run IMAGE --name NAME` keeps: their disks, and what is on them.\n";
+	"The machines that `lodge run IMAGE --name NAME` keeps: their disks, and what is on them. Those that run are told\n"
+	"things by these verbs (docs/control.md):\n"
+	"\n"
+	"  status NAME              whether it runs, its engine, memory, time\n"
+	"  pause NAME, resume NAME  hold its processors and clocks; let them go on\n"
+	"  balloon NAME [SIZE]      what the guest tells of its memory; or have it give that much away\n"
+	"  stop NAME                end it at once, as Ctrl-A x does\n"
+	"\n"
+	"NAME may be the path of a socket of `lodge run --control PATH`: with a '/' in it.\n";
 
-static int list(bool json)
+static void print_json(const struct clone_record *record, const char *state)
+{
+	printf("{\"name\":");
+	cli_print_json_string(record->name);
+	printf(",\"image\":");
+	cli_print_json_string(record->image);
+	printf(",\"state\":");
+	cli_print_json_string(state);
+	printf(",\"used_bytes\":%llu}", record->used_bytes);
+}
+
+static int list(const struct machine_args *args)
 {
 	AUTO_FREE struct clone_record *all = NULL;
 	struct error err;
@@ -24,41 +46,71 @@ static int list(bool json)
 
 	if (clone_list(&all, &count, &err) < 0)
 		return cli_complain(&err);
-	if (json)
+	if (args->json)
 		putchar('[');
 	else if (count)
-		printf("%-20s %-20s %s\n", "NAME", "IMAGE", "USED");
+		printf("%-20s %-20s %-9s %s\n", "NAME", "IMAGE", "STATE", "USED");
 	for (unsigned i = 0; i < count; i++) {
-		if (!json) {
-			printf("%-20s %-20s %llu MiB\n", all[i].name, all[i].image, all[i].used_bytes >> 20);
-			continue;
+		char state[16];
+
+		machine_state(all[i].name, state);
+		if (args->json) {
+			fputs(i ? "," : "", stdout);
+			print_json(&all[i], state);
+		} else {
+			printf("%-20s %-20s %-9s %llu MiB\n", all[i].name, all[i].image, state, all[i].used_bytes >> 20);
 		}
-		printf("%s{\"name\":", i ? "," : "");
-		cli_print_json_string(all[i].name);
-		printf(",\"image\":");
-		cli_print_json_string(all[i].image);
-		printf(",\"used_bytes\":%llu}", all[i].used_bytes);
 	}
-	if (json)
+	if (args->json)
 		puts("]");
 	return 0;
 }
 
-static int remove_all(int count, char **names)
+static int remove_all(const struct machine_args *args)
 {
 	struct error err;
 	int status = 0;
 
-	for (int i = 0; i < count; i++)
-		if (clone_remove(names[i], &err) < 0)
+	for (int i = 0; i < args->count; i++)
+		if (clone_remove(args->word[i], &err) < 0)
 			status = cli_complain(&err);
 	return status;
 }
 
+static const struct {
+	const char *name;
+	int (*run)(const struct machine_args *args);
+	int min, max; /* words behind it */
+	bool json;
+	const char *wants;
+} verbs[] = {
+	{"list", list, 0, 0, true, "no names"},
+	{"remove", remove_all, 1, INT_MAX, false, "names of machines"},
+	{"status", machine_status, 1, 1, true, "the name of a machine"},
+	{"pause", machine_pause_verb, 1, 1, true, "the name of a machine"},
+	{"resume", machine_resume_verb, 1, 1, true, "the name of a machine"},
+	{"balloon", machine_balloon, 1, 2, true, "the name of a machine, and a size or nothing"},
+	{"stop", machine_stop_verb, 1, 1, true, "the name of a machine"},
+};
+
+static int run_verb(const char *name, const struct machine_args *args)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
+		if (strcmp(name, verbs[i].name))
+			continue;
+		if (args->count < verbs[i].min || args->count > verbs[i].max)
+			return cli_misuse("machine %s wants %s", name, verbs[i].wants);
+		if (args->json && !verbs[i].json)
+			return cli_misuse("machine %s knows no --json", name);
+		return verbs[i].run(args);
+	}
+	return cli_misuse("no verb 'machine %s' (lodge machine --help lists them)", name);
+}
+
 int verb_machine(int argc, char **argv)
 {
+	struct machine_args args = {.word = argv + 1};
 	int words = 0;
-	bool json = false;
 
 	/* The words that are no options move to the front. */
 	for (int i = 1; i < argc; i++) {
@@ -67,7 +119,7 @@ int verb_machine(int argc, char **argv)
 			return 0;
 		}
 		if (strcmp(argv[i], "--json") == 0)
-			json = true;
+			args.json = true;
 		else if (argv[i][0] == '-')
 			return cli_misuse("no option '%s' (lodge machine --help lists them)", argv[i]);
 		else
@@ -77,11 +129,6 @@ int verb_machine(int argc, char **argv)
 		fputs(usage_text, stderr);
 		return EXIT_USAGE;
 	}
-	if (strcmp(argv[0], "list") == 0)
-		return words == 1 ? list(json) : cli_misuse("machine list takes no names");
-	if (strcmp(argv[0], "remove"))
-		return cli_misuse("no verb 'machine %s' (lodge machine --help lists them)", argv[0]);
-	if (json || words == 1)
-		return cli_misuse(json ? "--json goes with machine list" : "machine remove wants names of machines");
-	return remove_all(words - 1, argv + 1);
+	args.count = words - 1;
+	return run_verb(argv[0], &args);
 }

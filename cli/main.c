@@ -34,7 +34,7 @@ static int verb_version(int argc, char **argv)
 static const struct verb verbs[] = {
 	{"run", "boot a disk image or a kernel in a new machine, on this terminal", verb_run},
 	{"image", "build and keep the disk images that machines are made from", verb_image},
-	{"machine", "list and remove the machines that run --name keeps", verb_machine},
+	{"machine", "list, control and remove the machines that run --name keeps", verb_machine},
 	{"disk", "make, examine, check and copy disk images", verb_disk},
 	{"doctor", "say what this host offers, and what to do about what it lacks", verb_doctor},
 	{"version", "print the version", verb_version},

@@ -10,6 +10,7 @@
 #include "cli/opt_links.h"
 #include "cli/opt_machine.h"
 #include "engine/jit/options.h"
+#include "host/running.h"
 #include "vmm/disk_list.h"
 #include "vmm/net_list.h"
 #include "vmm/run.h"
@@ -30,7 +31,7 @@ struct run_options {
 	const char *engine;
 	uint64_t cpus, memory_bytes;
 	struct boot_file kernel, firmware, initrd[BOOT_INITRDS_MAX];
-	const char *firmware_log, *vnc, *screenshot;
+	const char *firmware_log, *vnc, *screenshot, *control;
 	char *module_path[BOOT_INITRDS_MAX]; /* owned; of those that came by --module */
 	unsigned initrd_count;
 	const char *cmdline;
@@ -46,6 +47,7 @@ struct run_options {
 	struct virtio_options virtio;
 	uint64_t hotplug_ports;
 	struct vmm_shares shares;
+	struct running_socket socket; /* of a machine with a name */
 };
 
 static const char usage_text[] =
@@ -94,6 +96,8 @@ static const char usage_text[] =
 	"  --forward [udp:][ADDRESS:]PORT:GUESTPORT\n"
 	"                      a port of this host (127.0.0.1 unless told otherwise) is one of the guest's\n"
 	"  --hotplug-ports N   PCI Express ports for devices that come while the guest runs (default: 0)\n"
+	"  --control PATH      a socket at which `lodge machine` and others tell the machine things; one with a name\n"
+	"                      has it by itself (docs/control.md)\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
 	"  --console WHAT      what is typed goes to: serial (default), the serial port; virtio, a virtio console\n"
 	"                      (hvc0). What either prints is printed\n"
@@ -112,7 +116,7 @@ static const char usage_text[] =
 	"\n"
 	"On a terminal, Ctrl-A x ends the machine. Exit status: 0 when the guest powers off; the status it\n"
 	"writes to I/O port 0xf4; 1 not started or failed; 2 bad usage; 100 reboot; 101 guest panic;\n"
-	"102 guest crash; 103 Ctrl-A x; 128 + N ended by signal N.\n";
+	"102 guest crash; 103 Ctrl-A x or `lodge machine stop`; 128 + N ended by signal N.\n";
 
 /* ---- options with a value: 0, or an error with a line for people ---- */
 
@@ -268,6 +272,7 @@ static const struct valued_option valued_options[] = {
 	TEXT("--kernel", kernel.path, "the name of a kernel file"),
 	TEXT("--vnc", vnc, "a place: unix:PATH, 127.0.0.1:PORT or a display such as :1"),
 	TEXT("--screenshot", screenshot, "the name of a file"),
+	TEXT("--control", control, "the name of a socket"),
 	TEXT("--firmware-log", firmware_log, "the name of a file"),
 	TEXT("--cmdline", cmdline, NULL),
 	TEXT("--append", append, NULL),
@@ -372,6 +377,8 @@ static int parse(struct run_options *o, int argc, char **argv)
 			      "(lodge run --help)");
 	if (opt_machine_check(&o->machine, &err) < 0)
 		return cli_refuse("%s", err.text);
+	if (o->control && o->machine.name)
+		return cli_refuse("--control: a machine with a name has its socket by itself (lodge machine --help)");
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
 		return cli_refuse("firmware finds its kernel by itself: leave out --kernel, --initrd and --module");
 	if (vmm_net_list_finish(&o->net, &err) < 0)
@@ -520,6 +527,7 @@ static int run(struct run_options *o)
 		.shares = &o->shares,
 		.vnc = o->vnc,
 		.screenshot = o->screenshot,
+		.control = o->control,
 		.links = o->links.spec,
 		.exit_on_reboot = o->exit_on_reboot,
 		.stats = o->stats,
@@ -540,6 +548,11 @@ static int run(struct run_options *o)
 	int status = opt_machine_open(&o->machine);
 	if (status)
 		return status;
+	if (o->machine.name) {
+		if (running_socket_in(o->machine.clone.folder, &o->socket, &err) < 0)
+			return cli_complain(&err);
+		config.control = o->socket.path;
+	}
 	if (add_machine_disks(o) < 0 || append_all(o, !named) < 0 || compose_cmdline(o, &cmdline) < 0)
 		return VMM_EXIT_FAILURE;
 	config.disks = o->disk.disks;
@@ -556,7 +569,7 @@ static int run(struct run_options *o)
 
 int verb_run(int argc, char **argv)
 {
-	struct run_options options = { .engine = "auto", .cpus = 1 };
+	struct run_options options = { .engine = "auto", .cpus = 1, .socket.folder = -1 };
 
 	int status = EXIT_USAGE;
 	if (parse(&options, argc, argv) == 0)
@@ -564,6 +577,7 @@ int verb_run(int argc, char **argv)
 	for (unsigned i = 0; i < options.initrd_count; i++)
 		free(options.module_path[i]);
 	opt_machine_close(&options.machine);
+	running_socket_done(&options.socket);
 	cli_shares_done(&options.shares);
 	vmm_disk_list_done(&options.disk);
 	opt_links_done(&options.links);

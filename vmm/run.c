@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "base/loop.h"
 #include "vmm/console.h"
+#include "vmm/control.h"
+#include "vmm/current.h"
 #include "vmm/hold.h"
 #include "vmm/links.h"
 #include "vmm/nets.h"
@@ -32,27 +34,52 @@ struct vmm {
 	struct vmm_screen screen;
 	struct vmm_links *links;
 	struct vmm_hold *hold;
-	pthread_mutex_t lock;	 /* what follows */
-	struct machine *machine; /* NULL between two lives */
+	struct vmm_control *control;
+	struct vmm_current current;
+	pthread_mutex_t lock; /* what follows */
 	bool end_asked;
 	int signal; /* that asked for the end; 0: the user did */
 };
 
 /* ---- the end from outside ---- */
 
-static void ask_to_end(struct vmm *vmm, int signal_number)
+static void note_end(struct vmm *vmm, int signal_number)
 {
 	AUTO_LOCK(&vmm->lock);
 	if (!vmm->end_asked)
 		vmm->signal = signal_number;
 	vmm->end_asked = true;
-	if (vmm->machine)
-		machine_stop(vmm->machine);
+}
+
+static bool end_was_asked(struct vmm *vmm)
+{
+	AUTO_LOCK(&vmm->lock);
+	return vmm->end_asked;
+}
+
+/* If there is no machine now, publish() finds it noted. */
+static void ask_to_end(struct vmm *vmm, int signal_number)
+{
+	note_end(vmm, signal_number);
+	struct machine *machine = vmm_current_take(&vmm->current);
+	if (!machine)
+		return;
+	machine_stop(machine);
+	vmm_current_give_back(&vmm->current);
 }
 
 static void user_quits(void *opaque)
 {
 	ask_to_end(opaque, 0);
+}
+
+/* By the control socket. */
+static void client_quits(void *opaque)
+{
+	struct vmm *vmm = opaque;
+
+	console_abandon(vmm->console);
+	ask_to_end(vmm, 0);
 }
 
 static void signals_of_interest(sigset_t *set)
@@ -122,9 +149,9 @@ static void end_io(struct vmm *vmm)
 static void pause_or_resume(void *machine, bool hold)
 {
 	if (hold)
-		machine_pause(machine);
+		machine_pause_for(machine, MACHINE_PAUSE_DISK);
 	else
-		machine_resume(machine);
+		machine_resume_for(machine, MACHINE_PAUSE_DISK);
 }
 
 /* A disk's requests have to wait: the guest waits with them. On the I/O loop, for which a vCPU may be waiting. */
@@ -149,7 +176,21 @@ static int open_disks(struct vmm *vmm, struct error *err)
 	return vmm_disks_open(&config, &vmm->disks, err);
 }
 
-/* On an error close_back_ends() is called too. */
+static int open_control(struct vmm *vmm, struct error *err)
+{
+	const struct vmm_control_config config = {
+		.io = vmm->io,
+		.config = vmm->config,
+		.current = &vmm->current,
+		.quit = client_quits,
+		.opaque = vmm,
+	};
+
+	return vmm->config->control ? vmm_control_open(&config, &vmm->control, err) : 0;
+}
+
+/* On an error close_back_ends() is called too. The control socket is the last: that the disks are ours says that no other
+ * process serves it. */
 static int open_back_ends(struct vmm *vmm, struct error *err)
 {
 	const struct vmm_config *config = vmm->config;
@@ -165,6 +206,8 @@ static int open_back_ends(struct vmm *vmm, struct error *err)
 			&vmm->links, err);
 	if (status == 0)
 		status = vmm_screen_open(&vmm->screen, config, vmm->io, err);
+	if (status == 0)
+		status = open_control(vmm, err);
 	return status;
 }
 
@@ -181,11 +224,15 @@ static void give_back_ends(struct vmm *vmm, struct machine_config *config)
 
 static void close_back_ends(struct vmm *vmm)
 {
+	vmm_current_end(&vmm->current);
+	vmm_control_end(vmm->control);
 	vmm_links_close(vmm->links);
 	vmm_disks_close(vmm->disks);
 	vmm_screen_close(&vmm->screen);
 	vmm_shares_close(vmm->config->shares, vmm->shares);
 	vmm_nets_close(vmm->nets);
+	/* Whose clients learn by it that all this is done. */
+	vmm_control_free(vmm->control);
 }
 
 /* ---- the machine's lives ---- */
@@ -208,10 +255,9 @@ static void print_stats(struct machine *machine, unsigned cpus)
 static void publish(struct vmm *vmm, struct machine *machine)
 {
 	vmm_hold_machine(vmm->hold, machine);
-	AUTO_LOCK(&vmm->lock);
-	vmm->machine = machine;
+	vmm_current_set(&vmm->current, machine);
 	/* Asked while there was no machine. */
-	if (machine && vmm->end_asked)
+	if (machine && end_was_asked(vmm))
 		machine_stop(machine);
 }
 
@@ -371,10 +417,12 @@ int vmm_run(const struct vmm_config *config)
 	/* A guest that writes past RLIMIT_FSIZE gets EFBIG. */
 	signal(SIGXFSZ, SIG_IGN);
 	raise_descriptors();
+	vmm_current_init(&vmm.current);
 	if (console_open(&vmm.console, config->links.console, user_quits, &vmm, &err) < 0)
 		return complain(&err);
 	int status = tell_all(&vmm, &result, &err);
 	console_close(vmm.console);
+	vmm_current_done(&vmm.current);
 	if (status < 0)
 		return complain(&err);
 	if (worth_saying(result.end))

@@ -22,7 +22,7 @@ enum vmm_exit {
 	VMM_EXIT_RESET = 100,	/* the guest reset the machine and --on-reboot is exit */
 	VMM_EXIT_PANIC = 101,	/* the guest's kernel reported a panic */
 	VMM_EXIT_CRASH = 102,	/* triple fault */
-	VMM_EXIT_QUIT = 103,	/* Ctrl-A x */
+	VMM_EXIT_QUIT = 103,	/* Ctrl-A x, or the call `stop` */
 	VMM_EXIT_SIGNAL = 128,	/* + the signal that ended it */
 };
 
@@ -35,6 +35,7 @@ struct vmm_config {
 	unsigned disk_count;
 	const char *vnc;	/* where to show the screen (backend/vnc.h), or NULL */
 	const char *screenshot; /* the file that gets the last picture, or NULL */
+	const char *control;	/* the control socket (vmm/control.h), or NULL */
 	struct vmm_disk_boot disk_boot; /* from inside the first disk */
 	struct vmm_links_spec links;
 	bool exit_on_reboot;
