@@ -103,8 +103,8 @@ static bool process_holds(const char *pid, const struct stat *image, int own_fd,
 	return false;
 }
 
-/* "process 123 (lodge)", or "another process" if it is not one that we may look at. */
-static void lock_holder(int fd, char *text, size_t size)
+/* "process 123 (lodge)", or "another process" if it is not one that we may look at. True: it is this one. */
+static bool lock_holder(int fd, char *text, size_t size)
 {
 	AUTO_CLOSEDIR DIR *processes = opendir("/proc");
 	unsigned budget = PROCESSES_OF;
@@ -113,7 +113,7 @@ static void lock_holder(int fd, char *text, size_t size)
 
 	snprintf(text, size, "another process");
 	if (!processes || fstat(fd, &image) < 0)
-		return;
+		return false;
 	while ((entry = readdir(processes)) && budget) {
 		char path[PATH_MAX], name[64] = "?";
 		AUTO_FCLOSE FILE *file = NULL;
@@ -126,8 +126,9 @@ static void lock_holder(int fd, char *text, size_t size)
 		if (file && fgets(name, sizeof(name), file))
 			name[strcspn(name, "\n")] = '\0';
 		snprintf(text, size, "process %d (%s)", atoi(entry->d_name), name);
-		return;
+		return atoi(entry->d_name) == getpid();
 	}
+	return false;
 }
 
 int disk_lock_take(int fd, bool readonly, const char *name, struct error *err)
@@ -149,6 +150,8 @@ int disk_lock_take(int fd, bool readonly, const char *name, struct error *err)
 		log_debug("disk", "no locks on %s: %s", name, strerror(-r));
 		return 0;
 	}
-	lock_holder(fd, holder, sizeof(holder));
+	if (lock_holder(fd, holder, sizeof(holder)))
+		return error_set(err, EAGAIN, "%s is named twice: it is in use here already, as a disk or as another's backing file",
+			name);
 	return error_set(err, EAGAIN, "%s is in use by %s", name, holder);
 }

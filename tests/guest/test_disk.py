@@ -452,6 +452,13 @@ def test_two_machines(tmp_path, kernel, console):
     first.wait()
 
 
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_one_image_twice(kernel, tmp_path, kind):
+    path, spec = make_image(tmp_path, kind, 16 * MIB)
+    done = lodge("run", "--kernel", kernel(), "--disk", spec, "--disk", spec)
+    assert done.returncode == 1 and "%s is named twice" % path in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("value, words", [
     ("", "name of an image"), ("x,cache=fast", "give writeback, none, writethrough or unsafe"),
     ("x,serial=123456789012345678901", "at most 20"), ("x,queues=0", "1 to 16"), ("x,nothing", "wants a value"),
