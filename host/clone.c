@@ -2,9 +2,10 @@
  * Disks of machines: see clone.h.
  *
  * Temporary ones are in machines/.run-XXXXXX, with a lock that their process holds; one that will get a name is made in
- * machines/.new-XXXXXX. What a killed process left is removed by the next machine that starts.
+ * machines/.new-XXXXXX. What a killed process left is removed by the next machine that starts. Who has one with a name
+ * holds a lock on its file `image`.
  *
- * Who makes machines or removes leftovers holds machines.lock meanwhile, so that nobody's new one is taken for a leftover.
+ * Who makes or removes machines or leftovers holds machines.lock meanwhile, so that nobody's new one is taken for a leftover.
  */
 #include "host/clone.h"
 #include "backend/disk/image.h"
@@ -47,6 +48,14 @@ static int lock_file(const char *path, int operation)
 	AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 
 	return fd < 0 || flock(fd, operation) < 0 ? -1 : take_fd(&fd);
+}
+
+/* errno says EWOULDBLOCK: somebody has this machine. */
+static int lock_named(const char *folder)
+{
+	AUTO_FREE char *note = join(folder, "image");
+
+	return note ? lock_file(note, LOCK_EX | LOCK_NB) : -1;
 }
 
 static int lock_folder(const char *folder)
@@ -189,7 +198,10 @@ static int open_named(struct clone *c, const char *machines, const char *image, 
 		return error_set(err, EINVAL, "%s is no machine of Lodge", c->folder);
 	if (image && strcmp(image, made_from))
 		return error_set(err, EINVAL, "the machine '%s' was made from '%s', not from '%s'", name, made_from, image);
-	return 0;
+	c->lock = lock_named(c->folder);
+	if (c->lock < 0 && errno == EWOULDBLOCK)
+		return error_set(err, EBUSY, "the machine '%s' is in use: it runs already", name);
+	return c->lock < 0 ? error_set_errno(err, errno, "can't lock the machine '%s'", name) : 0;
 }
 
 static int open_temporary(struct clone *c, const char *machines, const char *image, struct error *err)
@@ -303,8 +315,11 @@ int clone_remove(const char *name, struct error *err)
 	AUTO_FREE char *machines = NULL;
 	struct clone_record record;
 	struct disk *disk = NULL;
-	int status = paths_data(&machines, "machines", false, err);
+	AUTO_CLOSE int all = -1;
+	int status = paths_data(&machines, "machines", true, err);
 
+	if (status == 0)
+		status = lock_all(&all, err);
 	if (status < 0)
 		return status;
 	if (!name_ok(name) || !describe(&record, machines, name))
@@ -312,7 +327,10 @@ int clone_remove(const char *name, struct error *err)
 	AUTO_FREE char *folder = join(machines, name), *path = folder ? join(folder, "disk.qcow2") : NULL;
 	if (!path)
 		return no_memory(err);
-	/* The disk's own lock says whether it runs, and that it does not begin to. A damaged disk may go all the same. */
+	AUTO_CLOSE int lock = lock_named(folder);
+	if (lock < 0 && errno == EWOULDBLOCK)
+		return error_set(err, EBUSY, "the machine '%s' runs", name);
+	/* Others than machines may have its disk. A damaged one may go all the same. */
 	const struct disk_options options = { .format = "qcow2", .backing = DISK_BACKING_IGNORE, .inspect = true };
 	if (disk_open(path, &options, &disk, err) == -EAGAIN)
 		return error_set(err, EBUSY, "the machine '%s' runs", name);

@@ -20,12 +20,12 @@ struct clone {
 	char *folder;
 	char *disk; /* disk.qcow2; NULL: this is only a place for a seed */
 	char *seed; /* seed.iso, whether or not it is there */
-	int lock;   /* of a temporary one: says that its owner lives */
+	int lock;   /* says that its owner lives; nobody else gets in meanwhile */
 	bool temporary;
 };
 
 /* image NULL: the machine must be there; name NULL: a temporary one. Both NULL: a place for a seed only. A machine that
- * is there keeps its disk. Errors: -ENOENT, -EINVAL (it was made from another image), with a line for people. */
+ * is there keeps its disk. Errors: -ENOENT, -EINVAL (it was made from another image), -EBUSY (it runs), with a line for people. */
 MUST_CHECK int clone_open(struct clone *ret_clone, const char *image, const char *name, struct error *err);
 /* Removes a temporary one. A zeroed one may be closed too. */
 void clone_close(struct clone *clone);

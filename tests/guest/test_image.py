@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from lodge import PATIENCE, PROGRAM, lodge
+from lodge import BOOT_S, PATIENCE, PROGRAM, lodge
 
 ROOT_OFFSET = 34 << 20
 pytestmark = pytest.mark.sanitize
@@ -297,6 +297,30 @@ def test_machines_of_images(image, tmp_path):
     (tmp_path / "here").write_bytes(b"")
     assert "no image" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
     assert "say ./here" in lodge("run", "here", env=image.env, cwd=tmp_path).stderr
+
+
+def test_a_machine_that_runs(image, tmp_path, kernel, console):
+    """Nobody else changes anything of it."""
+    assert image("build", "--from-tar", tar(tmp_path / "root.tar", [("f", b"f")]), "--name", "mine", "--size",
+                 "128M").returncode == 0
+    seed, other = tmp_path / "seed", tmp_path / "other"
+    seed.write_text("#cloud-config\n")
+    other.write_text("#cloud-config\nhostname: other\n")
+    folder = image.folder.parent / "machines" / "kept"
+    first = console(PROGRAM, "run", "mine", "--name", "kept", "--cloud-init", seed, "--engine", "jit",
+                    "--kernel", kernel(), env=image.env)
+    first.expect("Linux version", BOOT_S)
+    was = (folder / "seed.iso").read_bytes(), os.stat(folder / "seed.iso").st_ino
+    second = lodge("run", "--name", "kept", "--cloud-init", other, env=image.env)
+    assert second.returncode == 1 and "'kept' is in use" in second.stderr, second.stderr
+    assert ((folder / "seed.iso").read_bytes(), os.stat(folder / "seed.iso").st_ino) == was
+    gone = lodge("machine", "remove", "kept", env=image.env)
+    assert gone.returncode == 1 and "runs" in gone.stderr, gone.stderr
+    first.kill()
+    first.wait()
+    assert "no kernel was found" in lodge("run", "--name", "kept", "--cloud-init", other, env=image.env).stderr
+    assert (folder / "seed.iso").read_bytes() != was[0]
+    assert lodge("machine", "remove", "kept", env=image.env).returncode == 0
 
 
 def test_many_machines_begin_at_once(image, tmp_path):
