@@ -10,7 +10,9 @@
 #include "host/clone.h"
 #include "backend/disk/image.h"
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "host/names.h"
 #include "host/paths.h"
 
@@ -26,6 +28,8 @@
 
 #define RUN_PREFIX ".run-"
 #define NEW_PREFIX ".new-"
+#define TELL_NS	   NS_PER_SEC
+#define LOOK_US	   20000
 
 static int no_memory(struct error *err)
 {
@@ -42,27 +46,43 @@ static char *join(const char *folder, const char *name)
 
 /* ---- leftovers ---- */
 
-/* A descriptor that holds it, or -1 with errno. */
-static int lock_file(const char *path, int operation)
+/* A descriptor that holds it, or -1 with errno; EWOULDBLOCK: somebody else does. */
+static int lock_file(const char *path)
 {
-	AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	AUTO_CLOSE int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
 
-	return fd < 0 || flock(fd, operation) < 0 ? -1 : take_fd(&fd);
+	return fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0 ? -1 : take_fd(&fd);
 }
 
-/* errno says EWOULDBLOCK: somebody has this machine. */
 static int lock_named(const char *folder)
 {
 	AUTO_FREE char *note = join(folder, "image");
 
-	return note ? lock_file(note, LOCK_EX | LOCK_NB) : -1;
+	return lock_file(note);
 }
 
 static int lock_folder(const char *folder)
 {
 	AUTO_FREE char *path = join(folder, "lock");
 
-	return path ? lock_file(path, LOCK_EX | LOCK_NB) : -1;
+	return lock_file(path);
+}
+
+/* Nobody has it for long. If somebody does all the same, whoever waits is told for what; a signal ends the wait. */
+static int lock_patiently(int fd, const char *path)
+{
+	const uint64_t tell_ns = clock_monotonic_ns() + TELL_NS;
+
+	while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+		if (errno != EWOULDBLOCK)
+			return -errno;
+		if (clock_monotonic_ns() >= tell_ns) {
+			log_warn("machines", "waiting for another lodge, which has %s locked", path);
+			return flock(fd, LOCK_EX) < 0 ? -errno : 0;
+		}
+		usleep(LOOK_US);
+	}
+	return 0;
 }
 
 static int lock_all(int *ret_lock, struct error *err)
@@ -72,8 +92,12 @@ static int lock_all(int *ret_lock, struct error *err)
 
 	if (status < 0)
 		return status;
-	*ret_lock = lock_file(path, LOCK_EX);
-	return *ret_lock < 0 ? error_set_errno(err, errno, "can't lock %s", path) : 0;
+	AUTO_CLOSE int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	status = fd < 0 ? -errno : lock_patiently(fd, path);
+	if (status < 0)
+		return error_set_errno(err, -status, "can't lock %s", path);
+	*ret_lock = take_fd(&fd);
+	return 0;
 }
 
 /* With all locked. */

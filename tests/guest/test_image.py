@@ -338,7 +338,8 @@ def test_many_machines_begin_at_once(image, tmp_path):
     with open(machines.parent / "machines.lock", "w") as all_of_them:
         fcntl.flock(all_of_them, fcntl.LOCK_EX)
         waiting = start("--name", "first")
-        time.sleep(0.3)
+        line = waiting.stderr.readline()
+        assert "waiting for another lodge" in line and "machines.lock" in line
         assert waiting.poll() is None
         assert sorted(os.listdir(machines)) == [".new-halfdn", ".run-killed"]
     started = [waiting] + [start(*(("--name", "m%d" % (i // 4)) if i % 2 else ())) for i in range(16)]
