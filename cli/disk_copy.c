@@ -101,7 +101,7 @@ int disk_verb_convert(struct disk_args *args)
 static void print_comparison(const struct disk_args *args, bool same, uint64_t offset)
 {
 	if (args->json)
-		printf(same ? "{\"same\": true}\n" : "{\"same\": false, \"offset\": %" PRIu64 "}\n", offset);
+		printf(same ? "{\"same\": true}\n" : "{\"same\": false, \"offset_bytes\": %" PRIu64 "}\n", offset);
 	else if (!same)
 		printf("different at byte %" PRIu64 "\n", offset);
 	else if (!args->quiet)

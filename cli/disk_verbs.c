@@ -180,18 +180,18 @@ static void json_info(struct disk *disk, const struct image_info *info)
 	printf("{\"image\": ");
 	cli_print_json_string(disk->file->name);
 	json_text("format", disk_format_name(disk));
-	printf(", \"size\": %" PRIu64 ", \"file-size\": %" PRIu64 ", \"used\": %" PRIu64,
+	printf(", \"size_bytes\": %" PRIu64 ", \"file_size_bytes\": %" PRIu64 ", \"used_bytes\": %" PRIu64,
 		info->size_bytes, info->file_bytes, info->allocated_bytes);
 	if (info->version) {
-		printf(", \"version\": %u, \"cluster\": %u, \"refcount-bits\": %u, \"snapshots\": %u",
+		printf(", \"version\": %u, \"cluster_bytes\": %u, \"refcount_bits\": %u, \"snapshots\": %u",
 			info->version, info->cluster_bytes, info->refcount_bits, info->snapshots);
-		printf(", \"lazy-refcounts\": %s, \"dirty\": %s, \"corrupt\": %s, \"extended-l2\": %s",
+		printf(", \"lazy_refcounts\": %s, \"dirty\": %s, \"corrupt\": %s, \"extended_l2\": %s",
 			info->lazy_refcounts ? "true" : "false", info->dirty ? "true" : "false",
 			info->corrupt ? "true" : "false", info->extended ? "true" : "false");
 		json_text("compression", info->compression);
 	}
 	json_text("backing", disk->backing_name);
-	json_text("backing-format", disk->backing_format);
+	json_text("backing_format", disk->backing_format);
 	printf("}\n");
 }
 
@@ -240,9 +240,9 @@ static void print_check(const struct disk_args *args, const struct image_check *
 
 	if (args->json) {
 		printf("{\"errors\": %" PRIu64 ", \"leaks\": %" PRIu64
-		       ", \"errors-mended\": %" PRIu64 ", \"leaks-mended\": %" PRIu64
-		       ", \"clusters\": %" PRIu64 ", \"allocated\": %" PRIu64
-		       ", \"compressed\": %" PRIu64 ", \"end\": %" PRIu64 "}\n",
+		       ", \"errors_mended\": %" PRIu64 ", \"leaks_mended\": %" PRIu64
+		       ", \"clusters\": %" PRIu64 ", \"allocated_clusters\": %" PRIu64
+		       ", \"compressed_clusters\": %" PRIu64 ", \"end_bytes\": %" PRIu64 "}\n",
 			check->errors, check->leaks, check->errors_mended, check->leaks_mended,
 			check->clusters, check->allocated, check->compressed, check->end_bytes);
 		return;
@@ -329,7 +329,7 @@ static void print_snapshots(
 			cli_print_json_string(list[i].id);
 			json_text("name", list[i].name);
 			json_text("taken", when);
-			printf(", \"size\": %" PRIu64 ", \"vm-state\": %" PRIu64 "}",
+			printf(", \"size_bytes\": %" PRIu64 ", \"vm_state_bytes\": %" PRIu64 "}",
 				list[i].size_bytes, list[i].vm_state_bytes);
 			continue;
 		}
@@ -397,13 +397,13 @@ int disk_verb_snapshot(struct disk_args *args)
 static void print_run(bool json, bool first, uint64_t offset, const struct disk_map_run *run)
 {
 	if (json) {
-		printf("%s\n{\"start\": %" PRIu64 ", \"length\": %" PRIu64
+		printf("%s\n{\"start_bytes\": %" PRIu64 ", \"length_bytes\": %" PRIu64
 		       ", \"depth\": %u, \"present\": %s, \"data\": %s, \"compressed\": %s",
 			first ? "" : ",", offset, run->bytes, run->depth,
 			run->present ? "true" : "false", run->data ? "true" : "false",
 			run->compressed ? "true" : "false");
 		if (run->has_offset)
-			printf(", \"offset\": %" PRIu64, run->file_offset);
+			printf(", \"offset_bytes\": %" PRIu64, run->file_offset);
 		printf("}");
 		return;
 	}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from lodge import PROGRAM, lodge
+from lodge import PROGRAM, ROOT, lodge
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("qemu-img"),
@@ -310,7 +311,31 @@ def test_what_is_there_is_replaced_only_if_asked(raw, tmp_path):
         assert "--replace" in disk(*args, status=1)
         assert image.read_bytes() == was
     disk("create", "--replace", image, "8M")
-    assert json.loads(disk("info", "--json", image))["size"] == 8 * MIB
+    assert json.loads(disk("info", "--json", image))["size_bytes"] == 8 * MIB
+
+
+def keys(said):
+    if isinstance(said, list):
+        return {key for one in said for key in keys(one)}
+    return {*said, *(key for one in said.values() for key in keys(one))} if isinstance(said, dict) else set()
+
+
+def test_json_keys(raw, tmp_path):
+    """All of lodge's own are spelled one way, and docs/disk-images.md tells of each of these."""
+    image, other = tmp_path / "i.qcow2", tmp_path / "o.qcow2"
+    disk("create", image, "16M")
+    disk("snapshot", "create", image, "one")
+    disk("convert", raw, other)
+    texts = [disk("info", "--json", image), disk("check", "--json", image), disk("map", "--json", other),
+             disk("snapshot", "list", "--json", image), lodge("disk", "compare", "--json", image, other).stdout]
+    found = [keys(json.loads(text)) for text in texts]
+    assert all(found)
+    told = (ROOT / "docs" / "disk-images.md").read_text()
+    for key in set().union(*found):
+        assert re.fullmatch("[a-z][a-z0-9_]*", key) and "`%s`" % key in told, key
+    for args in (("doctor",), ("image", "list"), ("machine", "list"), ("run", "--kernel", "x", "--cpu", "help")):
+        for key in keys(json.loads(lodge(*args, "--json").stdout)):
+            assert re.fullmatch("[a-z][a-z0-9_]*", key), key
 
 
 def test_names_in_an_image_stay_away_from_the_terminal(tmp_path):
@@ -328,7 +353,7 @@ def test_comparison_for_programs(raw, tmp_path):
     other.write_bytes(raw.read_bytes()[:MIB + 5] + b"?" + raw.read_bytes()[MIB + 6:])
     assert json.loads(disk("compare", "--json", raw, raw)) == {"same": True}
     done = lodge("disk", "compare", "--json", raw, other)
-    assert done.returncode == 1 and json.loads(done.stdout) == {"same": False, "offset": MIB + 5}
+    assert done.returncode == 1 and json.loads(done.stdout) == {"same": False, "offset_bytes": MIB + 5}
 
 
 def test_full_host(tmp_path):
