@@ -14,6 +14,11 @@ const struct api_call api_calls[API_CALLS] = {
 	[API_PAUSE] = {"pause"},
 	[API_RESUME] = {"resume"},
 	[API_BALLOON] = {"balloon", {{"target_bytes", API_NUMBER}}},
+	[API_ATTACH] = {"attach", {{"disk", API_TEXT}, {"net", API_TEXT}, {"device", API_TEXT}}},
+	[API_DETACH] = {"detach", {{"device", API_TEXT, true}}},
+	[API_SCREENSHOT] = {"screenshot"},
+	[API_POWEROFF] = {"poweroff"},
+	[API_RESET] = {"reset"},
 	[API_STOP] = {"stop"},
 };
 
@@ -51,6 +56,14 @@ static int check_argument(const struct api_call *call, const char *name, const j
 	return 0;
 }
 
+static int check_required(const struct api_call *call, const json_t *object, struct error *err)
+{
+	for (const struct api_argument *a = call->argument; a->name; a++)
+		if (a->required && !json_object_get(object, a->name))
+			return error_set(err, EINVAL, "%s wants %s", call->name, a->name);
+	return 0;
+}
+
 static int check(struct api_request *request, struct error *err)
 {
 	const char *wanted = json_string_value(json_object_get(request->object, "do")), *name;
@@ -64,7 +77,7 @@ static int check(struct api_request *request, struct error *err)
 	json_object_foreach(request->object, name, value)
 		if (status == 0 && strcmp(name, "do"))
 			status = check_argument(&api_calls[request->call], name, value, err);
-	return status;
+	return status < 0 ? status : check_required(&api_calls[request->call], request->object, err);
 }
 
 int api_request_parse(const char *text, size_t bytes, struct api_request *ret_request, struct error *err)

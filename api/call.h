@@ -24,23 +24,29 @@ enum api_call_id {
 	API_PAUSE,
 	API_RESUME,
 	API_BALLOON,
+	API_ATTACH,
+	API_DETACH,
+	API_SCREENSHOT,
+	API_POWEROFF,
+	API_RESET,
 	API_STOP,
 	API_CALLS,
 };
 
 enum api_type {
-	API_TEXT, /* not empty */
+	API_TEXT,   /* not empty */
 	API_NUMBER, /* whole, from 0 on */
 };
 
 struct api_argument {
 	const char *name; /* NULL: there are no more */
 	enum api_type type;
+	bool required;
 };
 
 struct api_call {
 	const char *name;
-	struct api_argument argument[API_ARGUMENTS_MAX + 1]; /* each may be left out, as far as the table says */
+	struct api_argument argument[API_ARGUMENTS_MAX + 1];
 };
 
 extern const struct api_call api_calls[API_CALLS];

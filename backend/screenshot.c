@@ -63,15 +63,20 @@ static bool put_picture(FILE *file, const struct picture *picture)
 	       put_chunk(file, "IDAT", packed, (uint32_t)packed_count) && put_chunk(file, "IEND", NULL, 0);
 }
 
-int screenshot_write(const char *path, const struct display *display, struct error *err)
+bool screenshot_put(FILE *file, const struct display *display)
 {
 	struct picture picture = {0};
+	const bool ok = display->draw(display->opaque, &picture) && put_picture(file, &picture) && fflush(file) == 0;
+
+	picture_done(&picture);
+	return ok;
+}
+
+int screenshot_write(const char *path, const struct display *display, struct error *err)
+{
 	AUTO_FCLOSE FILE *file = fopen(path, "wbe");
-	bool ok;
 
 	if (!file)
 		return error_set_errno(err, errno, "can't write the screenshot %s", path);
-	ok = display->draw(display->opaque, &picture) && put_picture(file, &picture) && fflush(file) == 0;
-	picture_done(&picture);
-	return ok ? 0 : error_set(err, EIO, "the screenshot %s could not be written", path);
+	return screenshot_put(file, display) ? 0 : error_set(err, EIO, "the screenshot %s could not be written", path);
 }

@@ -7,8 +7,13 @@
 #include "base/util.h"
 #include "device/display/picture.h"
 
+#include <stdbool.h>
+#include <stdio.h>
+
 struct error;
 
+/* Any thread. False: no memory, or the file takes no more. */
+MUST_CHECK bool screenshot_put(FILE *file, const struct display *display);
 /* Any thread. Errors: with a line for people. */
 MUST_CHECK int screenshot_write(const char *path, const struct display *display, struct error *err);
 

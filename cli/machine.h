@@ -11,6 +11,7 @@ struct machine_args {
 	int count;
 	char **word; /* those that are no options; the first is a machine */
 	bool json;
+	const char *disk, *net, *device; /* NULL: not given */
 };
 
 /* Verbs of machines that run. Each returns an exit status. */
@@ -18,6 +19,11 @@ int machine_status(const struct machine_args *args);
 int machine_pause_verb(const struct machine_args *args);
 int machine_resume_verb(const struct machine_args *args);
 int machine_balloon(const struct machine_args *args);
+int machine_attach(const struct machine_args *args);
+int machine_detach(const struct machine_args *args);
+int machine_screenshot(const struct machine_args *args);
+int machine_poweroff(const struct machine_args *args);
+int machine_reset_verb(const struct machine_args *args);
 int machine_stop_verb(const struct machine_args *args);
 
 /* running, paused, starting, or stopped. */

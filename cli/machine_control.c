@@ -2,6 +2,8 @@
  * lodge machine: the verbs that tell a running machine things, by its control socket (docs/control.md).
  */
 #include "api/client.h"
+#include "backend/disk/nbd.h"
+#include "base/base64.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/number.h"
@@ -9,10 +11,15 @@
 #include "cli/machine.h"
 #include "host/running.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #define CALL_MS	  60000 /* longer than any call takes */
 #define GLANCE_MS 1000
@@ -96,6 +103,11 @@ static void print_status(const json_t *reply)
 	if (balloon)
 		printf("%-9s%" PRIu64 " MiB of %" PRIu64 "\n", "balloon", number_in(balloon, "actual_bytes") >> 20,
 			number_in(balloon, "target_bytes") >> 20);
+	const json_t *one;
+	size_t i;
+	json_array_foreach(json_object_get(reply, "attached"), i, one)
+		printf("%-9s%s (%s)\n", "attached", text_in(one, "device"),
+			text_in(one, json_object_get(one, "disk") ? "disk" : "net"));
 	printf("%-9s%" PRIu64 "\n", "process", number_in(reply, "pid"));
 }
 
@@ -152,7 +164,18 @@ int machine_resume_verb(const struct machine_args *args)
 	return pause_or_resume(args, "resume", "running");
 }
 
-/* Returns when it has ended. */
+/* The machine's process; -1: not to be seen from here. */
+static int open_process(int fd)
+{
+	struct ucred peer;
+	socklen_t size = sizeof(peer);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 || peer.pid <= 0)
+		return -1;
+	return pidfd_open(peer.pid, 0);
+}
+
+/* Returns when it has ended, so that a machine of its name can begin. */
 int machine_stop_verb(const struct machine_args *args)
 {
 	struct error err;
@@ -160,14 +183,109 @@ int machine_stop_verb(const struct machine_args *args)
 
 	if (fd < 0)
 		return cli_complain(&err);
+	AUTO_CLOSE int process = open_process(fd);
 	CLEANUP(cleanup_json) json_t *reply = ask_at(fd, args->word[0], json_pack("{s:s}", "do", "stop"));
 	if (!reply)
 		return EXIT_FAILURE;
-	if (api_wait_end(fd, END_MS) < 0)
+	struct pollfd wait = {.fd = process, .events = POLLIN};
+	if (api_wait_end(fd, END_MS) < 0 || (process >= 0 && poll(&wait, 1, END_MS) == 0))
 		return cli_refuse("%s has not ended yet", args->word[0]), EXIT_FAILURE;
 	if (args->json)
 		print_json(reply);
 	return 0;
+}
+
+/* Nothing is printed of what went well. */
+static int just_do(const struct machine_args *args, json_t *request)
+{
+	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0], request);
+
+	if (reply && args->json)
+		print_json(reply);
+	return reply ? 0 : EXIT_FAILURE;
+}
+
+int machine_poweroff(const struct machine_args *args)
+{
+	return just_do(args, json_pack("{s:s}", "do", "poweroff"));
+}
+
+int machine_reset_verb(const struct machine_args *args)
+{
+	return just_do(args, json_pack("{s:s}", "do", "reset"));
+}
+
+/* ---- attach, detach ---- */
+
+/* FILE,... with the file as it is called from everywhere. Commas in a name are doubled. Caller frees; NULL: no memory. */
+static char *make_absolute(const char *disk)
+{
+	AUTO_FREE char *here = NULL;
+	char *whole, *to;
+
+	if (*disk == '/' || nbd_file_is_uri(disk))
+		return strdup(disk);
+	here = getcwd(NULL, 0);
+	whole = here ? malloc(2 * strlen(here) + 1 + strlen(disk) + 1) : NULL;
+	if (!whole)
+		return NULL;
+	to = whole;
+	for (const char *c = here; *c; c++) {
+		*to++ = *c;
+		if (*c == ',')
+			*to++ = ',';
+	}
+	*to++ = '/';
+	strcpy(to, disk);
+	return whole;
+}
+
+int machine_attach(const struct machine_args *args)
+{
+	AUTO_FREE char *disk = args->disk ? make_absolute(args->disk) : NULL;
+
+	if (!args->disk == !args->net)
+		return cli_misuse("machine attach wants one of --disk and --net");
+	if (args->disk && !disk)
+		return cli_refuse("no memory, or no working directory"), EXIT_FAILURE;
+	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0],
+		json_pack("{s:s,s:s*,s:s*,s:s*}", "do", "attach", "disk", disk, "net", args->net, "device", args->device));
+	if (!reply)
+		return EXIT_FAILURE;
+	if (args->json)
+		print_json(reply);
+	else
+		puts(text_in(reply, "device"));
+	return 0;
+}
+
+int machine_detach(const struct machine_args *args)
+{
+	return just_do(args, json_pack("{s:s,s:s}", "do", "detach", "device", args->word[1]));
+}
+
+/* ---- screenshot ---- */
+
+static int write_file(const char *path, const uint8_t *bytes, size_t count)
+{
+	AUTO_FCLOSE FILE *file = fopen(path, "wbe");
+
+	if (file && fwrite(bytes, 1, count, file) == count && fflush(file) == 0)
+		return 0;
+	return cli_refuse("can't write %s: %s", path, strerror(errno)), EXIT_FAILURE;
+}
+
+int machine_screenshot(const struct machine_args *args)
+{
+	AUTO_FREE uint8_t *png = NULL;
+	size_t count;
+	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0], json_pack("{s:s}", "do", "screenshot"));
+
+	if (!reply)
+		return EXIT_FAILURE;
+	if (base64_decode(text_in(reply, "png"), &png, &count) < 0)
+		return cli_refuse("the machine's answer makes no sense"), EXIT_FAILURE;
+	return write_file(args->word[1], png, count);
 }
 
 /* ---- balloon ---- */

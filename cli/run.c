@@ -25,6 +25,8 @@
 
 #define DEFAULT_MEMORY	MIB(512)
 #define DISK_MEMORY	GIB(1) /* of a machine that boots from a disk */
+#define DEFAULT_PORTS	4  /* of a machine with a control socket, for what is attached */
+#define PORTS_DEVICES	16 /* and no more devices than these, which share the slots with them */
 #define DEFAULT_CMDLINE "console=ttyS0"
 
 struct run_options {
@@ -46,6 +48,7 @@ struct run_options {
 	bool keep_packed, exit_on_reboot, stats, json, help, cpu_help, no_rng;
 	struct virtio_options virtio;
 	uint64_t hotplug_ports;
+	bool ports_given;
 	struct vmm_shares shares;
 	struct running_socket socket; /* of a machine with a name */
 };
@@ -95,7 +98,8 @@ static const char usage_text[] =
 	"                      user also takes isolated, no-host, no-ipv6 (docs/networks.md)\n"
 	"  --forward [udp:][ADDRESS:]PORT:GUESTPORT\n"
 	"                      a port of this host (127.0.0.1 unless told otherwise) is one of the guest's\n"
-	"  --hotplug-ports N   PCI Express ports for devices that come while the guest runs (default: 0)\n"
+	"  --hotplug-ports N   PCI Express ports for devices that come while the guest runs (default: 0; 4 with\n"
+	"                      a name or --control)\n"
 	"  --control PATH      a socket at which `lodge machine` and others tell the machine things; one with a name\n"
 	"                      has it by itself (docs/control.md)\n"
 	"  --rng on|off        a virtio entropy device (default: on)\n"
@@ -221,6 +225,7 @@ static int set_virtio(struct run_options *o, const char *value, struct error *er
 
 static int set_hotplug_ports(struct run_options *o, const char *value, struct error *err)
 {
+	o->ports_given = true;
 	if (number_parse(value, 0, MACHINE_HOTPLUG_PORTS_MAX, &o->hotplug_ports) < 0)
 		return error_set(err, EINVAL, "--hotplug-ports '%s': give a number up to %d", value,
 			MACHINE_HOTPLUG_PORTS_MAX);
@@ -492,6 +497,16 @@ static int open_output(const char *path, int flags, int *ret_fd)
 	return *ret_fd < 0 ? cli_refuse("can't write %s: %s", path, strerror(errno)) : 0;
 }
 
+static unsigned choose_ports(const struct run_options *o)
+{
+	const bool controlled = o->control || o->machine.name;
+	const unsigned devices = o->disk.count + o->net.count + o->shares.count + o->links.spec.pmems;
+
+	if (o->ports_given || !controlled || o->virtio.mmio || devices > PORTS_DEVICES)
+		return (unsigned)o->hotplug_ports;
+	return DEFAULT_PORTS;
+}
+
 static int run(struct run_options *o)
 {
 	struct error err = { 0 };
@@ -511,7 +526,7 @@ static int run(struct run_options *o)
 			.balloon_bytes = o->links.balloon_bytes,
 			.watchdog = o->links.watchdog,
 			.virtio_mmio = o->virtio.mmio,
-			.hotplug_ports = (unsigned)o->hotplug_ports,
+			.hotplug_ports = choose_ports(o),
 			.virtio_features_off = o->virtio.features_off,
 			.boot = {
 				.kernel = o->kernel,

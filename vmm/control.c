@@ -8,12 +8,15 @@
 
 #include "api/server.h"
 #include "backend/listener.h"
+#include "backend/screenshot.h"
+#include "base/base64.h"
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/loop.h"
 #include "device/virtio/balloon.h"
 #include "vmm/current.h"
+#include "vmm/plug.h"
 #include "vmm/run.h"
 
 #include <errno.h>
@@ -23,16 +26,21 @@
 
 #define TELL_NS	 (1 * NS_PER_SEC) /* that a guest has to tell its statistics */
 #define GLANCE_US 5000
+#define DETACH_MS 30000 /* Linux waits for 5 seconds whether the button is pressed again */
 
 struct vmm_control {
 	struct vmm_control_config config;
 	struct listener *listener;
 	struct api_server *server;
+	struct vmm_plug *plug;
 	int status; /* of opening it */
 	struct error *err;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	unsigned calls; /* under `lock` */
+	/* Under `lock`. */
+	unsigned calls;
+	bool has_target; /* of the balloon, by a call */
+	uint64_t target_bytes;
 };
 
 /* One that was asked for. */
@@ -111,9 +119,14 @@ static void tell_statistics(json_t *object, const struct balloon_statistics *s)
 			tell_number(object, names[i], s->value[i]);
 }
 
+static void tell_attached(void *opaque, const char *name, bool is_net, const char *text)
+{
+	json_array_append_new(opaque, json_pack("{s:s,s:s}", "device", name, is_net ? "net" : "disk", text));
+}
+
 /* ---- the calls ---- */
 
-static void do_status(struct call *call)
+static int do_status(struct call *call)
 {
 	struct vmm_control *control = call->control;
 	const struct machine_config *config = &control->config.config->machine;
@@ -127,8 +140,11 @@ static void do_status(struct call *call)
 	tell_text(reply, "engine", config->engine->name);
 	tell_number(reply, "cpus", config->cpus);
 	tell_number(reply, "memory_bytes", config->memory_bytes);
+	json_t *attached = json_array();
+	vmm_plug_each(control->plug, tell_attached, attached);
+	json_object_set_new(reply, "attached", attached);
 	if (!call->machine)
-		return;
+		return 0;
 	tell_number(reply, "uptime_ms", (clock_monotonic_ns() - control->config.current->since_ns) / NS_PER_MS);
 	if (machine_balloon_statistics(call->machine, &balloon) == 0) {
 		json_t *object = json_object();
@@ -136,19 +152,22 @@ static void do_status(struct call *call)
 		tell_balloon(object, &balloon);
 		json_object_set_new(reply, "balloon", object);
 	}
+	return 0;
 }
 
-static void do_pause(struct call *call)
+static int do_pause(struct call *call)
 {
 	machine_pause(call->machine);
 	tell_state(call);
+	return 0;
 }
 
 /* A watchdog's pause waits for somebody to look at it, who has done so now. */
-static void do_resume(struct call *call)
+static int do_resume(struct call *call)
 {
 	machine_resume_for(call->machine, MACHINE_PAUSE_ASKED | MACHINE_PAUSE_WATCHDOG);
 	tell_state(call);
+	return 0;
 }
 
 /* Until the guest has told anew, but no longer than it takes one that can. */
@@ -169,46 +188,114 @@ static int ask_guest(struct call *call, struct balloon_statistics *ret)
 	return status;
 }
 
-static void do_balloon(struct call *call)
+/* For this machine and those after it. */
+static int set_balloon(struct call *call, uint64_t target_bytes)
 {
-	const uint64_t memory_bytes = call->control->config.config->machine.memory_bytes;
+	struct vmm_control *control = call->control;
+	int status = machine_balloon_set(call->machine, target_bytes);
+
+	AUTO_LOCK(&control->lock);
+	control->has_target |= status == 0;
+	control->target_bytes = target_bytes;
+	return status;
+}
+
+static void tell_guest(json_t *reply, const struct balloon_statistics *balloon)
+{
+	json_t *guest = json_object();
+
+	tell_statistics(guest, balloon);
+	tell_number(guest, "age_ms", (clock_monotonic_ns() - balloon->told_ns) / NS_PER_MS);
+	json_object_set_new(reply, "guest", guest);
+}
+
+static int do_balloon(struct call *call)
+{
 	struct balloon_statistics balloon;
 	uint64_t target_bytes;
 	int status = 0;
 
 	if (api_request_number(call->request, "target_bytes", &target_bytes)) {
-		if (target_bytes >= memory_bytes) {
-			call->status = error_set(&call->err, EINVAL, "the guest can't give all of its memory away");
-			return;
-		}
-		status = machine_balloon_set(call->machine, target_bytes);
+		if (target_bytes >= call->control->config.config->machine.memory_bytes)
+			return error_set(&call->err, EINVAL, "the guest can't give all of its memory away");
+		status = set_balloon(call, target_bytes);
 	}
 	if (status == 0)
 		status = ask_guest(call, &balloon);
-	if (status < 0) {
-		call->status = error_set(&call->err, -status, "the machine has no balloon");
-		return;
-	}
+	if (status < 0)
+		return error_set(&call->err, -status, "the machine has no balloon");
 	tell_balloon(call->reply, &balloon);
 	json_object_set_new(call->reply, "driver", json_boolean(balloon.live));
 	tell_number(call->reply, "inflated_bytes", balloon.inflated_bytes);
 	tell_number(call->reply, "deflated_bytes", balloon.deflated_bytes);
 	tell_number(call->reply, "reported_bytes", balloon.reported_bytes);
-	if (!balloon.told_ns)
-		return;
-	json_t *guest = json_object();
-	tell_statistics(guest, &balloon);
-	tell_number(guest, "age_ms", (clock_monotonic_ns() - balloon.told_ns) / NS_PER_MS);
-	json_object_set_new(call->reply, "guest", guest);
+	if (balloon.told_ns)
+		tell_guest(call->reply, &balloon);
+	return 0;
 }
 
-static void do_stop(struct call *call)
+static int do_attach(struct call *call)
+{
+	const char *disk = api_request_text(call->request, "disk"), *net = api_request_text(call->request, "net");
+	char name[VMM_PLUG_NAME_BYTES];
+
+	if (!disk == !net)
+		return error_set(&call->err, EINVAL, "attach wants one of disk and net");
+	int status = vmm_plug_attach(call->control->plug, call->machine, disk, net,
+		api_request_text(call->request, "device"), name, &call->err);
+	if (status == 0)
+		tell_text(call->reply, "device", name);
+	return status;
+}
+
+static int do_detach(struct call *call)
+{
+	if (machine_paused(call->machine) & ~(unsigned)MACHINE_PAUSE_PLUG)
+		return error_set(&call->err, EAGAIN, "the machine is paused: its guest can't let go of anything");
+	return vmm_plug_detach(call->control->plug, call->machine, api_request_text(call->request, "device"), DETACH_MS,
+		&call->err);
+}
+
+static int do_screenshot(struct call *call)
+{
+	struct display display;
+	AUTO_FREE char *png = NULL;
+	size_t bytes = 0;
+
+	if (!machine_display(call->machine, &display))
+		return error_set(&call->err, ENODEV, "the machine has no screen: --vnc gives it one");
+	FILE *file = open_memstream(&png, &bytes);
+	bool ok = file && screenshot_put(file, &display);
+	if (file)
+		ok &= fclose(file) == 0;
+	AUTO_FREE char *text = ok ? base64_encode((const uint8_t *)png, bytes) : NULL;
+	if (!text)
+		return error_set(&call->err, ENOMEM, "no memory for the picture");
+	tell_text(call->reply, "png", text);
+	return 0;
+}
+
+static int do_poweroff(struct call *call)
+{
+	machine_press_power(call->machine);
+	return 0;
+}
+
+static int do_reset(struct call *call)
+{
+	machine_reset(call->machine);
+	return 0;
+}
+
+static int do_stop(struct call *call)
 {
 	call->control->config.quit(call->control->config.opaque);
+	return 0;
 }
 
 static const struct {
-	void (*run)(struct call *call); /* machine NULL: for those of `always` only */
+	/* machine NULL: for those of `always` only. Errors: with call->err filled. */
+	int (*run)(struct call *call);
 	bool waits;			/* has a thread */
 	bool always;			/* between two lives of the machine too */
 } calls[API_CALLS] = {
@@ -216,6 +303,11 @@ static const struct {
 	[API_PAUSE] = {do_pause, .waits = true},
 	[API_RESUME] = {do_resume, .waits = true},
 	[API_BALLOON] = {do_balloon, .waits = true},
+	[API_ATTACH] = {do_attach, .waits = true},
+	[API_DETACH] = {do_detach, .waits = true},
+	[API_SCREENSHOT] = {do_screenshot, .waits = true},
+	[API_POWEROFF] = {do_poweroff, .waits = true},
+	[API_RESET] = {do_reset, .waits = true},
 	[API_STOP] = {do_stop, .always = true},
 };
 
@@ -228,7 +320,7 @@ static void run(struct call *call)
 
 	call->machine = calls[id].waits ? vmm_current_wait(current) : vmm_current_take(current);
 	if (call->machine || calls[id].always)
-		calls[id].run(call);
+		call->status = calls[id].run(call);
 	else
 		call->status = error_set(&call->err, ECANCELED, "the machine has ended");
 	if (call->machine)
@@ -306,6 +398,17 @@ static void accepted(void *opaque, int fd)
 	api_server_add(((struct vmm_control *)opaque)->server, fd);
 }
 
+void vmm_control_renew(struct vmm_control *control, struct machine *machine)
+{
+	if (!control)
+		return;
+	vmm_plug_again(control->plug, machine);
+	AUTO_LOCK(&control->lock);
+	/* It has one: an earlier one had. */
+	if (control->has_target)
+		(void)!machine_balloon_set(machine, control->target_bytes);
+}
+
 /* ---- life ---- */
 
 static void open_there(void *opaque)
@@ -326,7 +429,10 @@ int vmm_control_open(const struct vmm_control_config *config, struct vmm_control
 	control->err = err;
 	pthread_mutex_init(&control->lock, NULL);
 	pthread_cond_init(&control->changed, NULL);
-	int status = api_server_create(config->io, request, control, &control->server);
+	const struct vmm_plug_config plug_config = {
+		.io = config->io, .cpus = config->config->machine.cpus, .hold = config->hold, .opaque = config->opaque};
+	control->plug = vmm_plug_create(&plug_config);
+	int status = control->plug ? api_server_create(config->io, request, control, &control->server) : -ENOMEM;
 	if (status < 0)
 		error_set(err, ENOMEM, "no memory for the control socket");
 	else
@@ -354,9 +460,12 @@ void vmm_control_end(struct vmm_control *control)
 	if (!control)
 		return;
 	loop_invoke(control->config.io, end_there, control);
-	AUTO_LOCK(&control->lock);
+	pthread_mutex_lock(&control->lock);
 	while (control->calls)
 		pthread_cond_wait(&control->changed, &control->lock);
+	pthread_mutex_unlock(&control->lock);
+	vmm_plug_free(control->plug);
+	control->plug = NULL;
 }
 
 static void free_there(void *opaque)
@@ -368,6 +477,7 @@ void vmm_control_free(struct vmm_control *control)
 {
 	if (!control)
 		return;
+	vmm_plug_free(control->plug);
 	loop_invoke(control->config.io, free_there, control->server);
 	pthread_mutex_destroy(&control->lock);
 	pthread_cond_destroy(&control->changed);

@@ -11,8 +11,11 @@
 
 #include "base/util.h"
 
+#include <stdbool.h>
+
 struct error;
 struct loop;
+struct machine;
 struct vmm_config;
 struct vmm_control;
 struct vmm_current;
@@ -23,13 +26,17 @@ struct vmm_control_config {
 	struct vmm_current *current;
 	/* The user wants the end: on the loop's thread. */
 	void (*quit)(void *opaque);
+	/* vmm_disks_config's, of disks that are attached. */
+	void (*hold)(void *opaque, bool hold);
 	void *opaque;
 };
 
 /* At config->config->control. Errors: with a line for people. */
 MUST_CHECK int vmm_control_open(const struct vmm_control_config *config,
 	struct vmm_control **ret_control, struct error *err);
-/* The socket goes, and no call is under way any more; clients stay connected. vmm_current_end() has been called. NULL is
+/* A new machine, which is not started yet: it gets what earlier ones were told. NULL is allowed. */
+void vmm_control_renew(struct vmm_control *control, struct machine *machine);
+/* No machine is there any more. The socket goes, and no call is under way any more; devices that were attached are closed; clients stay connected. vmm_current_end() has been called. NULL is
  * allowed. */
 void vmm_control_end(struct vmm_control *control);
 /* Hang up: all is over. NULL is allowed. */

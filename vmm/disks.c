@@ -89,6 +89,9 @@ static void close_all(void *opaque)
 
 	for (unsigned i = 0; i < all->count; i++)
 		block_close(all->list[i].block);
+	/* Nothing waits any more. */
+	if (all->stalled)
+		all->config.hold(all->config.opaque, false);
 }
 
 int vmm_disks_open(

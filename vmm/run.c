@@ -36,6 +36,7 @@ struct vmm {
 	struct vmm_hold *hold;
 	struct vmm_control *control;
 	struct vmm_current current;
+	unsigned holds; /* that hold_machine() was asked for; the loop's */
 	pthread_mutex_t lock; /* what follows */
 	bool end_asked;
 	int signal; /* that asked for the end; 0: the user did */
@@ -154,12 +155,17 @@ static void pause_or_resume(void *machine, bool hold)
 		machine_resume_for(machine, MACHINE_PAUSE_DISK);
 }
 
-/* A disk's requests have to wait: the guest waits with them. On the I/O loop, for which a vCPU may be waiting. */
+/* A disk's requests have to wait: the guest waits with them. On the I/O loop, for which a vCPU may be waiting. Those of
+ * the command line speak with one voice, and each that was attached with its own. */
 static void hold_machine(void *opaque, bool hold)
 {
 	struct vmm *vmm = opaque;
 
-	vmm_hold_set(vmm->hold, hold);
+	if (hold)
+		vmm->holds++;
+	else
+		vmm->holds--;
+	vmm_hold_set(vmm->hold, vmm->holds);
 }
 
 static int open_disks(struct vmm *vmm, struct error *err)
@@ -183,6 +189,7 @@ static int open_control(struct vmm *vmm, struct error *err)
 		.config = vmm->config,
 		.current = &vmm->current,
 		.quit = client_quits,
+		.hold = hold_machine,
 		.opaque = vmm,
 	};
 
@@ -265,8 +272,8 @@ static void publish(struct vmm *vmm, struct machine *machine)
 static int one_life(struct vmm *vmm, struct machine *machine, struct machine_result *ret_result,
 	struct error *err)
 {
+	vmm_control_renew(vmm->control, machine);
 	int status = machine_start(machine, err);
-
 	if (status == 0) {
 		publish(vmm, machine);
 		vmm_screen_enter(&vmm->screen, machine);

@@ -1,8 +1,11 @@
 """The control socket of a running machine, and the verbs of `lodge machine` that use it: docs/control.md."""
 
+import hashlib
 import json
 import os
 import pathlib
+import random
+import select
 import socket
 import stat
 import subprocess
@@ -10,7 +13,7 @@ import time
 
 import pytest
 
-from lodge import BOOT_S, PATIENCE, PROMPT, Running, lodge
+from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, Running, lodge
 from test_hostile_guest import tiny  # noqa: F401
 from test_virtio_devices import modules  # noqa: F401
 
@@ -52,7 +55,7 @@ def guest(boot, modules, tmp_path, monkeypatch):  # noqa: F811
     assert lodge("image", "import", "empty", disk).returncode == 0
 
     def start(*options, engine="jit"):
-        files, load = modules("virtio_balloon", "virtio_blk")
+        files, load = modules("virtio_balloon", "virtio_blk", "evdev", "button")
         machine = boot("empty", "--name", "web", "--engine", engine, "--net", "none", "--memory", "256M", *options,
                        files=files)
         machine.expect(PROMPT, BOOT_S)
@@ -113,6 +116,54 @@ def check_balloon(machine):
     assert "all of its memory" in verb("balloon", "web", "256M", status=1)
 
 
+def disks(machine):
+    return machine.run("ls /sys/block").split()
+
+
+def check_attach(machine, tmp_path, monkeypatch):
+    """A disk comes with its bytes, is used, and goes while others are served."""
+    data = random.Random(1).randbytes(1 << 20)
+    (tmp_path / "a, b.img").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    assert "as=" in verb("attach", "web", "--disk", "a,, b.img,as=sata", status=1)
+    assert "no-such" in verb("attach", "web", "--disk", "no-such", status=1)
+    assert "no network" in verb("attach", "web", "--net", "no-such", status=1)
+    assert verb("attach", "web", "--disk", "a,, b.img,format=raw", "--device", "data") == "data\n"
+    assert "attached already" in verb("attach", "web", "--disk", "/x", "--device", "data", status=1)
+    assert verb("attach", "web", "--net", "user") == "net1\n"
+    said = json.loads(verb("status", "web", "--json"))["attached"]
+    assert said == [{"device": "data", "disk": "%s/a,, b.img,format=raw" % str(tmp_path).replace(",", ",,")},
+                    {"device": "net1", "net": "user"}]
+    wait_for(lambda: "vdb" in disks(machine))
+    assert machine.run("md5sum < /dev/vdb").split()[0] == hashlib.md5(data).hexdigest()
+    machine.run("echo written | dd of=/dev/vdb conv=notrunc,fsync 2> /dev/null")
+    # The guest is asked for it, which takes five seconds, and meanwhile others are served.
+    with subprocess.Popen([PROGRAM, "machine", "detach", "web", "data"]) as detach:
+        time.sleep(1)
+        assert state() == "running" and detach.poll() is None
+        assert detach.wait(30 * PATIENCE) == 0
+    assert "vdb" not in disks(machine)
+    assert (tmp_path / "a, b.img").read_bytes() == b"written\n" + data[8:]
+    assert "no device 'data' is attached" in verb("detach", "web", "data", status=1)
+
+
+def check_screenshot(tmp_path):
+    verb("screenshot", "web", tmp_path / "shot.png")
+    png = (tmp_path / "shot.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n" and png[-8:-4] == b"IEND"
+
+
+def power_events(machine):
+    """Fixed events that the guest's ACPI has seen: the button is one."""
+    return int(machine.run("cat /sys/firmware/acpi/interrupts/ff_pwr_btn").split()[0])
+
+
+def check_power_button(machine):
+    before = power_events(machine)
+    verb("poweroff", "web")
+    wait_for(lambda: power_events(machine) == before + 1)
+
+
 def state():
     (machine,) = json.loads(verb("list", "--json"))
     return machine["state"]
@@ -122,22 +173,48 @@ def check_stop(machine, path):
     assert state() == "running"
     assert verb("stop", "web") == ""
     assert not path.exists()
-    assert machine.wait() == 103
+    assert machine.process.poll() == 103
     assert state() == "stopped"
     assert "no machine 'web' runs (`lodge machine list` shows" in verb("status", "web", status=1)
 
 
-def test_control(guest):
-    machine, path = guest()
+def test_control(guest, tmp_path, monkeypatch):
+    machine, path = guest("--vnc", "unix:%s" % (tmp_path / "vnc"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     said = json.loads(verb("status", "web", "--json"))
     assert (said["ok"], said["name"], said["state"], said["engine"], said["cpus"]) == (True, "web", "running", "jit", 1)
     assert said["memory_bytes"] == 256 << 20 and said["pid"] == machine.process.pid
     assert 0 < said["uptime_ms"] < 1000 * (time.monotonic() - machine.begun)
-    assert said["balloon"] == {"target_bytes": 0, "actual_bytes": 0}
+    assert said["balloon"] == {"target_bytes": 0, "actual_bytes": 0} and said["attached"] == []
     check_pause(machine)
     check_balloon(machine)
+    check_attach(machine, tmp_path, monkeypatch)
+    check_screenshot(tmp_path)
+    check_power_button(machine)
     check_stop(machine, path)
+
+
+@pytest.mark.slow
+def test_what_a_reset_keeps(guest, tmp_path):
+    """What was attached, and what the balloon was asked for."""
+    (tmp_path / "data").write_bytes(b"kept".ljust(1 << 20))
+    machine, _ = guest("--memory", "512M")
+    load = [line for line in machine.text.splitlines() if "insmod" in line][0].split("; ", 1)[1]
+    verb("attach", "web", "--disk", "%s,format=raw" % (tmp_path / "data"))
+    verb("attach", "web", "--net", "user")
+    verb("balloon", "web", "64M")
+    verb("pause", "web")
+    verb("reset", "web")
+    machine.expect(PROMPT, BOOT_S)
+    machine.run(load)
+    said = json.loads(verb("status", "web", "--json"))
+    assert said["state"] == "running" and [one["device"] for one in said["attached"]] == ["disk1", "net1"]
+    wait_for(lambda: "vdb" in disks(machine))
+    assert machine.run("head -c 4 /dev/vdb").startswith("kept")
+    wait_for(lambda: json.loads(verb("balloon", "web", "--json"))["actual_bytes"] == 64 << 20)
+    verb("detach", "web", "disk1")
+    assert "vdb" not in disks(machine)
+    verb("stop", "web")
 
 
 # ---- the socket ----
@@ -183,6 +260,25 @@ def test_socket(tiny, tmp_path):  # noqa: F811
         assert Client(path).ask("stop") == {"ok": True}
         assert machine.process.wait(20 * PATIENCE) == 103
     assert not path.exists()
+
+
+def test_a_guest_that_does_not_let_go(tiny, tmp_path):  # noqa: F811
+    """Nobody but the one who asked waits for it, and he no longer than the machine is there."""
+    path = tmp_path / "here"
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    with start(tiny, path) as machine:
+        assert verb("attach", path, "--disk", "%s,format=raw" % disk) == "disk1\n"
+        asker, other = Client(path), Client(path)
+        asker.send('{"do":"detach","device":"disk1"}')
+        assert other.ask("pause")["state"] == "paused"
+        assert "is paused" in other.ask("detach", device="disk1")["error"]
+        assert other.ask("resume")["state"] == "running"
+        assert [one["device"] for one in other.ask("status")["attached"]] == ["disk1"]
+        assert select.select([asker.socket], [], [], 0)[0] == []
+        assert other.ask("stop") == {"ok": True}
+        assert asker.hear() == {"ok": False, "error": "the machine has ended"}
+        assert machine.process.wait(20 * PATIENCE) == 103
 
 
 def test_other_users_are_not_served(tiny, tmp_path):  # noqa: F811

@@ -10,8 +10,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/base64.h"
 #include "base/brief.h"
 #include "base/bytes.h"
 #include "base/cleanup.h"
@@ -209,6 +211,33 @@ static void test_brief(void **state)
 	assert_int_equal(looks, 0);
 }
 
+static void test_base64(void **state)
+{
+	static const char *const texts[] = {"", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"}; /* RFC 4648, 10 */
+	static const char *const wrong[] = {"Z", "Zg=", "Zg", "=", "====", "Z===", "Zg==Zg==", "Zm9\n", "Z=9v", "Zm-_"};
+	uint8_t all[256], *bytes;
+	size_t count;
+
+	for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+		AUTO_FREE char *text = base64_encode((const uint8_t *)"foobar", i);
+
+		assert_string_equal(text, texts[i]);
+		assert_int_equal(base64_decode(text, &bytes, &count), 0);
+		assert_int_equal(count, i);
+		assert_memory_equal(bytes, "foobar", i);
+		free(bytes);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
+		assert_int_equal(base64_decode(wrong[i], &bytes, &count), -EINVAL);
+	for (size_t i = 0; i < sizeof(all); i++)
+		all[i] = (uint8_t)(i * 7);
+	AUTO_FREE char *text = base64_encode(all, sizeof(all));
+	assert_int_equal(base64_decode(text, &bytes, &count), 0);
+	assert_int_equal(count, sizeof(all));
+	assert_memory_equal(bytes, all, sizeof(all));
+	free(bytes);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -224,6 +253,7 @@ int main(void)
 		cmocka_unit_test(test_clock),
 		cmocka_unit_test(test_brief),
 		cmocka_unit_test(test_cleanup),
+		cmocka_unit_test(test_base64),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
