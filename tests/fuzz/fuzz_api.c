@@ -234,14 +234,6 @@ static void finish(struct target *t)
 	run(t);
 }
 
-static int lowest_fd(void)
-{
-	int fd = dup(0);
-
-	close(fd);
-	return fd;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -250,7 +242,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	log_level_set(LOG_LEVEL_ERROR);
 	if (!t.loop)
 		MUST(loop_create(&t.loop) == 0);
-	const int before = lowest_fd();
+	const int before = rig_lowest_fd();
 	MUST(api_server_create(t.loop, handle, &t, &t.server) == 0);
 	for (unsigned i = 0; i < CLIENTS; i++)
 		t.far[i] = (struct far){.fd = -1};
@@ -258,6 +250,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		one_op(&t, &in);
 	finish(&t);
 	api_server_free(t.server);
-	MUST(lowest_fd() == before);
+	MUST(rig_lowest_fd() == before);
 	return 0;
 }

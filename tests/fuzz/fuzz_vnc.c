@@ -367,14 +367,6 @@ static void finish(struct target *t, struct far *far)
 	MUST(far->fd < 0 || far->updates > updates || !far->good);
 }
 
-static int lowest_fd(void)
-{
-	int fd = dup(0);
-
-	close(fd);
-	return fd;
-}
-
 static void set_up(struct target *t)
 {
 	log_level_set(LOG_LEVEL_ERROR);
@@ -391,7 +383,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (!t.loop)
 		set_up(&t);
-	const int before = lowest_fd();
+	const int before = rig_lowest_fd();
 	t.width = 70;
 	t.height = 50;
 	t.seed = 1;
@@ -418,6 +410,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	MUST(!t.buttons);
 	for (unsigned i = 0; i < 256; i++)
 		MUST(!t.keys[i]);
-	MUST(lowest_fd() == before);
+	MUST(rig_lowest_fd() == before);
 	return 0;
 }

@@ -205,14 +205,6 @@ static void one_op(struct target *t, struct rig_input *in)
 	}
 }
 
-static int lowest_fd(void)
-{
-	int fd = dup(0);
-
-	close(fd);
-	return fd;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct rig_input in = {data, size};
@@ -220,7 +212,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (!t.d.memory)
 		driver_init(&t.d);
-	const int before = lowest_fd();
+	const int before = rig_lowest_fd();
 	t.host.ops = &host_ops;
 	t.next = t.used = 0;
 	memset(t.far, 0xff, sizeof(t.far));
@@ -236,6 +228,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (t.far[i] >= 0)
 			close(t.far[i]);
 	driver_wipe(&t.d);
-	MUST(lowest_fd() == before);
+	MUST(rig_lowest_fd() == before);
 	return 0;
 }

@@ -23,6 +23,7 @@
 #include "memory/memory.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #define RIG_CPUS	 2
 #define RIG_MEMORY_BYTES MIB(16)
@@ -95,6 +96,15 @@ struct rig_input {
 
 uint64_t rig_take(struct rig_input *in, unsigned bytes);
 void rig_take_bytes(struct rig_input *in, void *to, size_t bytes);
+
+/* The next descriptor to be had: as before a target's turn, unless it leaves one open. */
+static inline int rig_lowest_fd(void)
+{
+	int fd = dup(0);
+
+	close(fd);
+	return fd;
+}
 
 /* ---- a target, for libFuzzer or for main.c ---- */
 
