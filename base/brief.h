@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 /* The longest that is waited without sleep; what took longer is not worth it. */
-#define BRIEF_MAX_NS 64000u
+#define BRIEF_MAX_NS 128000u
 
 /* Zeroed: sleeps at once. */
 struct brief_wait {

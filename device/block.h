@@ -37,7 +37,7 @@ struct block_request {
 	/* status: 0 or negative errno (-ENOSPC: no room on the host; -EIO; -EROFS; -EINVAL: out of range). */
 	void (*done)(struct block_request *request, int status);
 	void *opaque;	  /* the submitter's */
-	void *private[8]; /* the block device's while it is under way */
+	void *private[16]; /* the block device's while it is under way */
 };
 
 struct block_limits {

@@ -3,7 +3,8 @@
  * take longer than they do: reads of what the host's page cache has, and writes into it.
  *
  * Linux can say of a read that it would have to wait (preadv2(2), RWF_NOWAIT), but most of its file systems not of a
- * write. So a write is carried out on a worker thread, which tells its end by itself.
+ * write. So a write is carried out on a worker thread, which tells its end by itself. Those file systems let one writer at
+ * a time into a file: more threads would only wait for each other.
  *
  * Left out on purpose: O_DIRECT, storage that is no file of the host's, and writes that end with a flush.
  *
@@ -21,6 +22,7 @@ struct handed {
 	struct worker_job job;
 	struct disk_block *b;
 	struct block_request *request;
+	struct disk_extent extent;
 	int status;
 };
 
@@ -65,17 +67,35 @@ int quick_read_now(struct block *block, struct block_request *request)
 
 /* ---- writes ---- */
 
+static bool written(struct handed *h, int status)
+{
+	h->status = status;
+	if (status < 0)
+		return false;
+	h->request->done(h->request, 0);
+	return true;
+}
+
+/* Where the image has its place already. */
+static bool write_file_work(struct worker_job *job)
+{
+	struct handed *h = container_of(job, struct handed, job);
+	const struct block_request *request = h->request;
+	struct disk_file *file = h->extent.file;
+	int status = file->ops->writev(
+		file, request->iov, request->iov_count, h->extent.file_offset);
+
+	disk_end(&h->extent);
+	return written(h, status);
+}
+
 static bool write_work(struct worker_job *job)
 {
 	struct handed *h = container_of(job, struct handed, job);
-	struct block_request *request = h->request;
+	const struct block_request *request = h->request;
 
-	h->status = disk_writev(
-		h->b->disk, request->iov, request->iov_count, request->offset, request->bytes);
-	if (h->status < 0)
-		return false;
-	request->done(request, 0);
-	return true;
+	return written(h, disk_writev(h->b->disk, request->iov, request->iov_count, request->offset,
+				  request->bytes));
 }
 
 static void write_failed(struct worker_job *job)
@@ -91,12 +111,19 @@ bool quick_hand_over(struct block *block, struct block_request *request)
 	struct handed *h = (void *)request->private;
 
 	_Static_assert(sizeof(*h) <= sizeof(request->private), "it fits");
-	if (request->op != BLOCK_WRITE || b->cache == DISK_CACHE_WRITETHROUGH ||
+	if (request->op != BLOCK_WRITE || !request->bytes || b->cache == DISK_CACHE_WRITETHROUGH ||
 		disk_file(b->disk)->fd < 0 || disk_file(b->disk)->direct_fd >= 0 ||
 		block_check(b, request) < 0)
 		return false;
-	*h = (struct handed){
-		.job = {.work = write_work, .done = write_failed}, .b = b, .request = request};
-	workers_submit(b->workers, &h->job);
+	*h = (struct handed){.job = {.done = write_failed}, .b = b, .request = request};
+	disk_begin(b->disk, DISK_WRITE, request->offset, request->bytes, &h->extent);
+	if (h->extent.kind == DISK_EXTENT_DATA && h->extent.bytes == request->bytes) {
+		h->job.work = write_file_work;
+		workers_submit_serial(b->workers, &h->job);
+	} else {
+		disk_end(&h->extent);
+		h->job.work = write_work;
+		workers_submit(b->workers, &h->job);
+	}
 	return true;
 }

@@ -1,6 +1,8 @@
 /*
  * The worker threads of a disk: see workers.h. Threads are started when there are more jobs than threads, and stay.
  * One that waits looks for a job before it sleeps, if they come thick and fast (base/brief.h).
+ *
+ * Serial jobs are the work of one job, which is there while they are.
  */
 #include "backend/disk/workers.h"
 
@@ -21,8 +23,9 @@ struct workers {
 	pthread_mutex_t lock; /* what follows */
 	pthread_cond_t work;
 	struct worker_job *jobs, **jobs_end;
+	struct worker_job *serial, **serial_end, serial_job;
 	struct worker_job *ended, **ended_end;
-	bool reap_wanted;
+	bool serial_active, reap_wanted;
 	_Atomic bool stopping;
 	unsigned threads, threads_max, idle;
 	_Atomic unsigned queued;
@@ -81,6 +84,33 @@ static void wait_for_job(struct workers *workers)
 	workers->idle--;
 }
 
+/* With the lock held, which is given up meanwhile. */
+static void do_job(struct workers *workers, struct worker_job *job)
+{
+	pthread_mutex_unlock(&workers->lock);
+	bool ended = job->work(job);
+	pthread_mutex_lock(&workers->lock);
+	if (!ended)
+		put_ended(workers, job);
+}
+
+static bool do_serial_jobs(struct worker_job *serial_job)
+{
+	struct workers *workers = container_of(serial_job, struct workers, serial_job);
+
+	AUTO_LOCK(&workers->lock);
+	while (workers->serial) {
+		struct worker_job *job = workers->serial;
+
+		workers->serial = job->next;
+		if (!workers->serial)
+			workers->serial_end = &workers->serial;
+		do_job(workers, job);
+	}
+	workers->serial_active = false;
+	return true;
+}
+
 static void *worker_thread(void *opaque)
 {
 	struct workers *workers = opaque;
@@ -91,12 +121,7 @@ static void *worker_thread(void *opaque)
 			wait_for_job(workers);
 		if (!workers->jobs)
 			return NULL;
-		struct worker_job *job = take_job(workers);
-		pthread_mutex_unlock(&workers->lock);
-		bool ended = job->work(job);
-		pthread_mutex_lock(&workers->lock);
-		if (!ended)
-			put_ended(workers, job);
+		do_job(workers, take_job(workers));
 	}
 }
 
@@ -127,24 +152,52 @@ static int start_thread(struct workers *workers)
 	return 0;
 }
 
-void workers_submit(struct workers *workers, struct worker_job *job)
+/* With the lock held. true: a thread has to be woken for it. */
+static bool put_job(struct workers *workers, struct worker_job *job)
 {
-	bool found;
+	job->next = NULL;
+	*workers->jobs_end = job;
+	workers->jobs_end = &job->next;
+	workers->queued++;
+	/* Without another thread those that are there do it later. */
+	if (workers->queued > workers->idle && workers->threads < workers->threads_max)
+		(void)start_thread(workers);
+	return !workers->looking || workers->queued != 1;
+}
+
+static bool put_serial(struct workers *workers, struct worker_job *job)
+{
+	job->next = NULL;
+	*workers->serial_end = job;
+	workers->serial_end = &job->next;
+	if (workers->serial_active)
+		return false;
+	workers->serial_active = true;
+	return put_job(workers, &workers->serial_job);
+}
+
+static void submit(struct workers *workers, struct worker_job *job,
+	bool (*put)(struct workers *workers, struct worker_job *job))
+{
+	bool wake;
 
 	{
 		AUTO_LOCK(&workers->lock);
-		job->next = NULL;
-		*workers->jobs_end = job;
-		workers->jobs_end = &job->next;
-		workers->queued++;
-		/* Without another thread those that are there do it later. */
-		if (workers->queued > workers->idle && workers->threads < workers->threads_max)
-			(void)start_thread(workers);
-		found = workers->looking && workers->queued == 1;
+		wake = put(workers, job);
 	}
 	/* Whoever it wakes finds the lock free. */
-	if (!found)
+	if (wake)
 		pthread_cond_signal(&workers->work);
+}
+
+void workers_submit(struct workers *workers, struct worker_job *job)
+{
+	submit(workers, job, put_job);
+}
+
+void workers_submit_serial(struct workers *workers, struct worker_job *job)
+{
+	submit(workers, job, put_serial);
 }
 
 void workers_free(struct workers *workers)
@@ -172,6 +225,8 @@ int workers_create(struct loop *loop, unsigned threads_max, struct workers **ret
 	workers->reap = (struct loop_call){.fn = reap, .opaque = workers};
 	workers->threads_max = MIN(threads_max, THREADS_MAX);
 	workers->jobs_end = &workers->jobs;
+	workers->serial_end = &workers->serial;
+	workers->serial_job.work = do_serial_jobs;
 	workers->ended_end = &workers->ended;
 	pthread_mutex_init(&workers->lock, NULL);
 	pthread_cond_init(&workers->work, NULL);

@@ -28,5 +28,7 @@ MUST_CHECK int workers_create(
 void workers_free(struct workers *workers);
 /* Jobs start in the order in which they were submitted. */
 void workers_submit(struct workers *workers, struct worker_job *job);
+/* For what the host does one after the other anyway: of these jobs one is under way at a time, beside the others. */
+void workers_submit_serial(struct workers *workers, struct worker_job *job);
 
 #endif

@@ -124,7 +124,6 @@ static void serve_later(void *opaque)
 
 static void release(struct blk_request *r)
 {
-	r->blk->queues[r->queue].under_way--;
 	blk_put_free(r);
 	if (r->blk->waiting)
 		want_later(r->blk);
@@ -320,7 +319,6 @@ static int take_request(struct virtio_blk *blk, unsigned queue)
 
 	if (status != 1)
 		return status;
-	blk_note_taken(blk, queue);
 	begin_request(r);
 	return 1;
 }
@@ -455,8 +453,6 @@ static bool blk_reset(void *device)
 	blk->wce = true;
 	blk->writeback = false;
 	blk->resetting = blk->under_way;
-	for (unsigned i = 0; i < blk->config.queues; i++)
-		blk->queues[i].alone = blk->queues[i].quick_left = 0;
 	check_stall(blk);
 	return !blk->resetting;
 }

@@ -28,7 +28,6 @@ struct virtio_blk_config {
 	const char *serial; /* NULL: none; cut after VIRTIO_BLK_SERIAL_BYTES; copied */
 	unsigned queues;    /* 1 to VIRTIO_BLK_QUEUES_MAX */
 	enum virtio_blk_errors errors;
-	bool eager; /* serve doorbells on vCPUs' threads whatever the driver's habits: for tests */
 	/*
 	 * Requests fail with `status` and are kept, or (0) none is any more: hold the machine meanwhile. They are tried
 	 * again every VIRTIO_BLK_RETRY_NS. On the loop's thread, the device's lock not held. NULL: nobody holds it; they

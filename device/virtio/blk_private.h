@@ -35,13 +35,6 @@ struct blk_request {
 	unsigned step; /* how many ranges, and the flush, have been done */
 };
 
-/* How the driver uses a queue: several requests at once are served faster by the loop, on another processor. */
-struct blk_queue {
-	unsigned under_way;  /* requests that were taken and not given back */
-	unsigned alone;	     /* so many came in a row while no other was under way */
-	unsigned quick_left; /* so many may be served in doorbells before it is found out anew */
-};
-
 struct virtio_blk {
 	struct virtio_blk_config config;
 	struct loop *loop;
@@ -52,7 +45,6 @@ struct virtio_blk {
 	char serial[VIRTIO_BLK_SERIAL_BYTES];
 	bool wce, writeback;
 
-	struct blk_queue queues[VIRTIO_BLK_QUEUES_MAX];
 	struct blk_request requests[BLK_REQUESTS_MAX];
 	struct blk_request *free;
 	struct blk_request *stalled;
@@ -94,8 +86,6 @@ static inline void blk_put_free(struct blk_request *r)
 
 /* ---- blk_quick.c ---- */
 
-/* The loop took a request from the queue. */
-void blk_note_taken(struct virtio_blk *blk, unsigned queue);
 /* For struct virtio_ops. */
 bool blk_doorbell(void *device, unsigned queue);
 

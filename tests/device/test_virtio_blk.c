@@ -38,7 +38,6 @@ struct fake_block {
 	struct block_limits limits;
 	uint8_t bytes[DISK_BYTES];
 	bool hold;	     /* requests stay under way until let_go() */
-	bool hold_submitted; /* only those that come by the loop */
 	struct block_request *held[HELD_MAX];
 	unsigned held_count, most_held;
 	int fail_status; /* of the next fail_count requests that are no reads, after `skip` of them */
@@ -126,7 +125,7 @@ static void fake_submit(struct block *block, struct block_request *r)
 {
 	struct fake_block *disk = container_of(block, struct fake_block, block);
 
-	if (!disk->hold && !disk->hold_submitted) {
+	if (!disk->hold) {
 		perform(disk, r);
 		return;
 	}
@@ -195,7 +194,7 @@ static bool fake_hand_over(struct block *block, struct block_request *r)
 	struct fake_block *disk = container_of(block, struct fake_block, block);
 
 	assert_int_equal(r->op, BLOCK_WRITE);
-	if (!disk->quick || disk->hold)
+	if (!disk->quick || disk->hold || (disk->hold_handed && disk->has_thread))
 		return false;
 	join(disk);
 	disk->handed = r;
@@ -260,7 +259,7 @@ static int setup_quick(void **state)
 	int status = setup(state);
 
 	f = *state;
-	f->rig.ring = f->disk.quick = f->config.eager = true;
+	f->rig.ring = f->disk.quick = true;
 	return status;
 }
 
@@ -845,7 +844,7 @@ static void test_doorbell_write(void **state)
 	assert_int_equal(f->disk.bytes[3 * 512 + 511], 0x33);
 	join(&f->disk);
 	assert_int_equal(f->rig.interrupts[0], 1);
-	/* While one is under way, others go to the loop and overtake it; so does a flush. */
+	/* What is not taken goes to the loop and overtakes it. */
 	f->disk.hold_handed = true;
 	add_write(f, 4, 0x44, &first);
 	add_write(f, 5, 0x55, &second);
@@ -860,11 +859,10 @@ static void test_doorbell_write(void **state)
 	assert_int_equal(*(uint8_t *)virtio_rig_at(&f->rig, first), 0);
 	assert_int_equal(f->disk.bytes[4 * 512], 0x44);
 	assert_int_equal(f->disk.bytes[5 * 512], 0x55);
-	/* A large one is the loop's. */
-	join(&f->disk);
+	/* However large. */
 	add_write_of(f, 8, 0x88, KIB(256), &third);
-	assert_int_equal(f->disk.handed_over, 2);
-	assert_true(virtio_rig_wait(&f->rig, 0));
+	assert_true(comes_back(f));
+	assert_int_equal(f->disk.handed_over, 3);
 	take_used(f, 1);
 	assert_int_equal(f->disk.bytes[8 * 512 + KIB(256) - 1], 0x88);
 }
@@ -896,64 +894,6 @@ static void test_doorbell_reset(void **state)
 	virtio_rig_set_status(&f->rig, 0);
 	virtq_ring(virtio_queue(f->rig.device, 0));
 	virtio_rig_run(&f->rig);
-}
-
-/* One read that nothing else is under way with; was it served in the doorbell? */
-static bool reads_at_once(struct fixture *f)
-{
-	unsigned before = f->disk.read_at_once;
-	gpa_t in;
-
-	assert_true(add_read(f, 0, 3, 512, &in) >= 0);
-	virtio_rig_kick(&f->rig, 0);
-	assert_true(virtio_rig_wait(&f->rig, 0));
-	take_used(f, 513);
-	return f->disk.read_at_once != before;
-}
-
-static unsigned count_to(struct fixture *f, bool at_once)
-{
-	unsigned count = 0;
-
-	while (count < 5000 && reads_at_once(f) != at_once)
-		count++;
-	return count;
-}
-
-/* A driver that waits for each request is served in its doorbells; one that does not, by the loop. */
-static void test_doorbell_habits(void **state)
-{
-	struct fixture *f = *state;
-	gpa_t in[8];
-
-	f->config.eager = false;
-	begin(f, F_FLUSH);
-	assert_in_range(count_to(f, true), 8, 100);
-	/* That it still does so is looked at now and then. */
-	assert_in_range(count_to(f, false), 500, 2000);
-	assert_in_range(count_to(f, true), 1, 20);
-	assert_in_range(count_to(f, false), 500, 2000);
-	/* Several at once: from then on it is the loop. */
-	f->disk.read_at_once = 0;
-	for (unsigned turn = 0; turn < 20; turn++) {
-		f->disk.hold_submitted = true;
-		for (unsigned i = 0; i < ARRAY_SIZE(in); i++) {
-			assert_true(add_read(f, 0, i, 512, &in[i]) >= 0);
-			/* First with a kick for each, then with one for all. */
-			if (turn < 10 || i + 1 == ARRAY_SIZE(in))
-				virtio_rig_kick(&f->rig, 0);
-			if (turn < 10 && i == 0)
-				virtio_rig_run(&f->rig);
-		}
-		virtio_rig_run(&f->rig);
-		f->disk.hold_submitted = false;
-		let_go(&f->disk);
-		virtio_rig_run(&f->rig);
-		for (unsigned i = 0; i < ARRAY_SIZE(in); i++)
-			take_used(f, 513);
-	}
-	assert_int_equal(f->disk.read_at_once, 0);
-	assert_in_range(count_to(f, true), 8, 100);
 }
 
 /* Who holds the lock is the one that serves: the vCPU does not wait for it. */
@@ -1047,7 +987,6 @@ int main(void)
 		TEST_BY(test_doorbell_bounded, setup_quick),
 		TEST_BY(test_doorbell_write, setup_quick),
 		TEST_BY(test_doorbell_reset, setup_quick),
-		TEST_BY(test_doorbell_habits, setup_quick),
 		TEST_BY(test_doorbell_busy, setup_quick),
 		TEST_BY(test_doorbell_full, setup_quick),
 		TEST_BY(test_doorbell_write_through, setup_quick),

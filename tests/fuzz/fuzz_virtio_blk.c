@@ -363,7 +363,6 @@ static void init(struct target *t, struct rig_input *in)
 	const struct virtio_blk_config config = {.block = &t->fake.block,
 		.serial = "fuzz",
 		.queues = QUEUES,
-		.eager = true,
 		.errors = (enum virtio_blk_errors)(how >> 6) % 3};
 
 	t->fake = (struct fake){.block.ops = &fake_ops};
