@@ -354,7 +354,7 @@ static bool transmit_one(struct e1000 *card)
 	const gpa_t at = ring_at(card, REG_TDBAL, head);
 	uint8_t d[DESCRIPTOR_BYTES];
 
-	if (!(*reg(card, REG_TCTL) & TCTL_ON) || head >= all || *reg(card, REG_TDT) >= all || head == *reg(card, REG_TDT))
+	if (!pci_device_is_master(card->pci) || !(*reg(card, REG_TCTL) & TCTL_ON) || head >= all || *reg(card, REG_TDT) >= all || head == *reg(card, REG_TDT))
 		return false;
 	if (memory_read(card->config.memory, at, d, sizeof(d)) < 0)
 		return false;
@@ -521,6 +521,10 @@ static bool receive(void *opaque, const struct net_offload *offload, const struc
 	if (!(rctl & RCTL_STRIP_CRC)) {
 		memset(frame + bytes, 0, ETHER_CRC);
 		bytes += ETHER_CRC;
+	}
+	if (!pci_device_is_master(card->pci)) { /* lost, and counted */
+		count(card, REG_MPC, 1);
+		return true;
 	}
 	if ((uint64_t)free_buffers(card, all) * buffer_bytes(card) < bytes) {
 		card->starved = true;
@@ -719,6 +723,15 @@ static void ports_write(void *device, uint64_t offset, unsigned size_bytes, uint
 		register_write(card, card->port_address & 0x1fffc, (uint32_t)value);
 }
 
+/* Bus mastering may be on now: what is in the ring is sent. */
+static void config_written(void *opaque, unsigned offset, unsigned size_bytes)
+{
+	struct e1000 *card = opaque;
+
+	if (pci_device_is_master(card->pci))
+		loop_post(card->config.loop, &card->call);
+}
+
 /* ---- life ---- */
 
 static int add_function(struct e1000 *card, struct pci_host *host, unsigned devfn)
@@ -735,7 +748,9 @@ static int add_function(struct e1000 *card, struct pci_host *host, unsigned devf
 		.revision = 3,
 		.bus = card->config.bus,
 		.lock = &card->lock,
-		.intx = card->config.intx};
+		.intx = card->config.intx,
+		.config_written = config_written,
+		.opaque = card};
 	int status = pci_device_create(&config, &card->pci);
 
 	if (status == 0)

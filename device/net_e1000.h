@@ -6,6 +6,9 @@
  * directions, EEPROM, PHY, statistics of frames and bytes. Left out: checksums found right for the receiver, packet split,
  * flow control, wake-up, interrupt moderation (interrupts come at once), frame checksums (their four bytes are zeros).
  *
+ * While the function is no bus master (PCI 3.0, 6.2.2) descriptors rest, and frames from the network are lost and counted as
+ * missed.
+ *
  * Threads: registers on vCPUs' threads; descriptors are worked off on the loop, where the network lives too.
  */
 #ifndef LODGE_DEVICE_NET_E1000_H

@@ -111,7 +111,7 @@ static void port_interrupt(struct ahci_port *port, uint32_t cause)
 
 static void write_fis(const struct ahci_port *port, unsigned at, const uint8_t *bytes, unsigned count)
 {
-	if (port->cmd & CMD_FIS)
+	if ((port->cmd & CMD_FIS) && pci_device_is_master(port->ahci->pci))
 		(void)!memory_write(port->ahci->config.memory, port->fis + at, bytes, count);
 }
 
@@ -156,8 +156,11 @@ static void port_settle(struct ahci_port *port);
 
 static void give_up(struct ahci_port *port)
 {
-	for (unsigned slot = 0; slot < AHCI_SLOTS; slot++)
+	for (unsigned slot = 0; slot < AHCI_SLOTS; slot++) {
 		port->command[slot].aborted |= port->command[slot].running;
+		if (port->command[slot].end_waits)
+			loop_post(port->ahci->config.loop, &port->ahci->call);
+	}
 }
 
 /* After an error the drive has forgotten what else it was doing (ATA8-ACS 4.16.4): the error must still be seen when the
@@ -189,6 +192,10 @@ void ahci_end(struct ahci_command *command, uint8_t error)
 {
 	struct ahci_port *port = command->port;
 
+	command->end_waits = !command->aborted && !pci_device_is_master(port->ahci->pci);
+	command->end_error = error;
+	if (command->end_waits)
+		return;
 	command->running = false;
 	port->running--;
 	if (!command->aborted)
@@ -353,7 +360,7 @@ static void start_command(struct ahci_port *port, unsigned slot)
 	command->port = port;
 	command->slot = slot;
 	command->running = true;
-	command->queued = command->aborted = false;
+	command->queued = command->aborted = command->end_waits = false;
 	command->moved = command->room = 0;
 	port->running++;
 	if (!read_command(command) || command->fis[0] != FIS_H2D_TYPE) {
@@ -381,9 +388,21 @@ static bool may_start(const struct ahci_port *port, unsigned slot)
 {
 	const uint32_t wanted = CMD_START | CMD_FIS;
 
-	return (port->cmd & wanted) == wanted && !port->resetting && !port->ahci->resetting &&
+	return pci_device_is_master(port->ahci->pci) && (port->cmd & wanted) == wanted && !port->resetting && !port->ahci->resetting &&
 	       !port->ahci->stopping && !(port->tfd & (ATA_ERROR | ATA_BUSY)) && (port->ci >> slot & 1) &&
 	       !port->command[slot].running;
+}
+
+/* Those that had to wait for bus mastering. */
+static void end_commands(struct ahci_port *port)
+{
+	for (unsigned slot = 0; slot < AHCI_SLOTS; slot++) {
+		struct ahci_command *command = &port->command[slot];
+
+		command->aborted |= command->running && port->ahci->stopping;
+		if (command->end_waits)
+			ahci_end(command, command->end_error);
+	}
 }
 
 /* On the loop. */
@@ -392,6 +411,8 @@ static void run_commands(void *opaque)
 	struct ahci *ahci = opaque;
 
 	AUTO_LOCK(&ahci->lock);
+	for (unsigned i = 0; i < ahci->config.count; i++)
+		end_commands(&ahci->port[i]);
 	for (unsigned i = 0; i < ahci->config.count; i++)
 		for (unsigned slot = 0; slot < AHCI_SLOTS; slot++)
 			if (may_start(&ahci->port[i], slot))
@@ -602,6 +623,15 @@ static void registers_write(void *device, uint64_t offset, unsigned size_bytes, 
 		port_write(&ahci->port[port], (unsigned)offset % PORT_BYTES, (uint32_t)value);
 }
 
+/* Bus mastering may be on now: what had to wait for it goes on. */
+static void config_written(void *opaque, unsigned offset, unsigned size_bytes)
+{
+	struct ahci *ahci = opaque;
+
+	if (pci_device_is_master(ahci->pci))
+		loop_post(ahci->config.loop, &ahci->call);
+}
+
 /* ---- life ---- */
 
 static int add_port(struct ahci *ahci, unsigned index)
@@ -636,7 +666,9 @@ static int add_function(struct ahci *ahci, struct pci_host *host, unsigned devfn
 		.revision = 2,
 		.bus = ahci->config.bus,
 		.lock = &ahci->lock,
-		.intx = ahci->config.intx};
+		.intx = ahci->config.intx,
+		.config_written = config_written,
+		.opaque = ahci};
 	int status = pci_device_create(&config, &ahci->pci);
 
 	if (status == 0)
@@ -691,6 +723,7 @@ void ahci_free(struct ahci *ahci)
 		return;
 	pthread_mutex_lock(&ahci->lock);
 	ahci->stopping = true;
+	loop_post(ahci->config.loop, &ahci->call);
 	while (!all_idle(ahci))
 		pthread_cond_wait(&ahci->idle, &ahci->lock);
 	pthread_mutex_unlock(&ahci->lock);

@@ -6,6 +6,9 @@
  * CD-ROMs. Left out: port multipliers, power states, hot plug, command completion coalescing, SMART (aborted, as by a
  * drive that has none).
  *
+ * While the function is no bus master (PCI 3.0, 6.2.2) commands wait in their slots, and so do the ends of those that ran; only
+ * what the host is transferring still reaches the guest's memory. An interrupt on the line is no such access.
+ *
  * A command that fails on the host is reported to the guest, which sees a drive that cannot read or write there.
  *
  * Threads: registers on vCPUs' threads; commands run on the loop. Nothing of the guest's memory is used twice: a command's

@@ -37,6 +37,8 @@ struct ahci_command {
 	unsigned slot;
 	bool running, queued; /* queued: NCQ */
 	bool aborted;	      /* the guest has given it up: its end is told to nobody */
+	bool end_waits;	      /* it has ended, with end_error, while the function was no bus master */
+	uint8_t end_error;
 	uint8_t fis[64], packet[16];
 	gpa_t header; /* of the command, for the count of bytes */
 	struct iovec iov[AHCI_IOV_MAX];

@@ -194,7 +194,7 @@ void virtio_balloon_hint_done(struct virtio_balloon *balloon)
 	AUTO_LOCK(balloon->lock);
 	hints_end(balloon, -ECANCELED);
 	balloon->hint_command = HINT_DONE;
-	if (virtio_live(balloon->device))
+	if (virtio_has_driver(balloon->device))
 		virtio_config_changed(balloon->device);
 }
 
@@ -287,7 +287,7 @@ void virtio_balloon_set(struct virtio_balloon *balloon, uint64_t bytes)
 {
 	AUTO_LOCK(balloon->lock);
 	balloon->target_pages = (uint32_t)MIN(bytes >> GUEST_PAGE_SHIFT, (uint64_t)UINT32_MAX);
-	if (virtio_live(balloon->device))
+	if (virtio_has_driver(balloon->device))
 		virtio_config_changed(balloon->device);
 }
 
@@ -313,7 +313,7 @@ static bool serve_queue(struct virtio_balloon *balloon, unsigned index, enum que
 	for (; turn < TURN_MAX && pages < TURN_PAGES && virtq_pop(queue, &balloon->buffer) == 1;
 		turn++) {
 		serve_chain(balloon, which);
-		if (!virtio_live(balloon->device))
+		if (!virtio_has_driver(balloon->device))
 			return true;
 		pages += balloon->buffer.out_bytes / PFN_BYTES + balloon->buffer.in_count;
 		virtq_push(queue, &balloon->buffer, 0);

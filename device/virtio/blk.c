@@ -142,7 +142,7 @@ void blk_give_back(struct blk_request *r, int status)
 	struct virtio_blk *blk = r->blk;
 	uint8_t byte = status_byte(status);
 
-	if (virtio_live(blk->device)) {
+	if (virtio_has_driver(blk->device)) {
 		uint64_t in_bytes = r->buffer.in_bytes;
 
 		virtq_write(&r->buffer, in_bytes - 1, &byte, 1);

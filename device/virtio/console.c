@@ -374,7 +374,7 @@ static void peer_resized(void *opaque, uint16_t columns, uint16_t rows)
 	port->rows = rows;
 	if (port->ready && !port->name)
 		port->tell |= TELL_SIZE;
-	if (!port->index && virtio_live(port->console->device))
+	if (!port->index && virtio_has_driver(port->console->device))
 		virtio_config_changed(port->console->device);
 	loop_post(port->console->loop, &port->console->later);
 }

@@ -87,7 +87,7 @@ static void flush(struct virtio_pmem *pmem)
 		log_limited(&pmem->limit, LOG_LEVEL_WARN, "pmem",
 			"%s: can't make lasting what the guest wrote: %s", pmem->config.wiring.name,
 			strerror(-status));
-	if (virtio_live(pmem->device))
+	if (virtio_has_driver(pmem->device))
 		answer(pmem, status == 0);
 	else
 		pmem->waiting = pmem->running = 0;

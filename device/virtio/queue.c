@@ -90,6 +90,10 @@ void virtq_stop(struct virtq *q)
 {
 	q->setup = (struct virtq_setup){.size_max = q->setup.size_max, .size = q->setup.size_max};
 	q->life++;
+	free(q->held.buffer);
+	free(q->held.at);
+	free(q->held.written);
+	memset(&q->held, 0, sizeof(q->held));
 }
 
 bool virtq_is_enabled(const struct virtq *q)
@@ -232,9 +236,52 @@ int virtq_pop(struct virtq *q, struct virtq_buffer *buffer)
 	return 1;
 }
 
+/* Was it popped from this queue, in the life that it has? */
+static bool is_ours(const struct virtq *q, const struct virtq_buffer *buffer)
+{
+	return q->setup.enabled && virtio_has_driver(q->device) && buffer->life == q->life;
+}
+
+static bool can_hold(struct virtq *q)
+{
+	if (!q->held.buffer)
+		q->held.buffer = calloc(q->size, sizeof(*q->held.buffer));
+	if (!q->held.at)
+		q->held.at = calloc(q->size, sizeof(*q->held.at));
+	if (!q->held.written)
+		q->held.written = calloc(q->size, sizeof(*q->held.written));
+	return q->held.buffer && q->held.at && q->held.written;
+}
+
+/* Of a buffer the rings want no more than this. */
+static void hold(struct virtq *q, const struct virtq_buffer *buffer, uint32_t written)
+{
+	const unsigned n = q->held.count++;
+
+	q->held.buffer[n] = (struct virtq_buffer){.id = buffer->id, .descriptors = buffer->descriptors};
+	q->held.at[n] = &q->held.buffer[n];
+	q->held.written[n] = written;
+}
+
+static void give_back(
+	struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *written, unsigned count)
+{
+	if (virtio_is_master(q->device)) {
+		q->ring->use(q, buffers, written, count);
+		q->in_flight -= count;
+		return;
+	}
+	if (count > q->in_flight - q->held.count || !can_hold(q)) {
+		virtq_fail(q, "no memory on the host");
+		return;
+	}
+	for (unsigned i = 0; i < count; i++)
+		hold(q, buffers[i], written[i]);
+}
+
 void virtq_unpop(struct virtq *q, struct virtq_buffer *buffer)
 {
-	if (!runs(q) || buffer->life != q->life)
+	if (!is_ours(q, buffer))
 		return;
 	q->ring->put_back(q, buffer);
 	q->in_flight--;
@@ -257,25 +304,31 @@ static uint32_t buffer_written(struct virtq *q, const struct virtq_buffer *buffe
 void virtq_push(struct virtq *q, struct virtq_buffer *buffer, uint32_t bytes)
 {
 	bytes = buffer_written(q, buffer, bytes);
-	if (!runs(q) || buffer->life != q->life)
-		return;
-	q->ring->use(q, &buffer, &bytes, 1);
-	q->in_flight--;
+	if (is_ours(q, buffer))
+		give_back(q, &buffer, &bytes, 1);
 }
 
 void virtq_push_all(
 	struct virtq *q, struct virtq_buffer *const *buffers, const uint32_t *bytes, unsigned count)
 {
-	bool mine = runs(q) && count;
+	bool mine = count;
 
 	for (unsigned i = 0; i < count; i++) {
 		buffer_written(q, buffers[i], bytes[i]);
-		mine = mine && buffers[i]->life == q->life && bytes[i] <= buffers[i]->in_bytes;
+		mine = mine && is_ours(q, buffers[i]) && bytes[i] <= buffers[i]->in_bytes;
 	}
-	if (!mine)
-		return;
-	q->ring->use(q, buffers, bytes, count);
-	q->in_flight -= count;
+	if (mine)
+		give_back(q, buffers, bytes, count);
+}
+
+void virtq_release(struct virtq *q)
+{
+	const unsigned count = q->held.count;
+
+	q->held.count = 0;
+	if (count)
+		give_back(q, q->held.at, q->held.written, count);
+	virtq_signal(q);
 }
 
 void virtq_buffer_free(struct virtq_buffer *buffer)

@@ -61,8 +61,15 @@ struct virtq {
 	unsigned
 		unsignalled; /* descriptors (packed) or chains (split) used since the last signal */
 	uint32_t life;
+	/* Given back while the device may not write to memory, oldest first; counted in in_flight. NULL or `size` each. */
+	struct {
+		struct virtq_buffer *buffer, **at;
+		uint32_t *written;
+		unsigned count;
+	} held;
 };
 
+bool virtio_is_master(const struct virtio_device *device);
 struct guest_memory *virtio_memory(const struct virtio_device *device);
 
 /* virtio_fail() with the queue's number. Returns -EINVAL. */
@@ -73,6 +80,8 @@ void virtq_ring_written(struct virtq *q, gpa_t gpa, uint64_t bytes);
 /* queue.c, for transport and core. Errors: virtq_fail()'s. */
 int virtq_start(struct virtq *q, uint64_t features);
 void virtq_stop(struct virtq *q);
+/* The device may write again: the driver gets what was held, and its interrupt. */
+void virtq_release(struct virtq *q);
 
 /* A chain is put together of descriptors: one buffer, or a table of them (`linked`: split, by `next`). 0, or
  * virtq_fail()'s. */

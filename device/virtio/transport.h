@@ -45,7 +45,8 @@ uint8_t virtio_status(const struct virtio_device *device);
 void virtio_set_status(struct virtio_device *device, uint8_t status);
 /* Waits until a reset that is under way has ended: on no loop's thread. The lock is released meanwhile. */
 void virtio_wait_for_reset(struct virtio_device *device);
-/* May it access memory (PCI's bus mastering)? At first it may; while it may not, the queues rest. */
+/* May it access memory (PCI's bus mastering)? At first it may; while it may not, the queues rest: nothing is taken, and
+ * what is given back is kept until it may. (What a device had begun still ends up in its buffers.) */
 void virtio_set_master(struct virtio_device *device, bool master);
 /* A reset by the machine, which frees the device next: returns when it touches guest memory no more. Takes the lock;
  * on no loop's thread. */

@@ -71,6 +71,16 @@ bool virtio_live(const struct virtio_device *device)
 	return device->live && !device->no_master;
 }
 
+bool virtio_has_driver(const struct virtio_device *device)
+{
+	return device->live;
+}
+
+bool virtio_is_master(const struct virtio_device *device)
+{
+	return !device->no_master;
+}
+
 /* ---- interrupts and errors ---- */
 
 void virtio_config_changed(struct virtio_device *device)
@@ -212,9 +222,14 @@ static void kick_all(struct virtio_device *device)
 
 void virtio_set_master(struct virtio_device *device, bool master)
 {
-	if (master && device->no_master)
-		kick_all(device);
+	const bool again = master && device->no_master;
+
 	device->no_master = !master;
+	if (!again)
+		return;
+	for (unsigned i = 0; i < device->queue_count; i++)
+		virtq_release(&device->queue[i]);
+	kick_all(device);
 }
 
 static void go_live(struct virtio_device *device)
@@ -466,6 +481,7 @@ void virtio_free(struct virtio_device *device)
 	for (unsigned i = 0; device->queue && i < device->queue_count; i++) {
 		struct virtq *q = &device->queue[i];
 
+		virtq_stop(q);
 		loop_remove(q->source);
 		if (q->eventfd >= 0)
 			close(q->eventfd);

@@ -117,8 +117,10 @@ void virtio_free(struct virtio_device *device);
 struct virtq *virtio_queue(struct virtio_device *device, unsigned index);
 /* Features that both sides agreed on; 0 before. */
 uint64_t virtio_features(const struct virtio_device *device);
-/* Is it live: DRIVER_OK, and neither reset nor failed? */
+/* Is it live: DRIVER_OK, neither reset nor failed, and may it access memory? */
 bool virtio_live(const struct virtio_device *device);
+/* The same, whether or not it may access memory just now: what was popped can be given back. */
+bool virtio_has_driver(const struct virtio_device *device);
 /* The configuration changed: new generation, and an interrupt. */
 void virtio_config_changed(struct virtio_device *device);
 /* The driver broke the rules: NEEDS_RESET, an interrupt, one log line (rate-limited) with the reason. */
@@ -134,7 +136,7 @@ MUST_CHECK int virtq_pop(struct virtq *queue, struct virtq_buffer *buffer);
 /* Put the chain last popped back, as if it had not been popped. May be repeated, for those popped before it. */
 void virtq_unpop(struct virtq *queue, struct virtq_buffer *buffer);
 /* Give it back with `written` bytes written in its `in`, from its start; tells memory of them. If the queue was reset
- * since it was popped, the driver hears nothing of it. */
+ * since it was popped, the driver hears nothing of it; if the device may not access memory now, it does when it may. */
 void virtq_push(struct virtq *queue, struct virtq_buffer *buffer, uint32_t written);
 /* Give `count` chains back at once, in this order, with written[i] bytes in the i-th: the driver sees all of them or
  * none yet (a frame over several receive buffers). They need not be popped in one go. written[i] <= in_bytes. */

@@ -51,6 +51,7 @@ static inline void pci_rig_init(struct pci_rig *rig, uint64_t ram_bytes)
 	assert_int_equal(memory_create(&rig->memory), 0);
 	assert_int_equal(memory_add_ram(rig->memory, 0, ram_bytes, 0, "ram", &err), 0);
 	assert_int_equal(pci_host_create(&host_config, &rig->host), 0);
+	assert_int_equal(pci_host_attach(rig->host, rig->bus), 0);
 	assert_int_equal(loop_create(&rig->loop), 0);
 }
 
@@ -78,6 +79,13 @@ static inline uint32_t pci_rig_read(struct pci_rig *rig, unsigned at)
 static inline void pci_rig_write(struct pci_rig *rig, unsigned at, uint32_t value)
 {
 	bus_write(rig->bus, BUS_MMIO, REGS + at, 4, value);
+}
+
+/* May the function at devfn access memory? It answers in memory. */
+static inline void pci_rig_set_master(struct pci_rig *rig, unsigned devfn, bool on)
+{
+	bus_write(rig->bus, BUS_PIO, 0xcf8, 4, 0x80000004 | devfn << 8);
+	bus_write(rig->bus, BUS_PIO, 0xcfc, 2, on ? 6 : 2);
 }
 
 #endif

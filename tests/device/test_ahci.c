@@ -141,6 +141,7 @@ static int setup(void **state)
 	assert_int_equal(ahci_create(&config, f->rig.host, SLOT, &f->ahci), 0);
 	ahci_assign(f->ahci, REGS);
 	pci_rig_start(&f->rig);
+	pci_rig_set_master(&f->rig, SLOT, true);
 	wr(f, 0x04, 0x80000002);
 	start_port(f, DISK);
 	start_port(f, CD);
@@ -535,6 +536,67 @@ static void test_under_way(void **state)
 	loop_invoke(f->rig.loop, nothing, NULL);
 }
 
+static void wait_held(struct fixture *f)
+{
+	for (unsigned i = 0; i < 5000 && !f->disk.held_count; i++)
+		usleep(1000);
+	assert_int_equal(f->disk.held_count, 1);
+}
+
+/* Without bus mastering nothing starts, and nothing ends in the guest's memory, until there is some again. */
+static void test_master(void **state)
+{
+	struct fixture *f = *state;
+	const uint8_t fis[16] = {0x25, 0, 9, 0, 0, 0x40, 0, 0, 0, 0, 1};
+	uint8_t moved[4], d2h[20], zeros[20] = {0};
+
+	pci_rig_set_master(&f->rig, SLOT, false);
+	f->disk.hold = true;
+	lay(f, DISK, 0, fis, NULL, DATA, 512);
+	set_port(f, DISK, 0x38, 1);
+	loop_invoke(f->rig.loop, nothing, NULL);
+	assert_int_equal(f->disk.held_count, 0);
+	assert_int_equal(port(f, DISK, 0x38), 1);
+	pci_rig_set_master(&f->rig, SLOT, true);
+	wait_held(f);
+	/* It ends while there is none. */
+	pci_rig_set_master(&f->rig, SLOT, false);
+	assert_int_equal(memory_write(f->rig.memory, FIS + 0x40, zeros, 20), 0);
+	loop_invoke(f->rig.loop, let_go, &f->disk);
+	get(f, LIST + 4, moved, 4);
+	assert_int_equal(load_le32(moved), 0);
+	get(f, FIS + 0x40, d2h, 20);
+	assert_memory_equal(d2h, zeros, 20);
+	assert_int_equal(port(f, DISK, 0x38), 1);
+	assert_false(f->rig.line);
+	pci_rig_set_master(&f->rig, SLOT, true);
+	loop_invoke(f->rig.loop, nothing, NULL);
+	get(f, LIST + 4, moved, 4);
+	assert_int_equal(load_le32(moved), 512);
+	get(f, FIS + 0x40, d2h, 20);
+	assert_int_equal(d2h[0], 0x34);
+	assert_int_equal(port(f, DISK, 0x38), 0);
+	assert_true(f->rig.line);
+	settle(f, DISK);
+	/* A reset does not wait for it. */
+	f->disk.hold = true;
+	set_port(f, DISK, 0x38, 1);
+	wait_held(f);
+	pci_rig_set_master(&f->rig, SLOT, false);
+	loop_invoke(f->rig.loop, let_go, &f->disk);
+	wr(f, 0x04, 0x80000001);
+	loop_invoke(f->rig.loop, nothing, NULL);
+	assert_int_equal(rd(f, 0x04) & 1, 0);
+	/* Nor does the end. */
+	pci_rig_set_master(&f->rig, SLOT, true);
+	start_port(f, DISK);
+	f->disk.hold = true;
+	set_port(f, DISK, 0x38, 1);
+	wait_held(f);
+	pci_rig_set_master(&f->rig, SLOT, false);
+	loop_invoke(f->rig.loop, let_go, &f->disk);
+}
+
 static void test_soft_reset(void **state)
 {
 	struct fixture *f = *state;
@@ -628,6 +690,7 @@ int main(void)
 		TEST(test_others),
 		TEST(test_cdrom),
 		TEST(test_under_way),
+		TEST(test_master),
 		TEST(test_soft_reset),
 		TEST(test_hostile),
 	};

@@ -15,6 +15,7 @@
 #define RX    0x2000u
 #define DATA  0x10000u
 #define COUNT 16u
+#define CARD  PCI_DEVFN(3, 0)
 
 struct fixture {
 	struct pci_rig rig;
@@ -101,7 +102,7 @@ static void make_card(void *opaque)
 		.intx = pci_rig_line(&f->rig)};
 
 	memcpy(config.mac, mac, 6);
-	assert_int_equal(e1000_create(&config, f->rig.host, PCI_DEVFN(3, 0), &f->card), 0);
+	assert_int_equal(e1000_create(&config, f->rig.host, CARD, &f->card), 0);
 }
 
 static void free_card(void *opaque)
@@ -118,6 +119,7 @@ static int setup(void **state)
 	pci_rig_start(&f->rig);
 	loop_invoke(f->rig.loop, make_card, f);
 	e1000_assign(f->card, REGS);
+	pci_rig_set_master(&f->rig, CARD, true);
 	wr(f, 0x3800, TX);
 	wr(f, 0x3808, COUNT * 16);
 	wr(f, 0x400, 2);
@@ -393,6 +395,37 @@ static void test_receive(void **state)
 	assert_int_equal(load_le16(d + 14), 0x55);
 }
 
+/* Without bus mastering nothing of the guest's memory is read or written. */
+static void test_master(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t frame[100] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, done;
+
+	pci_rig_set_master(&f->rig, CARD, false);
+	for (unsigned i = 0; i < COUNT; i++) {
+		uint8_t to[8];
+
+		store_le64(to, DATA + 0x1000 * i);
+		put(f, RX + 16 * i, to, 8);
+	}
+	wr(f, 0x2818, 4);
+	descriptor(f, 0, DATA, 100 | 9u << 24, 0);
+	send_up_to(f, 1);
+	assert_int_equal(f->sent, 0);
+	assert_int_equal(rd(f, 0x3810), 0);
+	assert_true(give(f, frame, sizeof(frame)));
+	assert_int_equal(rd(f, 0x2810), 0);
+	assert_int_equal(rd(f, 0x4010), 1);
+	pci_rig_set_master(&f->rig, CARD, true);
+	drain(f);
+	assert_int_equal(f->sent, 1);
+	assert_int_equal(rd(f, 0x3810), 1);
+	get(f, TX + 12, &done, 1);
+	assert_int_equal(done & 1, 1);
+	assert_true(give(f, frame, sizeof(frame)));
+	assert_int_equal(rd(f, 0x2810), 1);
+}
+
 static void test_hostile(void **state)
 {
 	struct fixture *f = *state;
@@ -441,6 +474,7 @@ int main(void)
 		TEST(test_segments),
 		TEST(test_tagged),
 		TEST(test_receive),
+		TEST(test_master),
 		TEST(test_hostile),
 	};
 

@@ -359,6 +359,50 @@ static void test_master(void **state)
 	assert_true(rig_has_used(&f->rig, &f->rig.queue[ECHO]));
 }
 
+/* What is given back meanwhile the driver gets when there is bus mastering again; what is put back is there again. */
+static void test_held_without_master(void **state)
+{
+	struct fixture *f = *state;
+	const uint32_t bytes[2] = { 8, 0 };
+	uint32_t written;
+	int id[4];
+
+	for (unsigned kind = 0; kind < KINDS; kind++) {
+		start(f, kind);
+		struct virtq *q = virtio_queue(f->echo.virtio, HOLD);
+		const struct rig_part part[2] = { { virtio_rig_alloc(&f->rig, 8), 8, false },
+			{ virtio_rig_alloc(&f->rig, 8), 8, true } };
+		struct virtq_buffer *held = f->echo.held, *both[2] = { &held[1], &held[2] };
+		for (unsigned i = 0; i < 4; i++)
+			id[i] = virtio_rig_add(&f->rig, HOLD, part, 2);
+		pthread_mutex_lock(&f->rig.lock);
+		for (unsigned i = 0; i < 4; i++)
+			assert_int_equal(virtq_pop(q, &held[i]), 1);
+		virtio_set_master(f->echo.virtio, false);
+		virtq_unpop(q, &held[3]);
+		virtq_push(q, &held[0], 5);
+		virtq_push_all(q, both, bytes, 2);
+		virtq_signal(q);
+		assert_int_equal(virtq_pop(q, &held[3]), 0);
+		assert_false(rig_has_used(&f->rig, &f->rig.queue[HOLD]));
+		assert_int_equal(f->rig.interrupts[HOLD], 0);
+		virtio_set_master(f->echo.virtio, true);
+		assert_int_equal(f->rig.interrupts[HOLD], 1);
+		for (unsigned i = 0; i < 3; i++) {
+			assert_int_equal(virtio_rig_used(&f->rig, HOLD, &written), id[i]);
+			assert_int_equal(written, i == 0 ? 5 : bytes[i - 1]);
+		}
+		assert_int_equal(virtq_pop(q, &held[3]), 1);
+		/* A reset forgets it. */
+		virtio_set_master(f->echo.virtio, false);
+		virtq_push(q, &held[3], 1);
+		virtio_set_status(f->echo.virtio, 0);
+		virtio_set_master(f->echo.virtio, true);
+		assert_false(rig_has_used(&f->rig, &f->rig.queue[HOLD]));
+		pthread_mutex_unlock(&f->rig.lock);
+	}
+}
+
 /* ---- interrupts and kicks that are not wanted ---- */
 
 static void test_no_interrupts(void **state)
@@ -958,6 +1002,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_unpop, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_push_all, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_master, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_held_without_master, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_no_interrupts, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_event_index, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_kicks, setup, teardown),

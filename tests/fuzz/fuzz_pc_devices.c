@@ -258,6 +258,12 @@ static void configure(struct pc *pc, unsigned devfn, unsigned at, unsigned size,
 	bus_write(pc->bus, BUS_PIO, 0xcfc + (at & 3), size, value);
 }
 
+static uint32_t configuration(struct pc *pc, unsigned devfn, unsigned at)
+{
+	bus_write(pc->bus, BUS_PIO, 0xcf8, 4, 0x80000000u | devfn << 8 | at);
+	return (uint32_t)bus_read(pc->bus, BUS_PIO, 0xcfc, 4);
+}
+
 /* BARs to each other's places, over RAM, and off; the window of the configuration space, too. */
 static void move_things(struct pc *pc, struct rig_input *in)
 {
@@ -431,6 +437,8 @@ static void check_ports(struct pc *pc)
 		return; /* it is elsewhere */
 	if (bus_read(pc->bus, BUS_MMIO, AHCI_REGISTERS + 4, 4) & 1)
 		return; /* a reset waits for what is held */
+	if (!(configuration(pc, AHCI_DEVFN, 0x04) & 4))
+		return; /* nothing starts or ends: no bus master */
 	for (unsigned port = 0; port < ARRAY_SIZE(pc->drive); port++) {
 		const uint32_t cmd = port_read(pc, port, 0x18), ci = port_read(pc, port, 0x38);
 
