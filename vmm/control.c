@@ -48,7 +48,7 @@ struct call {
 	struct vmm_control *control;
 	struct api_client *client;
 	const struct api_request *request;
-	struct machine *machine; /* taken; NULL: none, for a call that can do without */
+	struct machine *machine; /* taken; NULL: none, for a call that does without */
 	json_t *reply;		 /* {"ok":true}, for what there is to tell */
 	struct error err;
 	int status;
@@ -241,7 +241,7 @@ static int do_attach(struct call *call)
 
 	if (!disk == !net)
 		return error_set(&call->err, EINVAL, "attach wants one of disk and net");
-	int status = vmm_plug_attach(call->control->plug, call->machine, disk, net,
+	int status = vmm_plug_attach(call->control->plug, call->control->config.current, disk, net,
 		api_request_text(call->request, "device"), name, &call->err);
 	if (status == 0)
 		tell_text(call->reply, "device", name);
@@ -293,22 +293,27 @@ static int do_stop(struct call *call)
 	return 0;
 }
 
+enum need {
+	NEEDS,	      /* a machine, for which it waits; without `waits`: that there is one now */
+	DOES_WITHOUT, /* if there is none now */
+	BY_ITSELF,    /* takes one when it needs it */
+};
+
 static const struct {
-	/* machine NULL: for those of `always` only. Errors: with call->err filled. */
-	int (*run)(struct call *call);
-	bool waits;			/* has a thread */
-	bool always;			/* between two lives of the machine too */
+	int (*run)(struct call *call); /* errors: with call->err filled */
+	bool waits;		       /* has a thread */
+	enum need need;
 } calls[API_CALLS] = {
-	[API_STATUS] = {do_status, .always = true},
+	[API_STATUS] = {do_status, .need = DOES_WITHOUT},
 	[API_PAUSE] = {do_pause, .waits = true},
 	[API_RESUME] = {do_resume, .waits = true},
 	[API_BALLOON] = {do_balloon, .waits = true},
-	[API_ATTACH] = {do_attach, .waits = true},
+	[API_ATTACH] = {do_attach, .waits = true, .need = BY_ITSELF},
 	[API_DETACH] = {do_detach, .waits = true},
 	[API_SCREENSHOT] = {do_screenshot, .waits = true},
 	[API_POWEROFF] = {do_poweroff, .waits = true},
 	[API_RESET] = {do_reset, .waits = true},
-	[API_STOP] = {do_stop, .always = true},
+	[API_STOP] = {do_stop, .need = DOES_WITHOUT},
 };
 
 /* ---- their way ---- */
@@ -318,8 +323,9 @@ static void run(struct call *call)
 	struct vmm_current *current = call->control->config.current;
 	const enum api_call_id id = call->request->call;
 
-	call->machine = calls[id].waits ? vmm_current_wait(current) : vmm_current_take(current);
-	if (call->machine || calls[id].always)
+	if (calls[id].need != BY_ITSELF)
+		call->machine = calls[id].waits ? vmm_current_wait(current) : vmm_current_take(current);
+	if (call->machine || calls[id].need != NEEDS)
 		call->status = calls[id].run(call);
 	else
 		call->status = error_set(&call->err, ECANCELED, "the machine has ended");

@@ -14,6 +14,7 @@
 
 struct open_disk {
 	struct vmm_disks *all;
+	struct disk *disk; /* NULL: it is its block device's */
 	const char *path;
 	bool stalled; /* the loop's thread */
 };
@@ -50,17 +51,27 @@ static void disk_stalled(void *opaque, int status)
 	}
 }
 
-/* ---- life; both on the loop's thread ---- */
+/* ---- life ---- */
 
-static int open_one(struct vmm_disks *all, const struct vmm_disk *wanted)
+/* Not on the loop, which serves other disks, and clients: a server may be slow. */
+static int open_images(struct vmm_disks *all, struct error *err)
 {
+	int status = 0;
+
+	for (unsigned i = 0; i < all->config.count && status == 0; i++)
+		status = disk_block_image(all->config.disks[i].path, &all->config.disks[i].options, &all->open[i].disk, err);
+	return status;
+}
+
+/* On the loop's thread, as the next two. */
+static int create_one(struct vmm_disks *all, const struct vmm_disk *wanted)
+{
+	struct open_disk *disk = &all->open[all->count];
 	struct block *block;
-	int status =
-		disk_block_open(all->config.io, wanted->path, &wanted->options, &block, all->err);
+	int status = disk_block_create(all->config.io, take_ptr(&disk->disk), &wanted->options, &block, all->err);
 
 	if (status < 0)
 		return status;
-	struct open_disk *disk = &all->open[all->count];
 	*disk = (struct open_disk){.all = all, .path = wanted->path};
 	all->list[all->count++] = (struct machine_disk){
 		.kind = wanted->kind,
@@ -75,12 +86,12 @@ static int open_one(struct vmm_disks *all, const struct vmm_disk *wanted)
 	return 0;
 }
 
-static void open_all(void *opaque)
+static void create_all(void *opaque)
 {
 	struct vmm_disks *all = opaque;
 
 	for (unsigned i = 0; i < all->config.count && all->status == 0; i++)
-		all->status = open_one(all, &all->config.disks[i]);
+		all->status = create_one(all, &all->config.disks[i]);
 }
 
 static void close_all(void *opaque)
@@ -106,7 +117,9 @@ int vmm_disks_open(
 	all->open = calloc(config->count + 1, sizeof(*all->open));
 	all->list = calloc(config->count + 1, sizeof(*all->list));
 	all->status = all->open && all->list ? 0 : error_set(err, ENOMEM, "no memory for disks");
-	loop_invoke(config->io, open_all, all);
+	if (all->status == 0)
+		all->status = open_images(all, err);
+	loop_invoke(config->io, create_all, all);
 	if (all->status < 0) {
 		int status = all->status;
 
@@ -122,6 +135,9 @@ void vmm_disks_close(struct vmm_disks *all)
 	if (!all)
 		return;
 	loop_invoke(all->config.io, close_all, all);
+	for (unsigned i = 0; all->open && i < all->config.count; i++)
+		if (all->open[i].disk)
+			(void)disk_close(all->open[i].disk);
 	free(all->open);
 	free(all->list);
 	free(all);

@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "vmm/current.h"
 #include "vmm/disk_list.h"
 #include "vmm/net_list.h"
 
@@ -155,24 +156,40 @@ static int choose_name(struct vmm_plug *plug, struct attached *a, const char *na
 
 /* ---- calls ---- */
 
-int vmm_plug_attach(struct vmm_plug *plug, struct machine *machine, const char *disk, const char *net,
+/* Puts what is open into the machine and into the list. */
+static int add(struct vmm_plug *plug, struct machine *machine, struct attached *a, const char *name,
+	char ret_name[static VMM_PLUG_NAME_BYTES], struct error *err)
+{
+	AUTO_LOCK(&plug->calls);
+	int status = choose_name(plug, a, name, a->nets, err);
+
+	if (status == 0)
+		status = plug_in(machine, a, err);
+	if (status < 0)
+		return status;
+	strcpy(ret_name, a->name);
+	insert(plug, a);
+	return 0;
+}
+
+int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const char *disk, const char *net,
 	const char *name, char ret_name[static VMM_PLUG_NAME_BYTES], struct error *err)
 {
 	CLEANUP(cleanup_attached) struct attached *a = calloc(1, sizeof(*a));
 
 	if (!a || !(a->text = strdup(disk ? disk : net)))
 		return error_set(err, ENOMEM, "no memory for a device");
-	AUTO_LOCK(&plug->calls);
-	int status = choose_name(plug, a, name, net, err);
-	if (status == 0)
-		status = disk ? open_disk(plug, a, disk, err) : open_net(plug, a, net, err);
-	if (status == 0)
-		status = plug_in(machine, a, err);
+	int status = disk ? open_disk(plug, a, disk, err) : open_net(plug, a, net, err);
 	if (status < 0)
 		return status;
-	strcpy(ret_name, a->name);
-	insert(plug, take_ptr(&a));
-	return 0;
+	struct machine *machine = vmm_current_wait(current);
+	if (!machine)
+		return error_set(err, ECANCELED, "the machine has ended");
+	status = add(plug, machine, a, name, ret_name, err);
+	if (status == 0)
+		a = NULL;
+	vmm_current_give_back(current);
+	return status;
 }
 
 int vmm_plug_detach(struct vmm_plug *plug, struct machine *machine, const char *name, unsigned timeout_ms,

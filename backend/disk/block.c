@@ -335,10 +335,10 @@ int disk_block_create(struct loop *loop, struct disk *disk,
 	return 0;
 }
 
-int disk_block_open(struct loop *loop, const char *path, const struct disk_block_options *options,
-	struct block **ret_block, struct error *err)
+int disk_block_image(
+	const char *path, const struct disk_block_options *options, struct disk **ret_disk, struct error *err)
 {
-	struct disk_options disk_options = {
+	const struct disk_options disk_options = {
 		.format = options->format,
 		.readonly = options->readonly,
 		.direct = options->cache == DISK_CACHE_NONE,
@@ -346,7 +346,6 @@ int disk_block_open(struct loop *loop, const char *path, const struct disk_block
 		.keep_discarded = options->ignore_discard,
 	};
 	struct disk_file *file = NULL;
-	struct disk *disk;
 	int status = 0;
 
 	if (nbd_file_is_uri(path))
@@ -354,8 +353,16 @@ int disk_block_open(struct loop *loop, const char *path, const struct disk_block
 			&(struct nbd_file_options){.readonly = options->readonly,
 				.timeout_ns = options->nbd_timeout_ns},
 			&file, err);
-	if (status == 0)
-		status = file ? disk_open_file(file, &disk_options, &disk, err)
-			      : disk_open(path, &disk_options, &disk, err);
+	if (status < 0)
+		return status;
+	return file ? disk_open_file(file, &disk_options, ret_disk, err) : disk_open(path, &disk_options, ret_disk, err);
+}
+
+int disk_block_open(struct loop *loop, const char *path, const struct disk_block_options *options,
+	struct block **ret_block, struct error *err)
+{
+	struct disk *disk;
+	int status = disk_block_image(path, options, &disk, err);
+
 	return status < 0 ? status : disk_block_create(loop, disk, options, ret_block, err);
 }

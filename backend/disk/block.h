@@ -34,12 +34,16 @@ struct disk_block_options {
 	uint64_t nbd_timeout_ns; /* nbd_file_options.timeout_ns */
 };
 
-/* Open the image at path, or the export at an nbd:// or nbd+unix:// URI (nbd.h), on the loop. Errors: with a line for
- * people. Before the loop runs, or on its thread. */
+/* Open the image at path, or the export at an nbd:// or nbd+unix:// URI (nbd.h), which may take its time; for
+ * disk_block_create(). Any thread. Errors: with a line for people. */
+MUST_CHECK int disk_block_image(
+	const char *path, const struct disk_block_options *options, struct disk **ret_disk, struct error *err);
+
+/* Both, on the loop. Errors: with a line for people. Before the loop runs, or on its thread. */
 MUST_CHECK int disk_block_open(struct loop *loop, const char *path,
 	const struct disk_block_options *options, struct block **ret_block, struct error *err);
 
-/* The same on an open disk, which is the block device's then (also if this fails). */
+/* A block device of an open disk, which is its own then (also if this fails). Errors and threads as above. */
 MUST_CHECK int disk_block_create(struct loop *loop, struct disk *disk,
 	const struct disk_block_options *options, struct block **ret_block, struct error *err);
 

@@ -129,7 +129,7 @@ def check_attach(machine, tmp_path, monkeypatch):
     assert "no-such" in verb("attach", "web", "--disk", "no-such", status=1)
     assert "no network" in verb("attach", "web", "--net", "no-such", status=1)
     assert verb("attach", "web", "--disk", "a,, b.img,format=raw", "--device", "data") == "data\n"
-    assert "attached already" in verb("attach", "web", "--disk", "/x", "--device", "data", status=1)
+    assert "attached already" in verb("attach", "web", "--net", "user", "--device", "data", status=1)
     assert verb("attach", "web", "--net", "user") == "net1\n"
     said = json.loads(verb("status", "web", "--json"))["attached"]
     assert said == [{"device": "data", "disk": "%s/a,, b.img,format=raw" % str(tmp_path).replace(",", ",,")},
@@ -279,6 +279,21 @@ def test_a_guest_that_does_not_let_go(tiny, tmp_path):  # noqa: F811
         assert other.ask("stop") == {"ok": True}
         assert asker.hear() == {"ok": False, "error": "the machine has ended"}
         assert machine.process.wait(20 * PATIENCE) == 103
+
+
+def test_a_server_that_does_not_answer(tiny, tmp_path):  # noqa: F811
+    """Who attaches its disk waits for it; nobody else does."""
+    path = tmp_path / "here"
+    with socket.socket(socket.AF_UNIX) as server, start(tiny, path) as machine:
+        server.bind(str(tmp_path / "nbd"))
+        server.listen()
+        asker, other = Client(path), Client(path)
+        asker.send(json.dumps({"do": "attach", "disk": "nbd+unix:///?socket=%s" % (tmp_path / "nbd")}))
+        assert select.select([server], [], [], 20 * PATIENCE)[0]
+        assert other.ask("pause")["state"] == "paused"
+        assert other.ask("status")["attached"] == []
+        assert select.select([asker.socket], [], [], 0)[0] == []
+        machine.check_alive()
 
 
 def test_other_users_are_not_served(tiny, tmp_path):  # noqa: F811
