@@ -81,7 +81,7 @@ static void test_flush(void **state)
 		f->rig.indirect = i & 2;
 		begin(f);
 		assert_int_equal(
-			memory_write(f->rig.memory, PMEM_GPA + 5000 + i, "abcd" + i, 1), 0);
+			memory_write(f->rig.memory, PMEM_GPA + 5000 + i, &"abcd"[i], 1), 0);
 		assert_int_equal(virtio_rig_request(&f->rig, 0, &flush, 4, &answer, 4), 4);
 		assert_int_equal(answer, 0);
 	}
