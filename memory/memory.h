@@ -25,7 +25,9 @@ struct error;
 #define MEMORY_CODE_SHIFT  6 /* log2 of the bytes that one code mark stands for */
 
 enum memory_region_flags {
-	MEMORY_READONLY = 1u << 0, /* guest writes are dropped (ROM) */
+	/* What the guest writes goes to the bus, where a device may take it (flash), or nobody does (ROM). Devices' and
+	 * loaders' writes are dropped. */
+	MEMORY_READONLY = 1u << 0,
 	/* A device's memory, such as a file that is mapped: its device tells the guest of it. Not in the memory map,
 	 * not for loaders, not counted as RAM. */
 	MEMORY_DEVICE = 1u << 1,

@@ -15,8 +15,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define TSS_GPA	     0xfffbd000ul /* three pages that Intel's hosts use, in the hole */
-#define IDENTITY_GPA 0xfffbc000ull
+#define TSS_GPA	     0xfeffd000ul /* three pages that Intel's hosts use, in the hole, below the largest firmware */
+#define IDENTITY_GPA 0xfeffc000ull
 
 int kvm_ioctl(int fd, unsigned long request, void *arg)
 {

@@ -108,8 +108,7 @@ static void piece_write(struct x86_cpu *cpu, const struct piece *piece, const ui
 		ram_write(piece->host, buf, piece->size);
 		return;
 	}
-	if (piece->size && memory_find(cpu->memory, piece->gpa))
-		return; /* read-only memory */
+	/* A device, or read-only memory: a flash takes commands there. */
 	for (unsigned done = 0, step; done < piece->size; done += step) {
 		uint64_t value = 0;
 		step = mmio_step(piece->gpa + done, piece->size - done);

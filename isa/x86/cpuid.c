@@ -91,6 +91,15 @@ void x86_cpuid_derive(struct x86_cpuid_model *model)
 		model->phys_bits = 36;
 }
 
+void x86_cpuid_limit_phys_bits(struct x86_cpuid_model *model, unsigned bits)
+{
+	for (unsigned i = 0; i < model->count; i++)
+		if (model->leaf[i].leaf == 0x80000008)
+			model->leaf[i].eax =
+				(model->leaf[i].eax & ~0xffu) | MIN(model->phys_bits, bits);
+	x86_cpuid_derive(model);
+}
+
 uint64_t x86_cpuid_arch_capabilities(const struct x86_cpuid_model *model)
 {
 	return ARCH_CAPABILITIES;

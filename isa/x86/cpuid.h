@@ -81,6 +81,9 @@ const char *x86_cpu_base_name(enum x86_cpu_base base);
 int x86_cpuid_choose(struct x86_cpuid_model *model, const struct x86_cpu_choice *choice,
 	unsigned cpus, uint64_t tsc_hz, struct error *err);
 
+/* The processor has that many bits of physical address at most, 32 to 52. */
+void x86_cpuid_limit_phys_bits(struct x86_cpuid_model *model, unsigned bits);
+
 /* The default choice, which always can be given. */
 void x86_cpuid_default(struct x86_cpuid_model *model, unsigned cpus, uint64_t tsc_hz);
 
