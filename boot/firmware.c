@@ -25,17 +25,23 @@ const char *firmware_path(const char *name)
 {
 	if (strcmp(name, "bios") == 0)
 		return "/usr/share/seabios/bios-256k.bin";
-	return strcmp(name, "uefi") == 0 ? "/usr/share/ovmf/OVMF.fd" : name;
+	return strcmp(name, "uefi") == 0 ? "/usr/share/OVMF/OVMF_CODE_4M.fd" : name;
 }
 
-static int place(struct guest_memory *memory, const struct boot_image *image, struct error *err)
+const char *firmware_variables(const char *name)
+{
+	return strcmp(name, "uefi") == 0 ? "/usr/share/OVMF/OVMF_VARS_4M.fd" : NULL;
+}
+
+static int place(struct guest_memory *memory, const struct boot_image *image, gpa_t *ret_base,
+	struct error *err)
 {
 	const uint64_t copy = MIN(image->size_bytes, (uint64_t)COPY_BYTES);
 	const gpa_t base = BOOT_HOLE_END_GPA - image->size_bytes;
 	int status;
 
-	if (image->size_bytes % KIB(64))
-		return error_set(err, EINVAL, "%s is no firmware image: its %" PRIu64 " bytes are no multiple of 64 KiB",
+	if (image->size_bytes % GUEST_PAGE_SIZE)
+		return error_set(err, EINVAL, "%s is no firmware image: its %" PRIu64 " bytes are no multiple of 4 KiB",
 			image->name, image->size_bytes);
 	status = memory_add_ram(memory, base, image->size_bytes, MEMORY_READONLY, "firmware", err);
 	if (status < 0)
@@ -43,19 +49,21 @@ static int place(struct guest_memory *memory, const struct boot_image *image, st
 	/* Read-only is what it is to the guest. */
 	const struct memory_region *region = memory_find(memory, base);
 	memcpy(region->host, image->bytes, image->size_bytes);
+	*ret_base = base;
 	status = memory_write(
 		memory, COPY_END - copy, image->bytes + image->size_bytes - copy, copy);
 	return status < 0 ? error_set(err, -status, "no RAM for firmware below 1 MiB") : 0;
 }
 
-int firmware_load(struct guest_memory *memory, const struct boot_file *file, struct error *err)
+int firmware_load(struct guest_memory *memory, const struct boot_file *file, gpa_t *ret_base,
+	struct error *err)
 {
 	struct boot_image image;
 	int status = boot_image_read(&image, file, FIRMWARE_MAX_BYTES, err);
 
 	if (status < 0)
 		return status;
-	status = place(memory, &image, err);
+	status = place(memory, &image, ret_base, err);
 	boot_image_done(&image);
 	return status;
 }

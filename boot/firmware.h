@@ -13,6 +13,7 @@
 
 #define FIRMWARE_MAX_BYTES MIB(16)
 #define FIRMWARE_RAM_LOW   0x80000000ull /* RAM below 4 GiB ends here: what both programs expect */
+#define FIRMWARE_PHYS_BITS 39u		  /* of address, unless memory needs more */
 #define FIRMWARE_MAP_ENTRY 20u		  /* bytes of an entry of the memory map */
 #define FIRMWARE_SCRIPT_ENTRY 128u
 
@@ -30,9 +31,12 @@ struct guest_memory;
 /* "bios" and "uefi" are where Debian's packages seabios and ovmf put them; anything else is a file's name. */
 const char *firmware_path(const char *name);
 
-/* Adds the read-only region and fills the copy. Errors: with a line for people. */
-MUST_CHECK int firmware_load(
-	struct guest_memory *memory, const struct boot_file *file, struct error *err);
+/* The variables that "uefi" starts with, in Debian's package ovmf; NULL: what this firmware keeps is not known. */
+const char *firmware_variables(const char *name);
+
+/* Adds the read-only region and fills the copy. *ret_base is where the image begins. Errors: with a line for people. */
+MUST_CHECK int firmware_load(struct guest_memory *memory, const struct boot_file *file,
+	gpa_t *ret_base, struct error *err);
 
 /* The entries of the memory map: RAM only. Returns its bytes, 0 if there is no room. */
 uint32_t firmware_map(const struct guest_memory *memory, uint8_t *bytes, uint32_t room_bytes);

@@ -33,7 +33,7 @@ struct run_options {
 	const char *engine;
 	uint64_t cpus, memory_bytes;
 	struct boot_file kernel, firmware, initrd[BOOT_INITRDS_MAX];
-	const char *firmware_log, *vnc, *screenshot, *control;
+	const char *firmware_name, *uefi_vars, *firmware_log, *vnc, *screenshot, *control;
 	char *module_path[BOOT_INITRDS_MAX]; /* owned; of those that came by --module */
 	unsigned initrd_count;
 	const char *cmdline;
@@ -67,6 +67,8 @@ static const char usage_text[] =
 	"                      for cloud-init (default: DHCP)\n"
 	"  --kernel FILE       bzImage, ELF (PVH or plain) or multiboot kernel\n"
 	"  --firmware NAME     start firmware in place of a kernel: bios (SeaBIOS), uefi (OVMF) or a file\n"
+	"  --uefi-vars FILE    where UEFI firmware keeps its variables; made if it is not there (default: with the\n"
+	"                      machine NAME, or until the machine ends)\n"
 	"  --firmware-log FILE what the firmware writes to its debug port\n"
 	"  --vnc WHERE         a graphics card, keyboard and mouse, shown at unix:PATH, 127.0.0.1:PORT or :DISPLAY\n"
 	"  --screenshot FILE   a graphics card, and its last picture as a PNG file at the machine's end\n"
@@ -128,6 +130,7 @@ static int set_firmware(struct run_options *o, const char *value, struct error *
 {
 	if (!*value)
 		return error_set(err, EINVAL, "--firmware wants bios, uefi or the name of a file");
+	o->firmware_name = value;
 	o->firmware.path = firmware_path(value);
 	return 0;
 }
@@ -278,6 +281,7 @@ static const struct valued_option valued_options[] = {
 	TEXT("--vnc", vnc, "a place: unix:PATH, 127.0.0.1:PORT or a display such as :1"),
 	TEXT("--screenshot", screenshot, "the name of a file"),
 	TEXT("--control", control, "the name of a socket"),
+	TEXT("--uefi-vars", uefi_vars, "the name of a file"),
 	TEXT("--firmware-log", firmware_log, "the name of a file"),
 	TEXT("--cmdline", cmdline, NULL),
 	TEXT("--append", append, NULL),
@@ -386,6 +390,8 @@ static int parse(struct run_options *o, int argc, char **argv)
 		return cli_refuse("--control: a machine with a name has its socket by itself (lodge machine --help)");
 	if (o->firmware.path && (o->kernel.path || o->initrd_count))
 		return cli_refuse("firmware finds its kernel by itself: leave out --kernel, --initrd and --module");
+	if (o->uefi_vars && (!o->firmware.path || strcmp(o->firmware_name, "bios") == 0))
+		return cli_refuse("--uefi-vars goes with --firmware uefi, or a file of that kind");
 	if (vmm_net_list_finish(&o->net, &err) < 0)
 		return cli_refuse("%s", err.text);
 	return 0;
@@ -507,6 +513,15 @@ static unsigned choose_ports(const struct run_options *o)
 	return DEFAULT_PORTS;
 }
 
+/* A machine that is kept keeps its own. */
+static void choose_variables(const struct run_options *o, struct vmm_config *config)
+{
+	config->variables = o->uefi_vars;
+	config->variables_template = o->firmware_name ? firmware_variables(o->firmware_name) : NULL;
+	if (config->variables_template && !o->uefi_vars)
+		config->variables = o->machine.clone.variables;
+}
+
 static int run(struct run_options *o)
 {
 	struct error err = { 0 };
@@ -570,6 +585,7 @@ static int run(struct run_options *o)
 	}
 	if (add_machine_disks(o) < 0 || append_all(o, !named) < 0 || compose_cmdline(o, &cmdline) < 0)
 		return VMM_EXIT_FAILURE;
+	choose_variables(o, &config);
 	config.disks = o->disk.disks;
 	config.disk_count = o->disk.count;
 	config.machine.boot.cmdline = cmdline;

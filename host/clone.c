@@ -263,7 +263,8 @@ int clone_open(struct clone *c, const char *image, const char *name, struct erro
 	if (status == 0) {
 		c->seed = join(c->folder, "seed.iso");
 		c->disk = image || name ? join(c->folder, "disk.qcow2") : NULL;
-		if (!c->seed || (!c->disk && (image || name)))
+		c->variables = name ? join(c->folder, "uefi-vars.fd") : NULL;
+		if (!c->seed || (!c->disk && (image || name)) || (!c->variables && name))
 			status = no_memory(err);
 	}
 	if (status < 0)
@@ -280,6 +281,7 @@ void clone_close(struct clone *c)
 	free(c->folder);
 	free(c->disk);
 	free(c->seed);
+	free(c->variables);
 	*c = (struct clone){ .lock = -1 };
 }
 

@@ -5,6 +5,7 @@
  *	base.img	the image's disk, by a hard link (so the image may be removed or replaced), never written
  *	disk.qcow2	what differs from it
  *	seed.iso	cloud-init's, if there is one
+ *	uefi-vars.fd	what UEFI firmware keeps, once the machine was started by it
  *	image		the image's name
  */
 #ifndef LODGE_HOST_CLONE_H
@@ -20,6 +21,7 @@ struct clone {
 	char *folder;
 	char *disk; /* disk.qcow2; NULL: this is only a place for a seed */
 	char *seed; /* seed.iso, whether or not it is there */
+	char *variables; /* uefi-vars.fd, whether or not it is there; NULL: nothing here is kept */
 	int lock;   /* says that its owner lives; nobody else gets in meanwhile */
 	bool temporary;
 };

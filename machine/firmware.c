@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "boot/firmware.h"
+#include "device/flash.h"
 #include "device/timer/rtc.h"
 #include "machine/private.h"
 #include "memory/memory.h"
@@ -174,6 +175,22 @@ static int add_fw_cfg(struct board_firmware *firmware)
 	fw_cfg_add_number(firmware->fw_cfg, FW_CFG_BOOT_MENU, 2, 0);
 	status = add_files(firmware);
 	return status < 0 ? status : fw_cfg_attach(firmware->fw_cfg, m->bus);
+}
+
+/* ---- in memory ---- */
+
+int machine_load_firmware(struct machine *m, struct error *err)
+{
+	struct flash_config config = {.memory = m->memory, .bus = m->bus, .store = m->config.flash};
+	int status = firmware_load(m->memory, &m->config.boot.firmware, &config.base, err);
+
+	if (status < 0 || !config.store)
+		return status;
+	config.base -= config.store->size_bytes;
+	if (config.base < BOOT_HOLE_END_GPA - FIRMWARE_MAX_BYTES)
+		return error_set(err, EFBIG, "firmware and its variables have more than %d MiB",
+			(int)(FIRMWARE_MAX_BYTES >> 20));
+	return flash_create(&config, &m->flash, err);
 }
 
 /* ---- life ---- */

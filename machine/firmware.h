@@ -1,6 +1,6 @@
 /*
- * What a machine that starts with firmware has besides: fw_cfg, the chip set's registers, what CMOS says of memory, and a
- * debug port. Part of the board.
+ * What a machine that starts with firmware has besides: the image and the flash with its variables, and on the board fw_cfg,
+ * the chip set's registers, what CMOS says of memory, and a debug port.
  */
 #ifndef LODGE_MACHINE_FIRMWARE_H
 #define LODGE_MACHINE_FIRMWARE_H
@@ -26,6 +26,9 @@ struct board_firmware {
 	gpa_t ecam; /* on the bus there; 0: nowhere */
 	uint64_t ecam_bytes;
 };
+
+/* The image in memory, and config.flash below it; before the engine learns of memory. Errors: with a line for people. */
+MUST_CHECK int machine_load_firmware(struct machine *machine, struct error *err);
 
 /* Before the PCI host is made, which takes the chip set's bridge from it. */
 void board_firmware_init(

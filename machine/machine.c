@@ -10,6 +10,8 @@
 #include "memory/memory.h"
 #include "machine/irqfd.h"
 #include "boot/firmware.h"
+#include "device/flash.h"
+#include "machine/firmware.h"
 #include "machine/private.h"
 #include "machine/virtual.h"
 #include "machine/watchdog.h"
@@ -196,6 +198,17 @@ static int add_memory(struct machine *m, struct error *err)
 	return status < 0 ? status : add_pmems(m, err);
 }
 
+/* OVMF maps all that the processor can address, in pages of 2 MiB: with a host's 46 bits that takes seconds and 256 MiB of
+ * tables. So it gets what desktop processors have, and room for memory and as much again for PCI in any case. */
+static void limit_addresses(struct machine *m)
+{
+	unsigned bits = FIRMWARE_PHYS_BITS;
+
+	while (BIT(bits - 1) < end_of_memory(m))
+		bits++;
+	x86_cpuid_limit_phys_bits(&m->cpuid, bits);
+}
+
 static int check_pmem(struct machine *m, struct error *err)
 {
 	if (m->config.pmem_count && end_of_memory(m) > BIT(m->cpuid.phys_bits))
@@ -277,10 +290,14 @@ static int build(struct machine *m, struct error *err)
 		status = add_clock(m, err);
 	if (status == 0 && bus_create(&m->bus) < 0)
 		status = error_set(err, ENOMEM, "no memory for the bus");
+	if (status == 0 && m->config.boot.firmware.path)
+		status = machine_load_firmware(m, err);
 	if (status < 0)
 		return status;
 	status = x86_cpuid_choose(&m->cpuid, &m->config.cpu, m->config.cpus,
 		machine_clock_tsc_hz(m->clock), err);
+	if (status == 0 && m->config.boot.firmware.path)
+		limit_addresses(m);
 	if (status == 0)
 		status = check_pmem(m, err);
 	if (status < 0)
@@ -300,9 +317,7 @@ static int build(struct machine *m, struct error *err)
 	if (status < 0)
 		return status;
 	x86_state_reset(&boot_state);
-	if (m->config.boot.firmware.path) {
-		status = firmware_load(m->memory, &m->config.boot.firmware, err);
-	} else {
+	if (!m->config.boot.firmware.path) {
 		status = board_tables(m->board, &m->config.boot, err);
 		if (status == 0)
 			status = boot_load(m->memory, &m->config.boot, &boot_state, err);
@@ -384,6 +399,7 @@ void machine_free(struct machine *m)
 	free(m->vcpu);
 	if (m->vm)
 		m->config.engine->vm_free(m->vm);
+	flash_free(m->flash);
 	bus_free(m->bus);
 	machine_clock_free(m->clock);
 	memory_free(m->memory);

@@ -22,6 +22,7 @@
 
 struct balloon_statistics;
 struct display;
+struct flash_store;
 struct loop;
 struct fs;
 struct machine;
@@ -91,6 +92,7 @@ struct machine_config {
 	uint64_t memory_bytes; /* a multiple of the page size */
 	struct x86_cpu_choice cpu;
 	struct boot_config boot; /* a kernel, or firmware */
+	struct flash_store *flash; /* what firmware keeps, below its image; outlives the machine. NULL: none */
 	int firmware_log;	 /* > 0: the descriptor to which firmware's debug output goes */
 	struct machine_virtual_time virtual_time;
 	struct engine_tuning tuning; /* for tests; random_seed is 1 if virtual time is on and it is 0 */

@@ -50,6 +50,7 @@ struct machine {
 	struct guest_memory *memory;
 	struct machine_clock *clock;
 	struct bus *bus;
+	struct flash *flash; /* NULL: none */
 	struct board *board;
 	struct devices *devices; /* NULL: none */
 	struct watchdog *watchdog; /* NULL: none */

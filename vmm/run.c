@@ -5,6 +5,7 @@
  * runs the loop of devices and back ends; console.h has its own.
  */
 #include "vmm/run.h"
+#include "backend/flash_file.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/loop.h"
@@ -33,6 +34,7 @@ struct vmm {
 	struct vmm_disks *disks;
 	struct vmm_screen screen;
 	struct vmm_links *links;
+	struct flash_file *variables; /* the firmware's; NULL: none */
 	struct vmm_hold *hold;
 	struct vmm_control *control;
 	struct vmm_current current;
@@ -213,6 +215,8 @@ static int open_back_ends(struct vmm *vmm, struct error *err)
 			&vmm->links, err);
 	if (status == 0)
 		status = vmm_screen_open(&vmm->screen, config, vmm->io, err);
+	if (status == 0 && (config->variables || config->variables_template))
+		status = flash_file_open(config->variables, config->variables_template, &vmm->variables, err);
 	if (status == 0)
 		status = open_control(vmm, err);
 	return status;
@@ -225,6 +229,7 @@ static void give_back_ends(struct vmm *vmm, struct machine_config *config)
 	config->disks = vmm_disks_list(vmm->disks);
 	config->disk_count = vmm->config->disk_count;
 	vmm_links_configure(vmm->links, config);
+	config->flash = flash_file_store(vmm->variables);
 	config->shares = vmm->shares;
 	config->share_count = vmm->config->shares ? vmm->config->shares->count : 0;
 }
@@ -233,6 +238,7 @@ static void close_back_ends(struct vmm *vmm)
 {
 	vmm_current_end(&vmm->current);
 	vmm_control_end(vmm->control);
+	flash_file_close(vmm->variables);
 	vmm_links_close(vmm->links);
 	vmm_disks_close(vmm->disks);
 	vmm_screen_close(&vmm->screen);

@@ -38,6 +38,8 @@ struct vmm_config {
 	const char *control;	/* the control socket (vmm/control.h), or NULL */
 	struct vmm_disk_boot disk_boot; /* from inside the first disk */
 	struct vmm_links_spec links;
+	/* The firmware's variables (backend/flash_file.h): both NULL is none. */
+	const char *variables, *variables_template;
 	bool exit_on_reboot;
 	bool stats; /* print each vCPU's counters at the end */
 };

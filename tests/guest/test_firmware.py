@@ -15,7 +15,8 @@ from lodge import PATIENCE, PROGRAM, lodge
 from test_debian import ENV, debian  # noqa: F401
 
 BIOS = pathlib.Path("/usr/share/seabios/bios-256k.bin")
-UEFI = pathlib.Path("/usr/share/ovmf/OVMF.fd")
+UEFI = pathlib.Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+GUID = "12345678-1234-1234-1234-123456789abc"
 
 
 def need(path, package):
@@ -58,7 +59,7 @@ def test_what_is_no_firmware_is_refused(tmp_path):
     path.write_bytes(b"x" * 1000)
     done = lodge("run", "--firmware", path)
     assert done.returncode == 1
-    assert "no multiple of 64 KiB" in done.stderr
+    assert "no multiple of 4 KiB" in done.stderr
     done = lodge("run", "--firmware", "bios", "--kernel", path)
     assert done.returncode == 2
     assert "leave out --kernel" in done.stderr
@@ -264,5 +265,12 @@ def test_firmware_boots_debian(console, debian, firmware, tmp_path):  # noqa: F8
     machine.expect(r"root@debian:~# ", 300)
     machine.send("[ -d /sys/firmware/efi ] && echo firm''ware=uefi || echo firm''ware=bios\n")
     machine.expect("firmware=" + firmware)
+    if firmware == "uefi":
+        # What an operating system keeps there outlives a reboot.
+        machine.send("printf '\\7\\0\\0\\0lasting' > /sys/firmware/efi/efivars/Lodge-%s && reboot\n" % GUID)
+        machine.expect("automatic login", 300)
+        machine.expect(r"root@debian:~# ", 60)
+        machine.send("echo fo''und=$(tail -c7 /sys/firmware/efi/efivars/Lodge-%s)\n" % GUID)
+        machine.expect("found=lasting")
     machine.send("poweroff\n")
     assert machine.wait(120) == 0

@@ -44,9 +44,10 @@ static int image_file(unsigned bytes)
 	assert_true(fd > 0);
 	for (unsigned i = 0; i < bytes; i += 4096) {
 		uint8_t page[4096];
+		const unsigned part = MIN(bytes - i, 4096u);
 
 		memset(page, (int)(i / 4096 + 1), sizeof(page));
-		assert_int_equal(write(fd, page, sizeof(page)), sizeof(page));
+		assert_int_equal(write(fd, page, part), part);
 	}
 	return fd;
 }
@@ -55,9 +56,12 @@ static int load(struct guest_memory *memory, unsigned bytes, struct error *err)
 {
 	int fd = image_file(bytes);
 	const struct boot_file file = {.path = "test", .fd = fd};
-	int status = firmware_load(memory, &file, err);
+	gpa_t base = 0;
+	int status = firmware_load(memory, &file, &base, err);
 
 	close(fd);
+	if (status == 0)
+		assert_int_equal(base, BOOT_HOLE_END_GPA - bytes);
 	return status;
 }
 
@@ -85,8 +89,8 @@ static void test_refused(void **state)
 	struct guest_memory *memory = new_memory();
 	struct error err = {0};
 
-	assert_int_equal(load(memory, KIB(100), &err), -EINVAL);
-	assert_non_null(strstr(err.text, "no multiple of 64 KiB"));
+	assert_int_equal(load(memory, KIB(100) + 1, &err), -EINVAL);
+	assert_non_null(strstr(err.text, "no multiple of 4 KiB"));
 	assert_int_equal(load(memory, MIB(17), &err), -EFBIG);
 	assert_int_equal(load(memory, 0, &err), -EINVAL);
 	memory_free(memory);
