@@ -461,6 +461,14 @@ static void test_identity(void **state)
 	assert_true((r[EAX] & 0x0100000b) == 0x0100000b);
 	query(&m, 0x80000008, 0, r);
 	assert_true((r[EAX] & 0xff) == m.phys_bits && (r[EAX] >> 8 & 0xff) == 48);
+	/* It has less than it might, but never more. */
+	const unsigned bits = m.phys_bits;
+	x86_cpuid_limit_phys_bits(&m, 52);
+	assert_int_equal(m.phys_bits, bits);
+	x86_cpuid_limit_phys_bits(&m, 33);
+	assert_int_equal(m.phys_bits, 33);
+	query(&m, 0x80000008, 0, r);
+	assert_int_equal(r[EAX] & 0xffff, 48 << 8 | 33);
 	/* Unknown and out of range. */
 	const uint32_t nothing[] = {
 		3, 0xa, 0x17, 0x20, 0x40000002, 0x80000020, 0x80000022, 0xc0000000, 0xffffffff};
