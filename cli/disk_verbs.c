@@ -229,9 +229,17 @@ int disk_verb_info(struct disk_args *args)
 	return disk_close_arg(disk, status);
 }
 
+struct check_report {
+	FILE *to;
+	struct disk_progress progress;
+};
+
 static void print_problem(void *opaque, const char *text)
 {
-	fprintf(opaque, "%s\n", text);
+	struct check_report *report = opaque;
+
+	disk_progress_done(&report->progress); /* its line makes room */
+	fprintf(report->to, "%s\n", text);
 }
 
 static void print_check(const struct disk_args *args, const struct image_check *check)
@@ -258,16 +266,18 @@ static void print_check(const struct disk_args *args, const struct image_check *
 
 int disk_verb_check(struct disk_args *args)
 {
-	struct image_check check = {.repair = args->repair,
-		.report = print_problem,
-		.opaque = args->json ? stderr : stdout};
+	struct check_report report = {.to = args->json ? stderr : stdout};
+	struct image_check check = {.repair = args->repair, .report = print_problem, .opaque = &report};
 	struct error err = {0};
 	struct disk *disk;
 	int status = open_alone(args, args->repair, &disk);
 
 	if (status)
 		return status;
-	if (image_check(disk, &check, &err) < 0) {
+	disk_progress_init(&report.progress, args, "checking", &check.progress);
+	const int r = image_check(disk, &check, &err);
+	disk_progress_done(&report.progress);
+	if (r < 0) {
 		status = cli_complain(&err);
 	} else {
 		print_check(args, &check);

@@ -34,8 +34,15 @@ struct image_info {
 };
 MUST_CHECK int image_info(struct disk *disk, struct image_info *ret_info);
 
+struct image_progress {
+	/* May be NULL. Called now and then; true: stop (-EINTR). */
+	bool (*report)(void *opaque, uint64_t done_bytes, uint64_t all_bytes);
+	void *opaque;
+};
+
 struct image_check {
 	bool repair; /* mend what can be mended */
+	struct image_progress progress; /* in tables' entries. One that is stopped while it repairs is marked dirty */
 	/* Told of each problem, the first IMAGE_CHECK_REPORTS of them; may be NULL. */
 	void (*report)(void *opaque, const char *text);
 	void *opaque;
@@ -77,11 +84,6 @@ MUST_CHECK int image_set_backing(
 /* Everything in this image is forgotten: it reads as its backing file. */
 MUST_CHECK int image_empty(struct disk *disk, struct error *err);
 
-struct image_progress {
-	/* May be NULL. Called now and then; true: stop (-EINTR). */
-	bool (*report)(void *opaque, uint64_t done_bytes, uint64_t all_bytes);
-	void *opaque;
-};
 struct image_copy {
 	bool compress;	  /* the target is qcow2 */
 	bool target_zero; /* a new image, which reads as zeros: zeros need not be written */

@@ -1,7 +1,8 @@
 /*
  * Checking a qcow2 image: every reference to a cluster is counted, and the counts compared with those of the image.
  *
- * Nothing here trusts the image: tables are read one at a time, and memory is bounded (CHUNKS_MAX). Repair makes the
+ * Nothing here trusts the image: tables are read one at a time, and memory is bounded (CHUNKS_MAX). So is time: however many
+ * snapshots lead to an L2 table, it is read once, and what it leads to is counted that often. Repair makes the
  * counts what was counted: in their blocks if those are sound, else in a new set of blocks behind everything else.
  */
 #include "backend/disk/image.h"
@@ -14,6 +15,8 @@
 
 #define CHUNK_BITS 10u
 #define CHUNKS_MAX (QCOW2_CHECK_MAX >> CHUNK_BITS) /* of 4 KiB each */
+#define BUCKETS	   BIT(16)
+#define TURN	   4096 /* L1 entries before whoever waits is asked whether to go on */
 
 /* The counts of 1024 clusters. */
 struct chunk {
@@ -22,11 +25,19 @@ struct chunk {
 	uint32_t count[BIT(CHUNK_BITS)];
 };
 
+/* A count for each cluster. */
+struct counts {
+	struct chunk **bucket;
+	struct chunk *last; /* that was looked at */
+};
+
 struct checker {
 	struct qcow2 *q;
 	struct image_check *check;
-	struct chunk **bucket;
-	uint32_t buckets, chunks;
+	struct counts all;    /* users of a cluster */
+	struct counts tables; /* L1 entries that lead to it, until it was read */
+	uint32_t chunks;      /* of both */
+	uint64_t done, todo;  /* L1 entries, of which each is looked at twice */
 	uint64_t end; /* the first cluster behind all that is referred to */
 	uint64_t file_bytes;
 	bool rebuild; /* the blocks of counts are not sound */
@@ -34,7 +45,6 @@ struct checker {
 		unmendable; /* errors that a rebuilt set of counts leaves: too many users for a count, say */
 	bool flags;	    /* some flag is wrong */
 	uint8_t *buf;	    /* a cluster */
-	struct chunk *last; /* that was looked at */
 };
 
 static void report(struct checker *c, const char *fmt, ...) PRINTF_LIKE(2, 3);
@@ -51,49 +61,89 @@ static void report(struct checker *c, const char *fmt, ...)
 	c->check->report(c->check->opaque, text);
 }
 
-static struct chunk **chunk_slot(struct checker *c, uint64_t index)
+/* -EINTR: nobody waits any more. */
+static int go_on(struct checker *c)
 {
-	struct chunk **slot = &c->bucket[index * 0x9e3779b97f4a7c15ull >> 40 & (c->buckets - 1)];
+	const struct image_progress *progress = &c->check->progress;
+
+	return progress->report && progress->report(progress->opaque, c->done, c->todo) ? -EINTR : 0;
+}
+
+static struct chunk **chunk_slot(const struct counts *counts, uint64_t index)
+{
+	struct chunk **slot = &counts->bucket[index * 0x9e3779b97f4a7c15ull >> 40 & (BUCKETS - 1)];
 
 	while (*slot && (*slot)->index != index)
 		slot = &(*slot)->next;
 	return slot;
 }
 
-static uint32_t counted(struct checker *c, uint64_t cluster)
+/* NULL: nothing of it was counted. */
+static struct chunk *chunk_find(struct counts *counts, uint64_t index)
 {
-	uint64_t index = cluster >> CHUNK_BITS;
-
-	if (!c->last || c->last->index != index)
-		c->last = *chunk_slot(c, index);
-	return c->last ? c->last->count[cluster & (BIT(CHUNK_BITS) - 1)] : 0;
+	if (!counts->last || counts->last->index != index)
+		counts->last = *chunk_slot(counts, index);
+	return counts->last;
 }
 
-static int count_clusters(struct checker *c, uint64_t cluster, uint64_t count)
+/* NULL: as chunk_find(). */
+static uint32_t *count_of(struct counts *counts, uint64_t cluster)
 {
-	for (; count; cluster++, count--) {
-		struct chunk **slot = chunk_slot(c, cluster >> CHUNK_BITS);
-		uint32_t *n;
+	struct chunk *chunk = chunk_find(counts, cluster >> CHUNK_BITS);
 
-		if (!*slot) {
-			if (c->chunks >= CHUNKS_MAX)
-				return -ENOMEM;
-			*slot = calloc(1, sizeof(**slot));
-			if (!*slot)
-				return -ENOMEM;
-			(*slot)->index = cluster >> CHUNK_BITS;
-			c->chunks++;
-		}
-		n = &(*slot)->count[cluster & (BIT(CHUNK_BITS) - 1)];
-		*n += *n < UINT32_MAX;
+	return chunk ? &chunk->count[cluster & (BIT(CHUNK_BITS) - 1)] : NULL;
+}
+
+static uint32_t counted(struct checker *c, uint64_t cluster)
+{
+	const uint32_t *n = count_of(&c->all, cluster);
+
+	return n ? *n : 0;
+}
+
+static int chunk_make(struct checker *c, struct counts *counts, uint64_t index)
+{
+	struct chunk **slot = chunk_slot(counts, index);
+
+	if (c->chunks >= CHUNKS_MAX)
+		return -ENOMEM;
+	*slot = calloc(1, sizeof(**slot));
+	if (!*slot)
+		return -ENOMEM;
+	(*slot)->index = index;
+	c->chunks++;
+	return 0;
+}
+
+static int count_one(struct checker *c, struct counts *counts, uint64_t cluster, uint32_t times)
+{
+	uint32_t *n = count_of(counts, cluster);
+
+	if (!n) {
+		int r = chunk_make(c, counts, cluster >> CHUNK_BITS);
+
+		if (r < 0)
+			return r;
+		n = count_of(counts, cluster);
+	}
+	*n = times > UINT32_MAX - *n ? UINT32_MAX : *n + times;
+	return 0;
+}
+
+static int count_clusters(struct checker *c, uint64_t cluster, uint64_t count, uint32_t times)
+{
+	int r = 0;
+
+	for (; count && r == 0; cluster++, count--) {
+		r = count_one(c, &c->all, cluster, times);
 		c->end = MAX(c->end, cluster + 1);
 	}
-	return 0;
+	return r;
 }
 
 static int count_bytes(struct checker *c, uint64_t offset, uint64_t bytes)
 {
-	return count_clusters(c, offset >> c->q->header.cluster_bits, qcow2_clusters(c->q, bytes));
+	return count_clusters(c, offset >> c->q->header.cluster_bits, qcow2_clusters(c->q, bytes), 1);
 }
 
 /* Can a table or cluster be there? */
@@ -109,7 +159,7 @@ static bool table_ok(const struct checker *c, uint64_t offset)
 }
 
 /* An L2 entry that leads nowhere is an error; repaired, the cluster is unallocated. 1: it was changed. */
-static int count_entry(struct checker *c, uint64_t *entry, bool active, uint64_t offset)
+static int count_entry(struct checker *c, uint64_t *entry, uint32_t times, bool active, uint64_t offset)
 {
 	struct qcow2 *q = c->q;
 	bool packed = *entry & QCOW2_COMPRESSED;
@@ -127,13 +177,13 @@ static int count_entry(struct checker *c, uint64_t *entry, bool active, uint64_t
 		return 1;
 	}
 	if (active && clusters) {
-		c->check->allocated++;
-		c->check->compressed += packed;
+		c->check->allocated += times;
+		c->check->compressed += packed ? times : 0;
 	}
-	return count_clusters(c, first, clusters);
+	return count_clusters(c, first, clusters, times);
 }
 
-static int count_l2(struct checker *c, uint64_t offset, uint64_t guest, bool active)
+static int count_l2(struct checker *c, uint64_t offset, uint32_t times, uint64_t guest, bool active)
 {
 	struct qcow2 *q = c->q;
 	bool changed = false;
@@ -145,7 +195,7 @@ static int count_l2(struct checker *c, uint64_t offset, uint64_t guest, bool act
 
 		if (!entry)
 			continue;
-		r = count_entry(c, &entry, active, guest + (i << q->header.cluster_bits));
+		r = count_entry(c, &entry, times, active, guest + (i << q->header.cluster_bits));
 		if (r == 1) {
 			store_be64(at, entry);
 			changed = true;
@@ -156,9 +206,8 @@ static int count_l2(struct checker *c, uint64_t offset, uint64_t guest, bool act
 	return MIN(r, 0);
 }
 
-/* l1: big-endian. Entries that are repaired are changed there; *ret_changed then. */
-static int count_tree(
-	struct checker *c, uint64_t *l1, uint32_t entries, bool active, bool *ret_changed)
+/* The L2 tables themselves. l1: big-endian. Entries that are repaired are changed there; *ret_changed then. */
+static int count_tables(struct checker *c, uint64_t *l1, uint32_t entries, bool *ret_changed)
 {
 	struct qcow2 *q = c->q;
 	int r = 0;
@@ -166,6 +215,8 @@ static int count_tree(
 	for (uint32_t i = 0; r == 0 && i < entries; i++) {
 		uint64_t entry = be64toh(l1[i]), offset = entry & QCOW2_OFFSET;
 
+		if (++c->done % TURN == 0 && (r = go_on(c)) < 0)
+			break;
 		if (!offset)
 			continue;
 		if (!table_ok(c, offset)) {
@@ -180,7 +231,7 @@ static int count_tree(
 			continue;
 		}
 		r = count_bytes(c, offset, q->cluster_bytes);
-		/* Each tree can lead to it once: more is nonsense, which could take forever to read. */
+		/* Each tree can lead to it once: more is nonsense. */
 		if (counted(c, offset >> q->header.cluster_bits) > q->header.snapshots + 1) {
 			c->check->errors++;
 			c->unmendable++;
@@ -188,12 +239,35 @@ static int count_tree(
 			continue;
 		}
 		if (r == 0)
-			r = count_l2(c, offset, (uint64_t)i << qcow2_l1_shift(q), active);
+			r = count_one(c, &c->tables, offset >> q->header.cluster_bits, 1);
 	}
 	return r;
 }
 
-static int count_l1(struct checker *c, uint64_t offset, uint32_t entries, bool active)
+/* What they lead to: at the first entry that leads to a table, for all. */
+static int count_data(struct checker *c, const uint64_t *l1, uint32_t entries, bool active)
+{
+	struct qcow2 *q = c->q;
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < entries; i++) {
+		uint64_t offset = be64toh(l1[i]) & QCOW2_OFFSET;
+		uint32_t *n = count_of(&c->tables, offset >> q->header.cluster_bits), times = n ? *n : 0;
+
+		if (++c->done % TURN == 0)
+			r = go_on(c);
+		if (!times || r < 0)
+			continue;
+		*n = 0;
+		r = go_on(c);
+		if (r == 0)
+			r = count_l2(c, offset, times, (uint64_t)i << qcow2_l1_shift(q), active);
+	}
+	return r;
+}
+
+/* Of one tree its L2 tables are counted, or what is in those that were not read yet. */
+static int count_l1(struct checker *c, uint64_t offset, uint32_t entries, bool active, bool data)
 {
 	AUTO_FREE uint64_t *l1 = calloc(MAX(entries, 1u), 8);
 	bool changed = false;
@@ -204,26 +278,36 @@ static int count_l1(struct checker *c, uint64_t offset, uint32_t entries, bool a
 	if (!entries)
 		return 0;
 	r = disk_file_read(c->q->file, l1, entries * 8ull, offset);
+	if (r == 0 && data)
+		return count_data(c, l1, entries, active);
 	if (r == 0)
 		r = count_bytes(c, offset, entries * 8ull);
 	if (r == 0)
-		r = count_tree(c, l1, entries, active, &changed);
+		r = count_tables(c, l1, entries, &changed);
 	if (r == 0 && changed)
 		r = disk_file_write(c->q->file, l1, entries * 8ull, offset);
 	return r;
 }
 
-static int count_snapshots(struct checker *c, struct error *err)
+static int count_active(struct checker *c)
 {
-	struct qcow2 *q = c->q;
-	struct qcow2_snapshots list = {0};
-	int r = qcow2_snapshots_load(q, &list, err);
+	const struct qcow2_header *h = &c->q->header;
+	int r = count_l1(c, h->l1_offset, h->l1_entries, true, false);
 
-	if (r == 0 && list.count)
-		r = count_bytes(c, q->header.snapshots_offset, list.bytes);
-	for (unsigned i = 0; r == 0 && i < list.count; i++)
-		r = count_l1(c, list.record[i].l1_offset, list.record[i].l1_entries, false);
-	qcow2_snapshots_done(&list);
+	return r == 0 ? count_l1(c, h->l1_offset, h->l1_entries, true, true) : r;
+}
+
+static int count_snapshots(struct checker *c, const struct qcow2_snapshots *list)
+{
+	int r = 0;
+
+	if (list->count)
+		r = count_bytes(c, c->q->header.snapshots_offset, list->bytes);
+	for (unsigned i = 0; r == 0 && i < list->count * 2; i++) {
+		const struct qcow2_record *rec = &list->record[i % list->count];
+
+		r = count_l1(c, rec->l1_offset, rec->l1_entries, false, i >= list->count);
+	}
 	return r;
 }
 
@@ -255,16 +339,41 @@ static int count_blocks(struct checker *c)
 	return r;
 }
 
+static int count_trees(struct checker *c, const struct qcow2_snapshots *list)
+{
+	int r;
+
+	c->todo = 2ull * c->q->header.l1_entries;
+	for (unsigned i = 0; i < list->count; i++)
+		c->todo += 2ull * list->record[i].l1_entries;
+	r = count_active(c);
+	return r == 0 ? count_snapshots(c, list) : r;
+}
+
 static int count_all(struct checker *c, struct error *err)
 {
-	const struct qcow2_header *h = &c->q->header;
-	int r = count_clusters(c, 0, 1);
+	struct qcow2_snapshots list = {0};
+	int r = count_clusters(c, 0, 1, 1);
 
 	if (r == 0)
-		r = count_l1(c, h->l1_offset, h->l1_entries, true);
+		r = qcow2_snapshots_load(c->q, &list, err);
 	if (r == 0)
-		r = count_snapshots(c, err);
+		r = count_trees(c, &list);
+	qcow2_snapshots_done(&list);
 	return r == 0 ? count_blocks(c) : r;
+}
+
+/* Does a whole chunk begin here of which nothing was counted, and nothing is counted in the block? */
+static bool nothing_there(struct checker *c, uint64_t cluster, uint64_t at, const uint8_t *block)
+{
+	const unsigned order = c->q->header.refcount_order;
+	const uint64_t bytes = (BIT(CHUNK_BITS) << order) / 8;
+
+	if (cluster & (BIT(CHUNK_BITS) - 1) || at + BIT(CHUNK_BITS) > BIT(c->q->refblock_bits) ||
+		chunk_find(&c->all, cluster >> CHUNK_BITS))
+		return false;
+	block += (at << order) / 8;
+	return !*block && memcmp(block, block + 1, bytes - 1) == 0;
 }
 
 /* Compare one block with what was counted; repaired: make it so. Was it changed? */
@@ -275,6 +384,10 @@ static bool compare_block(struct checker *c, uint64_t index, uint8_t *block)
 	bool changed = false;
 
 	for (uint64_t i = 0; i < BIT(q->refblock_bits); i++) {
+		if (nothing_there(c, first + i, i, block)) {
+			i += BIT(CHUNK_BITS) - 1;
+			continue;
+		}
 		uint64_t is = qcow2_refcount_load(block, q->header.refcount_order, i);
 		uint64_t want = counted(c, first + i);
 		bool leak = is > want;
@@ -299,8 +412,8 @@ static void find_uncounted(struct checker *c)
 {
 	struct qcow2 *q = c->q;
 
-	for (uint32_t b = 0; b < c->buckets; b++) {
-		for (struct chunk *chunk = c->bucket[b]; chunk; chunk = chunk->next) {
+	for (uint32_t b = 0; b < BUCKETS; b++) {
+		for (struct chunk *chunk = c->all.bucket[b]; chunk; chunk = chunk->next) {
 			for (uint64_t i = 0; i < BIT(CHUNK_BITS); i++) {
 				uint64_t cluster = (chunk->index << CHUNK_BITS) + i;
 				uint64_t index = cluster >> q->refblock_bits;
@@ -327,9 +440,12 @@ static int compare_counts(struct checker *c)
 		uint64_t offset = q->reftable[i];
 		bool changed = false;
 
-		if (!table_ok(c, offset))
+		/* One that is used for something else, too, says nothing: all are made anew. */
+		if (!table_ok(c, offset) || counted(c, offset >> q->header.cluster_bits) > 1)
 			continue;
-		r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
+		r = go_on(c);
+		if (r == 0)
+			r = disk_file_read(q->file, c->buf, q->cluster_bytes, offset);
 		if (r == 0)
 			changed = compare_block(c, i, c->buf);
 		if (r == 0 && changed && !c->rebuild)
@@ -380,6 +496,18 @@ static int check_l2_flags(struct checker *c, uint64_t offset)
 	return r == 0 && changed ? disk_file_write(q->file, c->buf, q->cluster_bytes, offset) : r;
 }
 
+/* However many entries lead to it: what was read is marked in `tables`, where nothing is left. */
+static int check_l2_once(struct checker *c, uint64_t offset)
+{
+	const uint64_t cluster = offset >> c->q->header.cluster_bits;
+	const uint32_t *n = count_of(&c->tables, cluster);
+	int r = n && *n ? 1 : count_one(c, &c->tables, cluster, 1);
+
+	if (r == 0)
+		r = go_on(c);
+	return r == 0 ? check_l2_flags(c, offset) : MIN(r, 0);
+}
+
 static int check_flags(struct checker *c)
 {
 	const struct qcow2_header *h = &c->q->header;
@@ -398,7 +526,7 @@ static int check_flags(struct checker *c)
 		check_flag(c, &entry, (entry & QCOW2_OFFSET) >> h->cluster_bits, "an L2 table",
 			&changed);
 		l1[i] = htobe64(entry);
-		r = check_l2_flags(c, entry & QCOW2_OFFSET);
+		r = check_l2_once(c, entry & QCOW2_OFFSET);
 	}
 	return r == 0 && changed
 		       ? disk_file_write(c->q->file, l1, h->l1_entries * 8ull, h->l1_offset)
@@ -411,8 +539,7 @@ static void uncount(struct checker *c, uint64_t offset, uint64_t bytes)
 	uint64_t first = offset >> c->q->header.cluster_bits;
 
 	for (uint64_t i = 0; i < qcow2_clusters(c->q, bytes); i++) {
-		struct chunk *chunk = *chunk_slot(c, (first + i) >> CHUNK_BITS);
-		uint32_t *n = chunk ? &chunk->count[(first + i) & (BIT(CHUNK_BITS) - 1)] : NULL;
+		uint32_t *n = count_of(&c->all, first + i);
 
 		if (n && *n)
 			--*n;
@@ -425,7 +552,7 @@ static int write_new_blocks(struct checker *c, uint64_t start, uint64_t blocks)
 	uint64_t max = qcow2_refcount_max(q);
 	int r = 0;
 
-	for (uint64_t i = 0; r == 0 && i < blocks; i++) {
+	for (uint64_t i = 0; r == 0 && (r = go_on(c)) == 0 && i < blocks; i++) {
 		memset(c->buf, 0, q->cluster_bytes);
 		for (uint64_t n = 0; n < BIT(q->refblock_bits); n++) {
 			uint64_t want = counted(c, (i << q->refblock_bits) + n);
@@ -466,7 +593,7 @@ static int rebuild_counts(struct checker *c)
 		if (q->reftable[i] && table_ok(c, q->reftable[i]))
 			uncount(c, q->reftable[i], q->cluster_bytes);
 	}
-	r = count_clusters(c, start, blocks + clusters);
+	r = count_clusters(c, start, blocks + clusters, 1);
 	if (r == 0)
 		r = write_new_blocks(c, start, blocks);
 	if (r == 0)
@@ -513,29 +640,36 @@ static int check_all(struct checker *c, struct error *err)
 	return r == 0 ? qcow2_tables_load(q, err) : r;
 }
 
-static void checker_done(struct checker *c)
+static void counts_done(struct counts *counts)
 {
-	for (uint32_t i = 0; c->bucket && i < c->buckets; i++) {
+	for (uint32_t i = 0; counts->bucket && i < BUCKETS; i++) {
 		struct chunk *next;
 
-		for (struct chunk *chunk = c->bucket[i]; chunk; chunk = next) {
+		for (struct chunk *chunk = counts->bucket[i]; chunk; chunk = next) {
 			next = chunk->next;
 			free(chunk);
 		}
 	}
-	free(c->bucket);
+	free(counts->bucket);
+}
+
+static void checker_done(struct checker *c)
+{
+	counts_done(&c->all);
+	counts_done(&c->tables);
 	free(c->buf);
 }
 
 static int check_qcow2(struct qcow2 *q, struct image_check *check, struct error *err)
 {
-	struct checker c = {.q = q, .check = check, .buckets = 1 << 16};
+	struct checker c = {.q = q, .check = check};
 	int r = 0;
 
-	c.bucket = calloc(c.buckets, sizeof(struct chunk *));
+	c.all.bucket = calloc(BUCKETS, sizeof(struct chunk *));
+	c.tables.bucket = calloc(BUCKETS, sizeof(struct chunk *));
 	c.buf = malloc(q->cluster_bytes);
 	check->clusters = qcow2_clusters(q, q->disk->size_bytes);
-	if (!c.bucket || !c.buf)
+	if (!c.all.bucket || !c.tables.bucket || !c.buf)
 		r = -ENOMEM;
 	if (r == 0)
 		r = check_all(&c, err);
@@ -570,6 +704,8 @@ int image_check(struct disk *disk, struct image_check *check, struct error *err)
 		r = check_qcow2(q, check, &why);
 	if (r == 0)
 		return 0;
+	if (r == -EINTR)
+		return error_set(err, EINTR, "interrupted");
 	return why.code ? error_set(err, -r, "can't check %s: %s", disk->file->name, why.text)
 			: error_set_errno(err, -r, "can't check %s", disk->file->name);
 }

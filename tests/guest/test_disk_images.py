@@ -4,8 +4,10 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import struct
 import subprocess
 import time
 
@@ -301,6 +303,51 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, there, number, ignored)
         pytest.skip("NOT CHECKED: an interrupted conversion (it was too quick)")
     assert ours.returncode == 1 and said == "lodge: interrupted\n"
     assert not target.exists()
+
+
+def hostile(path, snapshots, entries, tables, full):
+    """So many snapshots with one L1 table, which leads to the L2 tables in turn; those are full of one cluster, or empty."""
+    cluster = 1 << 16
+    record = struct.pack(">QIHHIIQIIQQ2s6x", 3 * cluster, entries, 1, 1, 0, 0, 0, 0, 16, 0, 1 << 30, b"1n")
+    list_at = 3 + -(-entries * 8 // cluster)
+    first = list_at + -(-len(record) * snapshots // cluster)
+    with open(path, "wb") as file:
+        file.write(struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, 1 << 30, 0, entries, 3 * cluster,
+                               cluster, 1, snapshots, list_at * cluster, 0, 0, 0, 4, 104))
+        file.seek(cluster)
+        file.write(struct.pack(">Q", 2 * cluster))
+        file.seek(3 * cluster)
+        file.write(b"".join(struct.pack(">Q", (first + i % tables) * cluster) for i in range(entries)))
+        file.seek(list_at * cluster)
+        file.write(record * snapshots)
+        if full:
+            file.seek(first * cluster)
+            file.write(struct.pack(">Q", (first + tables) * cluster) * (cluster // 8 * tables))
+        file.truncate((first + tables + 1) * cluster)
+
+
+def test_check_of_many_snapshots(tmp_path):
+    """Whatever leads to a table, it is read once: here that would be 320000 times."""
+    image = tmp_path / "h.qcow2"
+    hostile(image, 20000, 512, 16, True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = lodge("disk", "check", "--json", image, seconds=100)
+    took = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    report = json.loads(done.stdout)
+    assert done.returncode == 3 and report["allocated_clusters"] == 512 * 8192
+    assert took < 5, took
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_interrupted_check(tmp_path, repair):
+    image = tmp_path / "h.qcow2"
+    hostile(image, 65535, 32768, 32768, False)
+    ours = subprocess.Popen([PROGRAM, "disk", "check", *(["--repair"] if repair else []), image], stderr=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, text=True)
+    time.sleep(1)
+    ours.send_signal(signal.SIGINT)
+    assert ours.communicate(timeout=20)[1] == "lodge: interrupted\n" and ours.returncode == 1
+    assert json.loads(disk("info", "--json", image))["dirty"] == repair
 
 
 def test_what_is_there_is_replaced_only_if_asked(raw, tmp_path):
