@@ -43,7 +43,8 @@ static const struct api_argument *find_argument(const struct api_call *call, con
 	return NULL;
 }
 
-static int check_argument(const struct api_call *call, const char *name, const json_t *value, struct error *err)
+static int check_argument(
+	const struct api_call *call, const char *name, const json_t *value, struct error *err)
 {
 	const struct api_argument *argument = find_argument(call, name);
 
@@ -51,8 +52,10 @@ static int check_argument(const struct api_call *call, const char *name, const j
 		return error_set(err, EINVAL, "%s has no argument '%.40s'", call->name, name);
 	if (argument->type == API_TEXT && !json_string_length(value))
 		return error_set(err, EINVAL, "%s: %s is a text", call->name, name);
-	if (argument->type == API_NUMBER && (!json_is_integer(value) || json_integer_value(value) < 0))
-		return error_set(err, EINVAL, "%s: %s is a whole number from 0 on", call->name, name);
+	if (argument->type == API_NUMBER &&
+		(!json_is_integer(value) || json_integer_value(value) < 0))
+		return error_set(
+			err, EINVAL, "%s: %s is a whole number from 0 on", call->name, name);
 	return 0;
 }
 
@@ -74,13 +77,16 @@ static int check(struct api_request *request, struct error *err)
 		return error_set(err, EINVAL, "a request is an object such as {\"do\":\"status\"}");
 	if (find_call(wanted, &request->call) < 0)
 		return error_set(err, EINVAL, "there is no call '%.40s'", wanted);
-	json_object_foreach(request->object, name, value)
+	json_object_foreach(request->object, name, value) {
 		if (status == 0 && strcmp(name, "do"))
 			status = check_argument(&api_calls[request->call], name, value, err);
-	return status < 0 ? status : check_required(&api_calls[request->call], request->object, err);
+	}
+	return status < 0 ? status
+			  : check_required(&api_calls[request->call], request->object, err);
 }
 
-int api_request_parse(const char *text, size_t bytes, struct api_request *ret_request, struct error *err)
+int api_request_parse(
+	const char *text, size_t bytes, struct api_request *ret_request, struct error *err)
 {
 	struct api_request request = {0};
 	json_error_t why;

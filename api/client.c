@@ -72,8 +72,8 @@ static int receive(int fd, struct reply *reply, uint64_t deadline_ns)
 
 		if (status < 0)
 			return status;
-		const ssize_t got =
-			recv(fd, reply->text + reply->count, reply->room - reply->count, MSG_DONTWAIT);
+		const ssize_t got = recv(
+			fd, reply->text + reply->count, reply->room - reply->count, MSG_DONTWAIT);
 		if (got == 0)
 			return -ECONNRESET;
 		if (got < 0 && errno != EAGAIN && errno != EINTR)
@@ -120,7 +120,8 @@ int api_wait_end(int fd, unsigned timeout_ms)
 	return 0;
 }
 
-int api_ask(int fd, const json_t *request, unsigned timeout_ms, json_t **ret_reply, struct error *err)
+int api_ask(
+	int fd, const json_t *request, unsigned timeout_ms, json_t **ret_reply, struct error *err)
 {
 	const uint64_t deadline_ns = clock_monotonic_ns() + timeout_ms * NS_PER_MS;
 	AUTO_FREE char *text = json_dumps(request, JSON_COMPACT);

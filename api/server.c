@@ -25,11 +25,11 @@ struct api_client {
 	struct api_server *server;
 	int fd; /* -1: gone */
 	struct loop_source *source;
-	struct loop_call later; /* go on */
+	struct loop_call later;	    /* go on */
 	struct api_request request; /* while busy */
-	bool busy, working; /* working: in go_on() */
-	bool ended;	    /* sends no more */
-	bool closing;	    /* goes when its answer has gone */
+	bool busy, working;	    /* working: in go_on() */
+	bool ended;		    /* sends no more */
+	bool closing;		    /* goes when its answer has gone */
 	uint64_t heard_ns;
 	char *output;
 	size_t sent, length; /* of output */
@@ -172,7 +172,8 @@ static bool take_line(struct api_client *client)
 
 	if (client->server->deaf || (!end && !(client->ended && client->count)))
 		return false;
-	const size_t bytes = end ? (size_t)(end - line) : client->count, took = bytes + (end != NULL);
+	const size_t bytes = end ? (size_t)(end - line) : client->count,
+		     took = bytes + (end != NULL);
 	client->at += took;
 	client->count -= took;
 	obey(client, line, bytes);
@@ -193,7 +194,8 @@ static void hear(struct api_client *client)
 {
 	memmove(client->input, client->input + client->at, client->count);
 	client->at = 0;
-	const ssize_t got = read(client->fd, client->input + client->count, sizeof(client->input) - client->count);
+	const ssize_t got = read(
+		client->fd, client->input + client->count, sizeof(client->input) - client->count);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	client->heard_ns = clock_monotonic_ns();
@@ -208,8 +210,8 @@ static bool flush(struct api_client *client)
 {
 	if (!client->output || client->fd < 0)
 		return true;
-	const ssize_t put = send(client->fd, client->output + client->sent, client->length - client->sent,
-		MSG_NOSIGNAL | MSG_DONTWAIT);
+	const ssize_t put = send(client->fd, client->output + client->sent,
+		client->length - client->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
 	if (put < 0 && errno != EAGAIN && errno != EINTR) {
 		hang_up(client);
 		return true;
@@ -221,6 +223,13 @@ static bool flush(struct api_client *client)
 	return true;
 }
 
+static uint32_t wanted(const struct api_client *client)
+{
+	if (client->output)
+		return EPOLLOUT;
+	return client->busy || client->ended ? 0 : EPOLLIN;
+}
+
 /* What is to be waited for next, or the end. */
 static void settle(struct api_client *client)
 {
@@ -230,8 +239,7 @@ static void settle(struct api_client *client)
 		client_free(client);
 		return;
 	}
-	if (client->fd >= 0 &&
-		loop_change(client->source, client->output ? EPOLLOUT : client->busy || client->ended ? 0 : EPOLLIN) < 0)
+	if (client->fd >= 0 && loop_change(client->source, wanted(client)) < 0)
 		hang_up(client);
 	if (client->fd < 0 && !client->busy)
 		loop_post(client->server->loop, &client->later);
@@ -242,7 +250,8 @@ static void go_on(struct api_client *client)
 	unsigned turn = 0;
 
 	client->working = true;
-	while (turn < TURN_MAX && flush(client) && client->fd >= 0 && !client->busy && take_line(client))
+	while (turn < TURN_MAX && flush(client) && client->fd >= 0 && !client->busy &&
+		take_line(client))
 		turn++;
 	client->working = false;
 	if (turn == TURN_MAX)
@@ -275,7 +284,8 @@ void api_server_reply(struct api_client *client, json_t *reply)
 
 /* ---- life ---- */
 
-int api_server_create(struct loop *loop, api_handler handler, void *opaque, struct api_server **ret_server)
+int api_server_create(
+	struct loop *loop, api_handler handler, void *opaque, struct api_server **ret_server)
 {
 	struct api_server *server = calloc(1, sizeof(*server));
 

@@ -17,7 +17,8 @@ char *base64_encode(const uint8_t *bytes, size_t count)
 
 	for (size_t i = 0; text && i < count; i += 3) {
 		const size_t left = count - i;
-		const uint32_t word = (uint32_t)bytes[i] << 16 | (left > 1 ? (uint32_t)bytes[i + 1] << 8 : 0) |
+		const uint32_t word = (uint32_t)bytes[i] << 16 |
+				      (left > 1 ? (uint32_t)bytes[i + 1] << 8 : 0) |
 				      (left > 2 ? bytes[i + 2] : 0u);
 
 		*to++ = digits[word >> 18];
@@ -32,7 +33,10 @@ char *base64_encode(const uint8_t *bytes, size_t count)
 
 int base64_decode(const char *text, uint8_t **ret_bytes, size_t *ret_count)
 {
-	const size_t length = strlen(text), padding = !length ? 0 : (text[length - 1] == '=') + (length > 1 && text[length - 2] == '=');
+	const size_t length = strlen(text),
+		     padding = !length ? 0
+				       : (text[length - 1] == '=') +
+						 (length > 1 && text[length - 2] == '=');
 	AUTO_FREE uint8_t *bytes = malloc(length / 4 * 3 + 1);
 	uint8_t *to = bytes;
 	uint32_t word = 0;

@@ -64,7 +64,8 @@ static int list(const struct machine_args *args)
 			fputs(i ? "," : "", stdout);
 			print_json(&all[i], state);
 		} else {
-			printf("%-20s %-20s %-9s %llu MiB\n", all[i].name, all[i].image, state, all[i].used_bytes >> 20);
+			printf("%-20s %-20s %-9s %llu MiB\n", all[i].name, all[i].image, state,
+				all[i].used_bytes >> 20);
 		}
 	}
 	if (args->json)
@@ -97,7 +98,8 @@ static const struct {
 	{"resume", machine_resume_verb, 1, 1, true, "the name of a machine"},
 	{"balloon", machine_balloon, 1, 2, true, "the name of a machine, and a size or nothing"},
 	{"attach", machine_attach, 1, 1, true, "the name of a machine, and --disk or --net"},
-	{"detach", machine_detach, 2, 2, true, "the names of a machine and of what is attached to it"},
+	{"detach", machine_detach, 2, 2, true,
+		"the names of a machine and of what is attached to it"},
 	{"screenshot", machine_screenshot, 2, 2, false, "the names of a machine and of a file"},
 	{"poweroff", machine_poweroff, 1, 1, true, "the name of a machine"},
 	{"reset", machine_reset_verb, 1, 1, true, "the name of a machine"},
@@ -135,7 +137,8 @@ static int set_option(struct machine_args *args, const char *arg, const char *ne
 			continue;
 		*options[i].value = arg[length] ? arg + length + 1 : next;
 		if (!*options[i].value || !**options[i].value)
-			return cli_refuse("%s wants a value (lodge machine --help)", options[i].name);
+			return cli_refuse(
+				"%s wants a value (lodge machine --help)", options[i].name);
 		return arg[length] ? 1 : 2;
 	}
 	return 0;
@@ -161,7 +164,8 @@ int verb_machine(int argc, char **argv)
 		if (strcmp(argv[i], "--json") == 0)
 			args.json = true;
 		else if (argv[i][0] == '-')
-			return cli_misuse("no option '%s' (lodge machine --help lists them)", argv[i]);
+			return cli_misuse(
+				"no option '%s' (lodge machine --help lists them)", argv[i]);
 		else
 			argv[words++] = argv[i];
 	}

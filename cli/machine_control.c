@@ -83,7 +83,8 @@ static void print_state(const json_t *reply)
 	size_t i;
 
 	printf("%s", text_in(reply, "state"));
-	json_array_foreach(why, i, reason) {
+	json_array_foreach(why, i, reason)
+	{
 		printf("%s%s", between, json_string_value(reason));
 		between = ", ";
 	}
@@ -101,7 +102,8 @@ static void print_status(const json_t *reply)
 	printf("%-9s%" PRIu64 " MiB\n", "memory", number_in(reply, "memory_bytes") >> 20);
 	printf("%-9s%.1f s\n", "uptime", (double)number_in(reply, "uptime_ms") / 1000);
 	if (balloon)
-		printf("%-9s%" PRIu64 " MiB of %" PRIu64 "\n", "balloon", number_in(balloon, "actual_bytes") >> 20,
+		printf("%-9s%" PRIu64 " MiB of %" PRIu64 "\n", "balloon",
+			number_in(balloon, "actual_bytes") >> 20,
 			number_in(balloon, "target_bytes") >> 20);
 	const json_t *one;
 	size_t i;
@@ -113,7 +115,8 @@ static void print_status(const json_t *reply)
 
 int machine_status(const struct machine_args *args)
 {
-	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0], json_pack("{s:s}", "do", "status"));
+	CLEANUP(cleanup_json)
+	json_t *reply = ask(args->word[0], json_pack("{s:s}", "do", "status"));
 
 	if (!reply)
 		return EXIT_FAILURE;
@@ -184,7 +187,8 @@ int machine_stop_verb(const struct machine_args *args)
 	if (fd < 0)
 		return cli_complain(&err);
 	AUTO_CLOSE int process = open_process(fd);
-	CLEANUP(cleanup_json) json_t *reply = ask_at(fd, args->word[0], json_pack("{s:s}", "do", "stop"));
+	CLEANUP(cleanup_json)
+	json_t *reply = ask_at(fd, args->word[0], json_pack("{s:s}", "do", "stop"));
 	if (!reply)
 		return EXIT_FAILURE;
 	struct pollfd wait = {.fd = process, .events = POLLIN};
@@ -248,8 +252,9 @@ int machine_attach(const struct machine_args *args)
 		return cli_misuse("machine attach wants one of --disk and --net");
 	if (args->disk && !disk)
 		return cli_refuse("no memory, or no working directory"), EXIT_FAILURE;
-	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0],
-		json_pack("{s:s,s:s*,s:s*,s:s*}", "do", "attach", "disk", disk, "net", args->net, "device", args->device));
+	CLEANUP(cleanup_json)
+	json_t *reply = ask(args->word[0], json_pack("{s:s,s:s*,s:s*,s:s*}", "do", "attach", "disk",
+						   disk, "net", args->net, "device", args->device));
 	if (!reply)
 		return EXIT_FAILURE;
 	if (args->json)
@@ -279,7 +284,8 @@ int machine_screenshot(const struct machine_args *args)
 {
 	AUTO_FREE uint8_t *png = NULL;
 	size_t count;
-	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0], json_pack("{s:s}", "do", "screenshot"));
+	CLEANUP(cleanup_json)
+	json_t *reply = ask(args->word[0], json_pack("{s:s}", "do", "screenshot"));
 
 	if (!reply)
 		return EXIT_FAILURE;
@@ -295,8 +301,8 @@ static void print_balloon(const json_t *reply)
 	const json_t *guest = json_object_get(reply, "guest"), *value;
 	const char *name;
 
-	printf("target_bytes %" PRIu64 "\nactual_bytes %" PRIu64 "\n", number_in(reply, "target_bytes"),
-		number_in(reply, "actual_bytes"));
+	printf("target_bytes %" PRIu64 "\nactual_bytes %" PRIu64 "\n",
+		number_in(reply, "target_bytes"), number_in(reply, "actual_bytes"));
 	if (!json_is_true(json_object_get(reply, "driver")))
 		puts("(the guest has no driver for it)");
 	json_object_foreach((json_t *)guest, name, value)
@@ -313,7 +319,8 @@ int machine_balloon(const struct machine_args *args)
 		return cli_misuse("balloon '%s': give a size such as 256M, or 0", args->word[1]);
 	}
 	if (args->count > 1)
-		json_object_set_new(request, "target_bytes", json_integer((json_int_t)MIN(bytes, (uint64_t)INT64_MAX)));
+		json_object_set_new(request, "target_bytes",
+			json_integer((json_int_t)MIN(bytes, (uint64_t)INT64_MAX)));
 	CLEANUP(cleanup_json) json_t *reply = ask(args->word[0], request);
 	if (!reply)
 		return EXIT_FAILURE;

@@ -41,7 +41,9 @@ static int find_named(const char *name, struct running_socket *ret_socket, struc
 	AUTO_FREE char *machines = NULL, *folder = NULL;
 
 	if (!name_ok(name))
-		return error_set(err, EINVAL, "'%s' is no name of a machine, and no path of a socket, which has a '/'", name);
+		return error_set(err, EINVAL,
+			"'%s' is no name of a machine, and no path of a socket, which has a '/'",
+			name);
 	int status = paths_data(&machines, "machines", false, err);
 	if (status < 0)
 		return status;
@@ -74,6 +76,7 @@ int running_connect(const char *machine, struct error *err)
 	if (status == 0)
 		running_socket_done(&socket);
 	if (fd == -ENOENT || fd == -ECONNREFUSED || fd == -ENOTDIR)
-		return error_set(err, ESRCH, "no machine '%s' runs (`lodge machine list` shows those that do)", machine);
+		return error_set(err, ESRCH,
+			"no machine '%s' runs (`lodge machine list` shows those that do)", machine);
 	return fd < 0 ? error_set_errno(err, -fd, "can't reach the machine '%s'", machine) : fd;
 }

@@ -17,7 +17,8 @@ struct running_socket {
 };
 
 /* Errors: with a line for people. */
-MUST_CHECK int running_socket_in(const char *folder, struct running_socket *ret_socket, struct error *err);
+MUST_CHECK int running_socket_in(
+	const char *folder, struct running_socket *ret_socket, struct error *err);
 void running_socket_done(struct running_socket *socket);
 
 /* Connect to the machine of that name, or at that socket, whose path has a slash in it. A non-blocking descriptor.

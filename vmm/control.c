@@ -24,7 +24,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define TELL_NS	 (1 * NS_PER_SEC) /* that a guest has to tell its statistics */
+#define TELL_NS	  (1 * NS_PER_SEC) /* that a guest has to tell its statistics */
 #define GLANCE_US 5000
 #define DETACH_MS 30000 /* Linux waits for 5 seconds whether the button is pressed again */
 
@@ -60,7 +60,8 @@ struct call {
 /* NULL values are ignored, as all of jansson does; what is not there was no memory's. */
 static void tell_number(json_t *object, const char *name, uint64_t value)
 {
-	json_object_set_new(object, name, json_integer((json_int_t)MIN(value, (uint64_t)INT64_MAX)));
+	json_object_set_new(
+		object, name, json_integer((json_int_t)MIN(value, (uint64_t)INT64_MAX)));
 }
 
 static void tell_text(json_t *object, const char *name, const char *text)
@@ -73,7 +74,8 @@ static json_t *reasons_of(unsigned paused)
 	static const struct {
 		unsigned reason;
 		const char *name;
-	} names[] = {{MACHINE_PAUSE_ASKED, "asked"}, {MACHINE_PAUSE_WATCHDOG, "watchdog"}, {MACHINE_PAUSE_DISK, "disk"}};
+	} names[] = {{MACHINE_PAUSE_ASKED, "asked"}, {MACHINE_PAUSE_WATCHDOG, "watchdog"},
+		{MACHINE_PAUSE_DISK, "disk"}};
 	json_t *reasons = json_array();
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
@@ -85,9 +87,13 @@ static json_t *reasons_of(unsigned paused)
 /* A moment's pause for a device is none. */
 static void tell_state(const struct call *call)
 {
-	const unsigned paused = call->machine ? machine_paused(call->machine) & ~(unsigned)MACHINE_PAUSE_PLUG : 0;
+	const unsigned paused =
+		call->machine ? machine_paused(call->machine) & ~(unsigned)MACHINE_PAUSE_PLUG : 0;
 
-	tell_text(call->reply, "state", !call->machine ? "starting" : paused ? "paused" : "running");
+	tell_text(call->reply, "state",
+		!call->machine ? "starting"
+		: paused       ? "paused"
+			       : "running");
 	if (paused)
 		json_object_set_new(call->reply, "why", reasons_of(paused));
 }
@@ -121,7 +127,8 @@ static void tell_statistics(json_t *object, const struct balloon_statistics *s)
 
 static void tell_attached(void *opaque, const char *name, bool is_net, const char *text)
 {
-	json_array_append_new(opaque, json_pack("{s:s,s:s}", "device", name, is_net ? "net" : "disk", text));
+	json_array_append_new(
+		opaque, json_pack("{s:s,s:s}", "device", name, is_net ? "net" : "disk", text));
 }
 
 /* ---- the calls ---- */
@@ -145,7 +152,8 @@ static int do_status(struct call *call)
 	json_object_set_new(reply, "attached", attached);
 	if (!call->machine)
 		return 0;
-	tell_number(reply, "uptime_ms", (clock_monotonic_ns() - control->config.current->since_ns) / NS_PER_MS);
+	tell_number(reply, "uptime_ms",
+		(clock_monotonic_ns() - control->config.current->since_ns) / NS_PER_MS);
 	if (machine_balloon_statistics(call->machine, &balloon) == 0) {
 		json_t *object = json_object();
 
@@ -180,7 +188,8 @@ static int ask_guest(struct call *call, struct balloon_statistics *ret)
 	if (status < 0 || !ret->live || machine_paused(machine))
 		return status;
 	status = machine_balloon_poll(machine, 0);
-	while (status == 0 && ret->told_ns < begin_ns && clock_monotonic_ns() < begin_ns + TELL_NS &&
+	while (status == 0 && ret->told_ns < begin_ns &&
+		clock_monotonic_ns() < begin_ns + TELL_NS &&
 		!vmm_current_is_over(call->control->config.current)) {
 		usleep(GLANCE_US);
 		status = machine_balloon_statistics(machine, ret);
@@ -217,7 +226,8 @@ static int do_balloon(struct call *call)
 
 	if (api_request_number(call->request, "target_bytes", &target_bytes)) {
 		if (target_bytes >= call->control->config.config->machine.memory_bytes)
-			return error_set(&call->err, EINVAL, "the guest can't give all of its memory away");
+			return error_set(
+				&call->err, EINVAL, "the guest can't give all of its memory away");
 		status = set_balloon(call, target_bytes);
 	}
 	if (status == 0)
@@ -236,7 +246,8 @@ static int do_balloon(struct call *call)
 
 static int do_attach(struct call *call)
 {
-	const char *disk = api_request_text(call->request, "disk"), *net = api_request_text(call->request, "net");
+	const char *disk = api_request_text(call->request, "disk"),
+		   *net = api_request_text(call->request, "net");
 	char name[VMM_PLUG_NAME_BYTES];
 
 	if (!disk == !net)
@@ -251,9 +262,10 @@ static int do_attach(struct call *call)
 static int do_detach(struct call *call)
 {
 	if (machine_paused(call->machine) & ~(unsigned)MACHINE_PAUSE_PLUG)
-		return error_set(&call->err, EAGAIN, "the machine is paused: its guest can't let go of anything");
-	return vmm_plug_detach(call->control->plug, call->machine, api_request_text(call->request, "device"), DETACH_MS,
-		&call->err);
+		return error_set(&call->err, EAGAIN,
+			"the machine is paused: its guest can't let go of anything");
+	return vmm_plug_detach(call->control->plug, call->machine,
+		api_request_text(call->request, "device"), DETACH_MS, &call->err);
 }
 
 static int do_screenshot(struct call *call)
@@ -263,7 +275,8 @@ static int do_screenshot(struct call *call)
 	size_t bytes = 0;
 
 	if (!machine_display(call->machine, &display))
-		return error_set(&call->err, ENODEV, "the machine has no screen: --vnc gives it one");
+		return error_set(
+			&call->err, ENODEV, "the machine has no screen: --vnc gives it one");
 	FILE *file = open_memstream(&png, &bytes);
 	bool ok = file && screenshot_put(file, &display);
 	if (file)
@@ -324,7 +337,8 @@ static void run(struct call *call)
 	const enum api_call_id id = call->request->call;
 
 	if (calls[id].need != BY_ITSELF)
-		call->machine = calls[id].waits ? vmm_current_wait(current) : vmm_current_take(current);
+		call->machine =
+			calls[id].waits ? vmm_current_wait(current) : vmm_current_take(current);
 	if (call->machine || calls[id].need != NEEDS)
 		call->status = calls[id].run(call);
 	else
@@ -383,7 +397,8 @@ static void request(void *opaque, struct api_client *client, const struct api_re
 		api_server_reply(client, NULL);
 		return;
 	}
-	*call = (struct call){.control = control, .client = client, .request = request, .reply = api_reply_ok()};
+	*call = (struct call){
+		.control = control, .client = client, .request = request, .reply = api_reply_ok()};
 	call->done = (struct loop_call){.fn = done, .opaque = call};
 	pthread_mutex_lock(&control->lock);
 	control->calls++;
@@ -394,7 +409,8 @@ static void request(void *opaque, struct api_client *client, const struct api_re
 	else
 		status = start_thread(call);
 	if (status < 0)
-		call->status = error_set_errno(&call->err, -status, "can't start a thread for the call");
+		call->status =
+			error_set_errno(&call->err, -status, "can't start a thread for the call");
 	if (status < 0 || !calls[request->call].waits)
 		done(call);
 }
@@ -421,11 +437,12 @@ static void open_there(void *opaque)
 {
 	struct vmm_control *control = opaque;
 
-	control->status = listener_open(control->config.io, control->config.config->control, accepted, control,
-		&control->listener, control->err);
+	control->status = listener_open(control->config.io, control->config.config->control,
+		accepted, control, &control->listener, control->err);
 }
 
-int vmm_control_open(const struct vmm_control_config *config, struct vmm_control **ret_control, struct error *err)
+int vmm_control_open(const struct vmm_control_config *config, struct vmm_control **ret_control,
+	struct error *err)
 {
 	struct vmm_control *control = calloc(1, sizeof(*control));
 
@@ -435,10 +452,14 @@ int vmm_control_open(const struct vmm_control_config *config, struct vmm_control
 	control->err = err;
 	pthread_mutex_init(&control->lock, NULL);
 	pthread_cond_init(&control->changed, NULL);
-	const struct vmm_plug_config plug_config = {
-		.io = config->io, .cpus = config->config->machine.cpus, .hold = config->hold, .opaque = config->opaque};
+	const struct vmm_plug_config plug_config = {.io = config->io,
+		.cpus = config->config->machine.cpus,
+		.hold = config->hold,
+		.opaque = config->opaque};
 	control->plug = vmm_plug_create(&plug_config);
-	int status = control->plug ? api_server_create(config->io, request, control, &control->server) : -ENOMEM;
+	int status = control->plug
+			     ? api_server_create(config->io, request, control, &control->server)
+			     : -ENOMEM;
 	if (status < 0)
 		error_set(err, ENOMEM, "no memory for the control socket");
 	else

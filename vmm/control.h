@@ -36,8 +36,8 @@ MUST_CHECK int vmm_control_open(const struct vmm_control_config *config,
 	struct vmm_control **ret_control, struct error *err);
 /* A new machine, which is not started yet: it gets what earlier ones were told. NULL is allowed. */
 void vmm_control_renew(struct vmm_control *control, struct machine *machine);
-/* No machine is there any more. The socket goes, and no call is under way any more; devices that were attached are closed; clients stay connected. vmm_current_end() has been called. NULL is
- * allowed. */
+/* No machine is there any more, nor will be (vmm_current_end()). Closes the socket and what was attached, when no call is
+ * under way any more; clients stay connected. NULL is allowed. */
 void vmm_control_end(struct vmm_control *control);
 /* Hang up: all is over. NULL is allowed. */
 void vmm_control_free(struct vmm_control *control);

@@ -67,7 +67,8 @@ static int open_disk(struct vmm_plug *plug, struct attached *a, const char *text
 	if (status < 0)
 		return status;
 	if (a->disk_list.disks[0].kind != MACHINE_DISK_VIRTIO)
-		return error_set(err, EINVAL, "only virtio disks can come while the guest runs: leave out as=");
+		return error_set(err, EINVAL,
+			"only virtio disks can come while the guest runs: leave out as=");
 	return vmm_disks_open(&config, &a->disks, err);
 }
 
@@ -89,7 +90,8 @@ static int open_net(struct vmm_plug *plug, struct attached *a, const char *text,
 	if (status < 0)
 		return status;
 	if (!a->net_list.count || a->net_list.net[0].e1000)
-		return error_set(err, EINVAL, "only virtio network cards can come while the guest runs%s",
+		return error_set(err, EINVAL,
+			"only virtio network cards can come while the guest runs%s",
 			a->net_list.count ? ": leave out card=" : ", and on a network");
 	choose_mac(&a->net_list.net[0]);
 	return vmm_nets_open(a->net_list.net, 1, plug->config.cpus, plug->config.io, &a->nets, err);
@@ -135,15 +137,18 @@ static struct attached *take_out(struct vmm_plug *plug, const char *name)
 
 static bool is_name(const char *name)
 {
-	const size_t length = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+	const size_t length =
+		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
 
 	return length && length < VMM_PLUG_NAME_BYTES && !name[length];
 }
 
-static int choose_name(struct vmm_plug *plug, struct attached *a, const char *name, bool is_net, struct error *err)
+static int choose_name(
+	struct vmm_plug *plug, struct attached *a, const char *name, bool is_net, struct error *err)
 {
 	if (name && !is_name(name))
-		return error_set(err, EINVAL, "'%s' is no name of a device: up to %d letters, digits, '.', '_' and '-'",
+		return error_set(err, EINVAL,
+			"'%s' is no name of a device: up to %d letters, digits, '.', '_' and '-'",
 			name, VMM_PLUG_NAME_BYTES - 1);
 	if (name && *find(plug, name))
 		return error_set(err, EEXIST, "a device '%s' is attached already", name);
@@ -172,8 +177,9 @@ static int add(struct vmm_plug *plug, struct machine *machine, struct attached *
 	return 0;
 }
 
-int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const char *disk, const char *net,
-	const char *name, char ret_name[static VMM_PLUG_NAME_BYTES], struct error *err)
+int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const char *disk,
+	const char *net, const char *name, char ret_name[static VMM_PLUG_NAME_BYTES],
+	struct error *err)
 {
 	CLEANUP(cleanup_attached) struct attached *a = calloc(1, sizeof(*a));
 
@@ -192,8 +198,8 @@ int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const ch
 	return status;
 }
 
-int vmm_plug_detach(struct vmm_plug *plug, struct machine *machine, const char *name, unsigned timeout_ms,
-	struct error *err)
+int vmm_plug_detach(struct vmm_plug *plug, struct machine *machine, const char *name,
+	unsigned timeout_ms, struct error *err)
 {
 	AUTO_LOCK(&plug->calls);
 	if (!*find(plug, name))

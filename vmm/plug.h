@@ -35,8 +35,9 @@ void vmm_plug_free(struct vmm_plug *plug);
 /* One of disk and net is what --disk or --net say, the other NULL. name: NULL: one is chosen; ret_name gets it. The guest may
  * take a while to find the device. Opening the disk or network may take its time, too, in which the machine may end and
  * another begin. Errors: with a line for people; -ECANCELED: there is no machine any more. */
-MUST_CHECK int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const char *disk, const char *net,
-	const char *name, char ret_name[static VMM_PLUG_NAME_BYTES], struct error *err);
+MUST_CHECK int vmm_plug_attach(struct vmm_plug *plug, struct vmm_current *current, const char *disk,
+	const char *net, const char *name, char ret_name[static VMM_PLUG_NAME_BYTES],
+	struct error *err);
 /* Asks the guest to let go of it, and waits. Errors: with a line for people; -ETIMEDOUT, when it is still attached. */
 MUST_CHECK int vmm_plug_detach(struct vmm_plug *plug, struct machine *machine, const char *name,
 	unsigned timeout_ms, struct error *err);

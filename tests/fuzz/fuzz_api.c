@@ -16,10 +16,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define OPS_MAX	  300
-#define CLIENTS	  (API_CLIENTS_MAX + 2)
+#define OPS_MAX	   300
+#define CLIENTS	   (API_CLIENTS_MAX + 2)
 #define LINE_BYTES 512 /* of a line that is kept count of */
-#define HEARD_MAX 4096
+#define HEARD_MAX  4096
 
 struct far {
 	int fd; /* -1: none */
@@ -49,7 +49,8 @@ static void check_request(const struct api_request *request)
 		const bool given = api_request_number(request, a->name, &number);
 
 		known += given;
-		MUST(a->type == API_TEXT ? !given || (text && *text) : !text && number <= INT64_MAX);
+		MUST(a->type == API_TEXT ? !given || (text && *text)
+					 : !text && number <= INT64_MAX);
 	}
 	MUST(json_object_size(request->object) == known);
 }
@@ -102,7 +103,8 @@ static void check_answer(const char *line, size_t bytes)
 	json_t *reply = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, NULL);
 	const json_t *ok = json_object_get(reply, "ok");
 
-	MUST(json_is_boolean(ok) && (json_is_true(ok) || json_string_length(json_object_get(reply, "error"))));
+	MUST(json_is_boolean(ok) &&
+		(json_is_true(ok) || json_string_length(json_object_get(reply, "error"))));
 	json_decref(reply);
 }
 
@@ -113,10 +115,12 @@ static bool read_far(struct far *far, size_t most)
 
 	if (far->fd < 0)
 		return false;
-	const ssize_t got = read(far->fd, far->heard + far->count, MIN(most, HEARD_MAX - far->count));
+	const ssize_t got =
+		read(far->fd, far->heard + far->count, MIN(most, HEARD_MAX - far->count));
 	if (got <= 0) {
 		if (got == 0 || errno != EAGAIN)
-			close_far(far); /* it was cut off: a line was too long, or others had to come in */
+			close_far(
+				far); /* it was cut off: a line was too long, or others had to come in */
 		return false;
 	}
 	far->count += (size_t)got;
@@ -134,7 +138,8 @@ static bool read_far(struct far *far, size_t most)
 
 static bool say(struct far *far, const void *bytes, size_t count)
 {
-	const bool whole = far->fd >= 0 && send(far->fd, bytes, count, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)count;
+	const bool whole = far->fd >= 0 && send(far->fd, bytes, count,
+						   MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)count;
 
 	far->good &= whole;
 	return whole;
@@ -143,9 +148,11 @@ static bool say(struct far *far, const void *bytes, size_t count)
 /* A line of pieces of requests, and of anything. */
 static void say_line(struct far *far, struct rig_input *in, unsigned pieces)
 {
-	static const char *const words[] = {"{\"do\":\"status\"}", "{\"do\":\"pause\"}", "{\"do\":\"balloon\",\"target_bytes\":",
-		"1048576", "}", "{", "\"do\"", ":", "\"balloon\"", ",", "\"target_bytes\"", "[", "]", "\"stop\"", "-1", "1e9",
-		"\"\\u0000\"", "\"\\ud800\"", "null", " ", "\r", "\xff", "99999999999999999999", "\"resume\"", "\"x\""};
+	static const char *const words[] = {"{\"do\":\"status\"}", "{\"do\":\"pause\"}",
+		"{\"do\":\"balloon\",\"target_bytes\":", "1048576", "}", "{", "\"do\"", ":",
+		"\"balloon\"", ",", "\"target_bytes\"", "[", "]", "\"stop\"", "-1", "1e9",
+		"\"\\u0000\"", "\"\\ud800\"", "null", " ", "\r", "\xff", "99999999999999999999",
+		"\"resume\"", "\"x\""};
 	char line[LINE_BYTES];
 	size_t count = 0;
 	bool blank = true;

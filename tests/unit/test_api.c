@@ -87,7 +87,8 @@ static int caller(struct fixture *f)
 {
 	int fds[2];
 
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
+	assert_int_equal(
+		socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 0);
 	api_server_add(f->server, fds[0]);
 	return fds[1];
 }
@@ -168,7 +169,8 @@ static void test_requests(void **state)
 		struct api_request request = {0};
 		struct error err;
 
-		const int status = api_request_parse(cases[i].text, strlen(cases[i].text), &request, &err);
+		const int status =
+			api_request_parse(cases[i].text, strlen(cases[i].text), &request, &err);
 		if (status != (cases[i].error ? -EINVAL : 0))
 			fail_msg("%s: %d", cases[i].text, status);
 		if (cases[i].error && !strstr(err.text, cases[i].error))
@@ -213,8 +215,9 @@ static void test_lines(void **state)
 	say(fd, "tus\"}\n\n \r\n{\"do\":\"stop\"}\nrubbish\n{\"do\":\"resume\"}\n");
 	char text[4096];
 	assert_true(hear(f, fd, text));
-	assert_non_null(strstr(text, "{\"ok\":true,\"call\":\"status\"}\n{\"ok\":true,\"call\":\"stop\"}\n"
-				     "{\"ok\":false,\"error\":\"that is no JSON"));
+	assert_non_null(
+		strstr(text, "{\"ok\":true,\"call\":\"status\"}\n{\"ok\":true,\"call\":\"stop\"}\n"
+			     "{\"ok\":false,\"error\":\"that is no JSON"));
 	assert_non_null(strstr(text, "\n{\"ok\":true,\"call\":\"resume\"}\n"));
 	/* No newline at the end is as good. */
 	say(fd, "{\"do\":\"status\"}");
@@ -363,7 +366,8 @@ static void *serve(void *opaque)
 static void test_client(void **state)
 {
 	struct fixture *f = *state;
-	json_t *status = json_pack("{s:s}", "do", "status"), *none = json_pack("{s:s}", "do", "none"), *reply,
+	json_t *status = json_pack("{s:s}", "do", "status"),
+	       *none = json_pack("{s:s}", "do", "none"), *reply,
 	       *pause = json_pack("{s:s}", "do", "pause");
 	int fd = caller(f);
 	struct error err;
