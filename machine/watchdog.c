@@ -32,7 +32,8 @@ static void *pause_thread(void *opaque)
 
 static void start_pause(struct watchdog *watchdog)
 {
-	if (watchdog->pausing)
+	/* The pause before this one is over if its thread is: the user let the machine go on. */
+	if (watchdog->pausing && pthread_tryjoin_np(watchdog->pauser, NULL) != 0)
 		return;
 	const int code = pthread_create(&watchdog->pauser, NULL, pause_thread, watchdog);
 	watchdog->pausing = code == 0;

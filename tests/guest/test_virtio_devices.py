@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, ROOT, dev
+from lodge import BOOT_S, PATIENCE, PROGRAM, PROMPT, ROOT, dev, lodge
 
 BASE = ["virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci", "virtio_mmio"]
 VSOCK = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"]
@@ -477,12 +477,19 @@ def test_watchdog(watched, action, end):
     assert "the guest no longer answers" in machine.text
 
 
-def test_watchdog_pauses(watched):
-    machine = watched("pause", "while true; do echo tick; sleep 0.2; done")
+def test_watchdog_pauses(watched, tmp_path):
+    """And once more, when the user has let the machine go on and the guest has started it again."""
+    control = tmp_path / "control"
+    machine = watched("pause", "while true; do for i in $(seq 18); do echo tick; sleep 0.2; done; echo V >&9; exec 9>&-; "
+                      "exec 9>/dev/watchdog; echo again; done", "--control", control)
     machine.expect("the machine is paused", 30)
     deadline = time.monotonic() + 30 * PATIENCE
     while machine._read(2):  # what was on its way; then nothing, though there was a tick every 0.2 seconds
         assert time.monotonic() < deadline
+    assert "paused (watchdog)" in lodge("machine", "status", control).stdout
+    assert lodge("machine", "resume", control).returncode == 0
+    machine.expect("again\r", 30)
+    machine.wait_until(lambda: "paused (watchdog)" in lodge("machine", "status", control).stdout, "no second pause")
     machine.kill()
     assert machine.wait(10) == 128 + 15
 
