@@ -153,6 +153,7 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 
+	loop_invoke(f->rig.loop, let_go, &f->disk); /* what a test that failed has left */
 	ahci_free(f->ahci);
 	pci_rig_done(&f->rig);
 	free(f);
