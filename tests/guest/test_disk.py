@@ -386,7 +386,13 @@ def stopped_server(tmp_path):
     server = subprocess.Popen(["nbdkit", "--exit-with-parent", "-f", "-U", socket, "memory", "16M"])
     while not socket.exists():
         time.sleep(0.05)
-    yield "nbd+unix:///?socket=%s" % socket, lambda on: server.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+
+    def stop(on):
+        server.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+        if on:
+            os.waitpid(server.pid, os.WUNTRACED)
+
+    yield "nbd+unix:///?socket=%s" % socket, stop
     server.kill()
     server.wait()
 
