@@ -717,18 +717,23 @@ static void cancel_call(void *opaque)
 	loop_cancel(ahci->config.loop, &ahci->call);
 }
 
-void ahci_free(struct ahci *ahci)
+static void stop(struct ahci *ahci)
 {
-	if (!ahci)
-		return;
 	pthread_mutex_lock(&ahci->lock);
 	ahci->stopping = true;
 	loop_post(ahci->config.loop, &ahci->call);
 	while (!all_idle(ahci))
 		pthread_cond_wait(&ahci->idle, &ahci->lock);
 	pthread_mutex_unlock(&ahci->lock);
+	loop_invoke(ahci->config.loop, cancel_call, ahci);
+}
+
+void ahci_free(struct ahci *ahci)
+{
+	if (!ahci)
+		return;
 	if (ahci->pci)
-		loop_invoke(ahci->config.loop, cancel_call, ahci);
+		stop(ahci);
 	pci_device_free(ahci->pci);
 	for (unsigned i = 0; i < AHCI_PORTS_MAX; i++)
 		free(ahci->port[i].command);

@@ -678,6 +678,27 @@ static void test_hostile(void **state)
 	fake_hammer(f->rig.bus, BUS_MMIO, REGS, 0x1000, 5000);
 }
 
+static void barrier(void *opaque) {}
+
+/* A disk that it can't show, such as one of sectors of 4 KiB: nothing of the controller that was not made stays on the loop. */
+static void test_refused(void **state)
+{
+	struct fixture *f = *state;
+	struct ahci *refused = NULL;
+	struct ahci_config config = {.memory = f->rig.memory,
+		.loop = f->rig.loop,
+		.bus = f->rig.bus,
+		.count = 2,
+		.drive = {{.block = &f->cd.block}, {.block = &f->disk.block}}};
+
+	loop_invoke(f->rig.loop, barrier, NULL);
+	f->disk.limits.sector_bytes = 4096;
+	assert_int_equal(ahci_create(&config, f->rig.host, PCI_DEVFN(9, 0), &refused), -EINVAL);
+	assert_null(refused);
+	loop_invoke(f->rig.loop, barrier, NULL);
+	f->disk.limits.sector_bytes = 512;
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -694,6 +715,7 @@ int main(void)
 		TEST(test_master),
 		TEST(test_soft_reset),
 		TEST(test_hostile),
+		TEST(test_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
