@@ -523,6 +523,32 @@ static void test_tables_outside(void **state)
 	}
 }
 
+/* An entry that leads into the middle of a table is an error, and the table is read from its start all the same. */
+static void test_table_middle(void **state)
+{
+	static const struct rig_shape shape = {10, 4, 3, false, false};
+	struct disk_options options = trial_options();
+	struct image_check check = {.repair = false};
+	struct error err = {0};
+	struct trial t;
+
+	trial_init(&t, shape, false, 1);
+	memset(t.model + KIB(128), 0x5a, KIB(128));
+	MUST(disk_write(t.disk, t.model + KIB(128), KIB(128), KIB(128)) == 0);
+	MUST(disk_close(t.disk) == 0);
+	const uint64_t l1 = load_word(&t, 40);
+	MUST(!load_word(&t, l1) && load_word(&t, l1 + 8));
+	store_word(&t, l1, load_word(&t, l1 + 8) + 512);
+	options.inspect = true;
+	MUST(disk_open_file(rig_open_file(&t.store), &options, &t.disk, &err) == 0);
+	MUST(image_check(t.disk, &check, &err) == 0);
+	MUST(check.errors == 1 && check.leaks == 0 && check.allocated == 128);
+	check = (struct image_check){.repair = true};
+	MUST(image_check(t.disk, &check, &err) == 0);
+	MUST(check.errors == 1 && check.errors_mended == 1);
+	trial_done(&t);
+}
+
 static void test_snapshot_outside(void **state)
 {
 	static const struct rig_shape shape = {16, 4, 3, false, false};
@@ -648,6 +674,7 @@ int main(void)
 		cmocka_unit_test(test_full_again),
 		cmocka_unit_test(test_full_verbs),
 		cmocka_unit_test(test_tables_outside),
+		cmocka_unit_test(test_table_middle),
 		cmocka_unit_test(test_snapshot_outside),
 		cmocka_unit_test(test_threads),
 	};
