@@ -208,16 +208,11 @@ static void tell_end(struct nbd_op *op, int result)
 	pthread_cond_broadcast(&nbd->ended);
 }
 
-static bool is_change(enum op_kind kind)
-{
-	return kind == OP_WRITE || kind == OP_ZERO || kind == OP_PUNCH;
-}
-
 static void op_succeeded(struct nbd_op *op)
 {
 	struct nbd_file *nbd = op->nbd;
 
-	if (is_change(op->kind) && nbd->can_flush)
+	if (nbd_is_change(op->kind) && nbd->can_flush)
 		journal_put(nbd, op);
 	else if (op->kind == OP_FLUSH)
 		journal_drop(nbd, op->after);

@@ -2,7 +2,8 @@
  * Network storage: an export of an NBD server as a host file (file.h), for any image format on top. By libnbd.
  *
  * A lost connection is made again while requests wait. Writes that the server has acknowledged but not yet flushed
- * are kept in memory (up to NBD_JOURNAL_BYTES, then they are flushed) and sent again: the server may have lost them.
+ * are kept in memory (up to NBD_JOURNAL_BYTES, then a flush comes before the next) and sent again: the server may have
+ * lost them.
  * A request waits for an answer, or for a connection, for the timeout; then the connection is dropped, and all requests
  * fail with -ETIMEDOUT until the server has answered one again. Nothing is lost by that: a flush may be tried again.
  *

@@ -28,6 +28,19 @@ static struct nbd_file *nbd_of(struct disk_file *file)
 	return container_of(file, struct nbd_file, file);
 }
 
+static int flush_file(struct disk_file *file)
+{
+	struct nbd_file *nbd = nbd_of(file);
+
+	return nbd->can_flush ? nbd_perform(nbd, OP_FLUSH, NULL, 0, 0) : 0;
+}
+
+/* Before a change: a server that does not flush gets no more of them. */
+static int bound_journal(struct nbd_file *nbd, enum op_kind kind)
+{
+	return nbd_is_change(kind) && nbd->journal_bytes > NBD_JOURNAL_BYTES ? flush_file(&nbd->file) : 0;
+}
+
 /* In pieces that the server takes; all aligned if the whole is. */
 static int perform_all(
 	struct nbd_file *nbd, enum op_kind kind, char *bytes, uint64_t offset, uint64_t size_bytes)
@@ -36,8 +49,10 @@ static int perform_all(
 
 	while (size_bytes) {
 		uint64_t length = MIN(size_bytes, most);
-		int status = nbd_perform(nbd, kind, bytes, offset, length);
+		int status = bound_journal(nbd, kind);
 
+		if (status == 0)
+			status = nbd_perform(nbd, kind, bytes, offset, length);
 		if (status < 0)
 			return status;
 		bytes = bytes ? bytes + length : NULL;
@@ -45,19 +60,6 @@ static int perform_all(
 		size_bytes -= length;
 	}
 	return 0;
-}
-
-static int flush_file(struct disk_file *file)
-{
-	struct nbd_file *nbd = nbd_of(file);
-
-	return nbd->can_flush ? nbd_perform(nbd, OP_FLUSH, NULL, 0, 0) : 0;
-}
-
-static int bound_journal(struct nbd_file *nbd, int status)
-{
-	return status == 0 && nbd->journal_bytes > NBD_JOURNAL_BYTES ? flush_file(&nbd->file)
-								     : status;
 }
 
 /* One buffer at the server's granularity. */
@@ -102,11 +104,11 @@ static int write_row(struct nbd_file *nbd, char *bytes, uint64_t offset, uint64_
 	int status;
 
 	if (!IS_ALIGNED(offset | size_bytes, (uint64_t)nbd->min_bytes))
-		return bound_journal(nbd, write_part_sectors(nbd, bytes, offset, size_bytes));
+		return write_part_sectors(nbd, bytes, offset, size_bytes);
 	pthread_rwlock_rdlock(&nbd->sectors);
 	status = perform_all(nbd, OP_WRITE, bytes, offset, size_bytes);
 	pthread_rwlock_unlock(&nbd->sectors);
-	return bound_journal(nbd, status);
+	return status;
 }
 
 /* How many whole buffers from here on go into one bounce buffer; at least one. */
@@ -213,7 +215,7 @@ static int zero_range(struct nbd_file *nbd, enum op_kind kind, uint64_t offset, 
 	pthread_rwlock_rdlock(&nbd->sectors);
 	status = perform_all(nbd, kind, NULL, offset, bytes);
 	pthread_rwlock_unlock(&nbd->sectors);
-	return bound_journal(nbd, status);
+	return status;
 }
 
 static int nbd_punch(struct disk_file *file, uint64_t offset, uint64_t bytes)

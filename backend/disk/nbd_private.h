@@ -16,6 +16,12 @@ struct nbd_handle;
 
 enum op_kind { OP_READ, OP_WRITE, OP_FLUSH, OP_TRIM, OP_ZERO, OP_PUNCH };
 
+/* Of those that the journal keeps. */
+static inline bool nbd_is_change(enum op_kind kind)
+{
+	return kind == OP_WRITE || kind == OP_ZERO || kind == OP_PUNCH;
+}
+
 struct nbd_op {
 	struct nbd_file *nbd;
 	enum op_kind kind;

@@ -454,6 +454,28 @@ static void test_answers_no_read(void **state)
 	assert_int_equal(f->file->ops->flush(f->file), 0);
 }
 
+/* It takes writes, and never ends a flush: what has to be kept for it has a limit, of one large write too. */
+static void test_answers_no_flush(void **state)
+{
+	struct fixture *f = *state;
+	char *large = calloc(1, 3 * NBD_JOURNAL_BYTES), script[192];
+	struct stat st;
+
+	snprintf(script, sizeof(script), "pwrite=cat >/dev/null; if [ $4 != 0 ]; then echo $4 >>%s; fi", f->image);
+	assert_int_equal(truncate(f->image, 0), 0);
+	start_server(f, (const char *[]){"eval", "get_size=echo 128M", "pread=exec head -c $3 /dev/zero", script,
+				"can_write=exit 0", "can_flush=exit 0", "flush=exec sleep 3", NULL});
+	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
+	assert_int_equal(disk_file_write(f->file, large, 3 * NBD_JOURNAL_BYTES, 0), -ETIMEDOUT);
+	free(large);
+	for (unsigned i = 0; i < 30; i++) {
+		usleep(100000);
+		assert_int_equal(disk_file_write(f->file, f->bytes, 4096, 4096), -ETIMEDOUT);
+	}
+	assert_int_equal(stat(f->image, &st), 0);
+	assert_int_equal(st.st_size, 0);
+}
+
 static void test_no_greeting(void **state)
 {
 	struct fixture *f = *state;
@@ -619,6 +641,7 @@ int main(void)
 		TEST(test_silent_server),
 		TEST(test_silent_for_a_while),
 		TEST(test_answers_no_read),
+		TEST(test_answers_no_flush),
 		TEST(test_no_greeting),
 		TEST(test_no_timeout),
 		TEST(test_close_without_server),
