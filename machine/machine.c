@@ -78,7 +78,8 @@ void machine_pause_for(struct machine *m, enum machine_pause reason)
 	AUTO_LOCK(&m->lock);
 	m->paused |= reason;
 	kick_all(m);
-	while (!all_parked(m) && !m->stopping && m->paused & reason)
+	/* At the machine's end, too: whoever takes something from under the vCPUs may be asking. */
+	while (!all_parked(m) && m->paused & reason)
 		pthread_cond_wait(&m->changed, &m->lock);
 	/* Somebody has resumed it meanwhile. */
 	if (!(m->paused & reason))

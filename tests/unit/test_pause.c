@@ -3,6 +3,7 @@
  * runs and each one's state can be read; the guest's own clock stands still. Argument: the engine; 77 where
  * this host has no KVM.
  */
+#include "device/bus.h"
 #include "tests/unit/machine_rig.h"
 
 #define PAUSES 30
@@ -109,10 +110,58 @@ static void test_pause_against_resume(void **state)
 	machine_free(m);
 }
 
+/* A device whose handler keeps a vCPU until it is let out. */
+struct slow_device {
+	_Atomic bool entered, out;
+};
+
+static void slow_write(void *opaque, uint64_t offset, unsigned size_bytes, uint64_t value)
+{
+	struct slow_device *slow = opaque;
+
+	slow->entered = true;
+	while (!slow->out)
+		usleep(1000);
+}
+
+static const struct bus_ops slow_ops = {.write = slow_write};
+
+#define SLOW_PORT 0x500
+/* 16 bits: mov dx, SLOW_PORT; 1: out dx, al; jmp 1b */
+static const uint8_t into_slow[] = {0xba, 0x00, 0x05, 0xee, 0xeb, 0xfd};
+
+static void *plug_pauser(void *opaque)
+{
+	machine_pause_for(opaque, MACHINE_PAUSE_PLUG);
+	return NULL;
+}
+
+/* A pause that the machine's end meets: no vCPU is in a handler when it returns, for what is freed then. */
+static void test_pause_against_end(void **state)
+{
+	struct machine *m = machine_rig(ops, "end");
+	struct slow_device slow = {0};
+	struct error err;
+	pthread_t thread;
+
+	assert_int_equal(bus_add(m->bus, BUS_PIO, SLOW_PORT, 1, "slow", &slow_ops, &slow, NULL), 0);
+	assert_int_equal(memory_write(m->memory, AP_GPA, into_slow, sizeof(into_slow)), 0);
+	assert_int_equal(machine_start(m, &err), 0);
+	while (!slow.entered)
+		usleep(100);
+	machine_stop(m);
+	assert_int_equal(pthread_create(&thread, NULL, plug_pauser, m), 0);
+	usleep(50000);
+	assert_int_not_equal(pthread_tryjoin_np(thread, NULL), 0);
+	slow.out = true;
+	assert_int_equal(pthread_join(thread, NULL), 0);
+	machine_free(m);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {cmocka_unit_test(test_pause), cmocka_unit_test(test_reasons),
-		cmocka_unit_test(test_pause_against_resume)};
+		cmocka_unit_test(test_pause_against_resume), cmocka_unit_test(test_pause_against_end)};
 	int status = machine_rig_main(argc, argv, &ops, "pauses of machines");
 
 	return status ? status : cmocka_run_group_tests_name(ops->name, tests, NULL, NULL);
