@@ -1,8 +1,8 @@
 /*
  * The control socket: see control.h.
  *
- * Invariant: `calls` counts the calls that were begun and not answered. A thread of one does not touch anything any more
- * once its loop_call is posted.
+ * Invariant: `calls` counts the calls that were begun and not answered. A thread of one touches the loop only once its
+ * loop_call is posted, and is joined before the call is answered.
  */
 #include "vmm/control.h"
 
@@ -53,6 +53,7 @@ struct call {
 	struct error err;
 	int status;
 	struct loop_call done;
+	pthread_t thread; /* of one that waits */
 };
 
 /* ---- what is told ---- */
@@ -348,9 +349,8 @@ static void run(struct call *call)
 }
 
 /* On the loop. */
-static void done(void *opaque)
+static void answer(struct call *call)
 {
-	struct call *call = opaque;
 	struct vmm_control *control = call->control;
 
 	if (call->status < 0) {
@@ -364,6 +364,15 @@ static void done(void *opaque)
 	pthread_cond_broadcast(&control->changed);
 }
 
+/* On the loop, which the thread may still be about to wake: it is waited for, so that the loop outlives it. */
+static void thread_done(void *opaque)
+{
+	struct call *call = opaque;
+
+	pthread_join(call->thread, NULL);
+	answer(call);
+}
+
 static void *call_thread(void *opaque)
 {
 	struct call *call = opaque;
@@ -372,20 +381,6 @@ static void *call_thread(void *opaque)
 	run(call);
 	loop_post(call->control->config.io, &call->done);
 	return NULL;
-}
-
-static int start_thread(struct call *call)
-{
-	pthread_attr_t attributes;
-	pthread_t thread;
-	int code = pthread_attr_init(&attributes);
-
-	if (code)
-		return -code;
-	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	code = pthread_create(&thread, &attributes, call_thread, call);
-	pthread_attr_destroy(&attributes);
-	return -code;
 }
 
 static void request(void *opaque, struct api_client *client, const struct api_request *request)
@@ -399,20 +394,20 @@ static void request(void *opaque, struct api_client *client, const struct api_re
 	}
 	*call = (struct call){
 		.control = control, .client = client, .request = request, .reply = api_reply_ok()};
-	call->done = (struct loop_call){.fn = done, .opaque = call};
+	call->done = (struct loop_call){.fn = thread_done, .opaque = call};
 	pthread_mutex_lock(&control->lock);
 	control->calls++;
 	pthread_mutex_unlock(&control->lock);
-	int status = 0;
+	int code = 0;
 	if (!calls[request->call].waits)
 		run(call);
 	else
-		status = start_thread(call);
-	if (status < 0)
+		code = pthread_create(&call->thread, NULL, call_thread, call);
+	if (code)
 		call->status =
-			error_set_errno(&call->err, -status, "can't start a thread for the call");
-	if (status < 0 || !calls[request->call].waits)
-		done(call);
+			error_set_errno(&call->err, code, "can't start a thread for the call");
+	if (code || !calls[request->call].waits)
+		answer(call);
 }
 
 static void accepted(void *opaque, int fd)
