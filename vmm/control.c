@@ -198,13 +198,13 @@ static int ask_guest(struct call *call, struct balloon_statistics *ret)
 	return status;
 }
 
-/* For this machine and those after it. */
+/* For this machine and those after it: the last of several calls counts for all. */
 static int set_balloon(struct call *call, uint64_t target_bytes)
 {
 	struct vmm_control *control = call->control;
-	int status = machine_balloon_set(call->machine, target_bytes);
 
 	AUTO_LOCK(&control->lock);
+	int status = machine_balloon_set(call->machine, target_bytes);
 	control->has_target |= status == 0;
 	control->target_bytes = target_bytes;
 	return status;
