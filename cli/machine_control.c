@@ -35,7 +35,7 @@ static json_t *ask_at(int fd, const char *machine, json_t *taken)
 	struct error err;
 
 	if (!request)
-		error_set(&err, ENOMEM, "no memory"); /* or no UTF-8 */
+		error_set(&err, EINVAL, "what was given is no UTF-8, which all that a machine is told must be");
 	else if (api_ask(fd, request, CALL_MS, &reply, &err) == 0)
 		return reply;
 	error_prefix(&err, "%s", machine);

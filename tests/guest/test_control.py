@@ -247,6 +247,8 @@ def test_socket(tiny, tmp_path):  # noqa: F811
                 deaf.send('{"do":"status"}')
         silent = [Client(path) for _ in range(40)]
         assert silent[-1].ask("status")["state"] == "running"
+        # A file's name may be no UTF-8; all of JSON is.
+        assert "is no UTF-8" in verb("attach", path, "--disk", "/no-\udcff", status=1)
         # Its place is another's while it lives.
         done = lodge("run", "--kernel", tiny("spin"), "--control", path)
         assert done.returncode == 1 and str(path) in done.stderr, done.stderr
@@ -271,6 +273,8 @@ def test_a_guest_that_does_not_let_go(tiny, tmp_path):  # noqa: F811
         assert verb("attach", path, "--disk", "%s,format=raw" % disk) == "disk1\n"
         asker, other = Client(path), Client(path)
         asker.send('{"do":"detach","device":"disk1"}')
+        tasks = pathlib.Path("/proc/%d/task" % machine.process.pid)
+        wait_for(lambda: any(" (call) S" in path.read_text() for path in tasks.glob("*/stat")))
         assert other.ask("pause")["state"] == "paused"
         assert "is paused" in other.ask("detach", device="disk1")["error"]
         assert other.ask("resume")["state"] == "running"
