@@ -100,7 +100,8 @@ static void print_status(const json_t *reply)
 	printf("%-9s%s\n", "engine", text_in(reply, "engine"));
 	printf("%-9s%" PRIu64 "\n", "vCPUs", number_in(reply, "cpus"));
 	printf("%-9s%" PRIu64 " MiB\n", "memory", number_in(reply, "memory_bytes") >> 20);
-	printf("%-9s%.1f s\n", "uptime", (double)number_in(reply, "uptime_ms") / 1000);
+	if (json_object_get(reply, "uptime_ms"))
+		printf("%-9s%.1f s\n", "uptime", (double)number_in(reply, "uptime_ms") / 1000);
 	if (balloon)
 		printf("%-9s%" PRIu64 " MiB of %" PRIu64 "\n", "balloon",
 			number_in(balloon, "actual_bytes") >> 20,

@@ -300,6 +300,19 @@ def test_a_server_that_does_not_answer(tiny, tmp_path):  # noqa: F811
         machine.check_alive()
 
 
+def test_status_between_two_lives(tmp_path):
+    """What the machine does not say is not made up."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "here"))
+        server.listen()
+        with subprocess.Popen([PROGRAM, "machine", "status", tmp_path / "here"], stdout=subprocess.PIPE) as status:
+            machine, _ = server.accept()
+            with machine:
+                machine.sendall(b'{"ok":true,"state":"starting","engine":"jit","cpus":1,"memory_bytes":1048576,"pid":1}\n')
+                said = status.communicate(timeout=20 * PATIENCE)[0].decode()
+    assert "starting" in said and "uptime" not in said, said
+
+
 def test_other_users_are_not_served(tiny, tmp_path):  # noqa: F811
     if os.geteuid() != 0:
         pytest.skip("NOT CHECKED: another user at the control socket (not root)")
