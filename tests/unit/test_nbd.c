@@ -435,7 +435,8 @@ static void test_answers_no_read(void **state)
 	struct queue queue = {.f = f, .left = 200};
 	pthread_t thread[8];
 
-	start_server(f, (const char *[]){"--filter=delay", "file", f->image, "rdelay=60", NULL});
+	/* One thread: nbdkit 1.32 may abort when the requests of a lost connection fail at the same time. */
+	start_server(f, (const char *[]){"--threads=1", "--filter=delay", "file", f->image, "rdelay=60", NULL});
 	connect_with(f, (struct nbd_file_options){.timeout_ns = NS_PER_SEC});
 	uint64_t start_ns = clock_monotonic_ns();
 	for (unsigned i = 0; i < 8; i++)
