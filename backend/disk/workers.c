@@ -17,14 +17,17 @@
 
 #define THREADS_MAX 64u
 
+struct job_list {
+	struct worker_job *first, **end;
+};
+
 struct workers {
 	struct loop *loop;
 	struct loop_call reap;
 	pthread_mutex_t lock; /* what follows */
 	pthread_cond_t work;
-	struct worker_job *jobs, **jobs_end;
-	struct worker_job *serial, **serial_end, serial_job;
-	struct worker_job *ended, **ended_end;
+	struct job_list jobs, serial, ended;
+	struct worker_job serial_job;
 	bool serial_active, reap_wanted;
 	_Atomic bool stopping;
 	unsigned threads, threads_max, idle;
@@ -34,22 +37,37 @@ struct workers {
 	pthread_t thread[THREADS_MAX];
 };
 
+static void empty(struct job_list *list)
+{
+	*list = (struct job_list){.end = &list->first};
+}
+
+static void append(struct job_list *list, struct worker_job *job)
+{
+	job->next = NULL;
+	*list->end = job;
+	list->end = &job->next;
+}
+
+static struct worker_job *take_first(struct job_list *list)
+{
+	struct worker_job *job = list->first;
+
+	list->first = job->next;
+	if (!list->first)
+		list->end = &list->first;
+	return job;
+}
+
 static struct worker_job *take_job(struct workers *workers)
 {
-	struct worker_job *job = workers->jobs;
-
-	workers->jobs = job->next;
-	if (!workers->jobs)
-		workers->jobs_end = &workers->jobs;
 	workers->queued--;
-	return job;
+	return take_first(&workers->jobs);
 }
 
 static void put_ended(struct workers *workers, struct worker_job *job)
 {
-	job->next = NULL;
-	*workers->ended_end = job;
-	workers->ended_end = &job->next;
+	append(&workers->ended, job);
 	if (!workers->reap_wanted) {
 		workers->reap_wanted = true;
 		loop_post(workers->loop, &workers->reap);
@@ -99,14 +117,8 @@ static bool do_serial_jobs(struct worker_job *serial_job)
 	struct workers *workers = container_of(serial_job, struct workers, serial_job);
 
 	AUTO_LOCK(&workers->lock);
-	while (workers->serial) {
-		struct worker_job *job = workers->serial;
-
-		workers->serial = job->next;
-		if (!workers->serial)
-			workers->serial_end = &workers->serial;
-		do_job(workers, job);
-	}
+	while (workers->serial.first)
+		do_job(workers, take_first(&workers->serial));
 	workers->serial_active = false;
 	return true;
 }
@@ -119,7 +131,7 @@ static void *worker_thread(void *opaque)
 	for (;;) {
 		while (!has_job(workers))
 			wait_for_job(workers);
-		if (!workers->jobs)
+		if (!workers->jobs.first)
 			return NULL;
 		do_job(workers, take_job(workers));
 	}
@@ -130,9 +142,8 @@ static void reap(void *opaque)
 	struct workers *workers = opaque;
 
 	pthread_mutex_lock(&workers->lock);
-	struct worker_job *job = workers->ended, *next;
-	workers->ended = NULL;
-	workers->ended_end = &workers->ended;
+	struct worker_job *job = workers->ended.first, *next;
+	empty(&workers->ended);
 	workers->reap_wanted = false;
 	pthread_mutex_unlock(&workers->lock);
 	for (; job; job = next) {
@@ -155,9 +166,7 @@ static int start_thread(struct workers *workers)
 /* With the lock held. true: a thread has to be woken for it. */
 static bool put_job(struct workers *workers, struct worker_job *job)
 {
-	job->next = NULL;
-	*workers->jobs_end = job;
-	workers->jobs_end = &job->next;
+	append(&workers->jobs, job);
 	workers->queued++;
 	/* Without another thread those that are there do it later. */
 	if (workers->queued > workers->idle && workers->threads < workers->threads_max)
@@ -167,9 +176,7 @@ static bool put_job(struct workers *workers, struct worker_job *job)
 
 static bool put_serial(struct workers *workers, struct worker_job *job)
 {
-	job->next = NULL;
-	*workers->serial_end = job;
-	workers->serial_end = &job->next;
+	append(&workers->serial, job);
 	if (workers->serial_active)
 		return false;
 	workers->serial_active = true;
@@ -224,10 +231,10 @@ int workers_create(struct loop *loop, unsigned threads_max, struct workers **ret
 	workers->loop = loop;
 	workers->reap = (struct loop_call){.fn = reap, .opaque = workers};
 	workers->threads_max = MIN(threads_max, THREADS_MAX);
-	workers->jobs_end = &workers->jobs;
-	workers->serial_end = &workers->serial;
+	empty(&workers->jobs);
+	empty(&workers->serial);
 	workers->serial_job.work = do_serial_jobs;
-	workers->ended_end = &workers->ended;
+	empty(&workers->ended);
 	pthread_mutex_init(&workers->lock, NULL);
 	pthread_cond_init(&workers->work, NULL);
 	int status = start_thread(workers);
